@@ -1,0 +1,1 @@
+"""Devices, clusters, the cost model, the step simulator and the Gymnasium environments."""

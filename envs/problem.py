@@ -1,0 +1,213 @@
+"""One placement problem, and the one question that everything asks of it: how long does a step take?
+
+Letters: ``B`` placements in a batch, ``N`` ops, ``G`` co-location groups, ``D`` devices, ``S`` distinct device specs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.cluster import Cluster, DeviceSpec
+from envs.cost_model import op_times_s
+from envs.simulator import SCHEDULES, SimulatorInput, Trace, make_input, simulate, simulate_batch
+from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, INPUT, ComputationGraph
+from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
+from graphs.groups import Groups
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What evaluating a batch of placements answers; simulated and measured evaluation give the same type.
+
+    Attributes:
+        step_time_s: ``float64[B]``; the step time that an infeasible placement would have if memory were no limit.
+        peak_memory_bytes: ``int64[B, D]``.
+        feasible: ``bool[B]``, True where no device's peak exceeds its memory and every op may run where it is.
+    """
+
+    step_time_s: NDArray[np.float64]
+    peak_memory_bytes: NDArray[np.int64]
+    feasible: NDArray[np.bool_]
+
+    def cost_s(self, failing_s: float = np.inf) -> NDArray[np.float64]:
+        """``float64[B]``: the step time, or `failing_s` (the failing signal) where the placement is infeasible."""
+        return np.where(self.feasible, self.step_time_s, failing_s)
+
+
+@dataclass(frozen=True, eq=False)
+class PlacementProblem:
+    """A graph, its co-location groups, a cluster and a schedule: what a placer is given.
+
+    Attributes:
+        graph: The step to place.
+        groups: What is placed: a placement is ``int[G]``, a device index for each group.
+        cluster: Where to.
+        schedule: Which ready op a device runs first: one of `envs.simulator.SCHEDULES`.
+
+    Raises:
+        InputError: The schedule is unknown, or a group has no device that it may be on.
+    """
+
+    graph: ComputationGraph
+    groups: Groups
+    cluster: Cluster
+    schedule: str = "priority"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise unknown_name("schedule", self.schedule, SCHEDULES)
+        if len(self.groups.group_of_op) != self.graph.num_ops:
+            raise InputError(
+                f"the groups cover {len(self.groups.group_of_op)} ops, but graph '{self.graph.name}' has "
+                f"{self.graph.num_ops}; group this graph again"
+            )
+        nowhere = np.flatnonzero(~self.allowed.any(axis=1))
+        if nowhere.size:
+            op = int(np.flatnonzero(self.groups.group_of_op == nowhere[0])[0])
+            raise InputError(
+                f"group '{self.groups.names[nowhere[0]]}' (op '{self.graph.op_names[op]}' and others) may be on no "
+                f"device of cluster '{self.cluster.name}': its ops' allowed device kinds leave none"
+            )
+
+    @property
+    def num_groups(self) -> int:
+        """``G``."""
+        return self.groups.num_groups
+
+    @property
+    def num_devices(self) -> int:
+        """``D``."""
+        return self.cluster.num_devices
+
+    @cached_property
+    def op_time_s(self) -> NDArray[np.float64]:
+        """``float64[D, N]``: seconds that each op takes on each device (rows of like devices share memory)."""
+        return self.simulator_input.op_time_s[self.simulator_input.device_spec]
+
+    @cached_property
+    def group_time_s(self) -> NDArray[np.float64]:
+        """``float64[G, D]``: sum of the op times of each group on each device."""
+        columns = [np.bincount(self.groups.group_of_op, times, self.num_groups) for times in self.op_time_s]
+        return np.stack(columns, axis=1)
+
+    @cached_property
+    def group_resident_bytes(self) -> NDArray[np.int64]:
+        """``int64[G]``: bytes that stay where the group is over the whole step."""
+        resident = np.zeros(self.num_groups, dtype=np.int64)
+        np.add.at(resident, self.groups.group_of_op, self.graph.resident_bytes.sum(axis=1))
+        return resident
+
+    @cached_property
+    def op_allowed(self) -> NDArray[np.bool_]:
+        """``bool[N, D]``: True where the op may run; inputs start on the host's CPU where the cluster has one."""
+        kind = np.array([DEVICE_KINDS.index(d.spec.kind) for d in self.cluster.devices])
+        allowed = (self.graph.allowed_kinds[:, None] >> kind[None, :]) & 1 == 1  # [N, D]
+        cpus = np.flatnonzero(kind == DEVICE_KINDS.index("cpu"))
+        if cpus.size and INPUT in self.graph.type_names:
+            inputs = self.graph.op_type == self.graph.type_names.index(INPUT)
+            inputs &= self.graph.allowed_kinds == ANY_KIND
+            allowed[inputs] = False
+            allowed[inputs, cpus[0]] = True
+        return allowed
+
+    @cached_property
+    def allowed(self) -> NDArray[np.bool_]:
+        """``bool[G, D]``: True where every op of the group may run."""
+        allowed = np.ones((self.num_groups, self.num_devices), dtype=np.bool_)
+        np.logical_and.at(allowed, self.groups.group_of_op, self.op_allowed)
+        return allowed
+
+    @cached_property
+    def simulator_input(self) -> SimulatorInput:
+        """The arrays that the simulator reads."""
+        specs: list[DeviceSpec] = []
+        for device in self.cluster.devices:
+            if device.spec not in specs:
+                specs.append(device.spec)
+        device_spec = np.array([specs.index(d.spec) for d in self.cluster.devices], dtype=np.int32)
+        times = np.stack([op_times_s(self.graph, spec) for spec in specs])  # [S, N]
+        return make_input(self.graph, self.cluster, times, device_spec, self.op_allowed, self.schedule)
+
+    def evaluate(self, placements: NDArray[np.integer], *, threads: int | None = None) -> Evaluation:
+        """Step time, peak memory and feasibility of a batch of placements of groups.
+
+        Args:
+            placements: ``int[B, G]``, device indices.
+            threads: Cores to use; by default all that this process may use. The result does not depend on it.
+
+        Raises:
+            InputError: The shape or a device index is wrong.
+        """
+        placements = self._checked(placements, self.num_groups)
+        feasible = self.allowed[np.arange(self.num_groups), placements].all(axis=1)
+        return self._evaluate(self.groups.to_ops(placements), feasible, threads)
+
+    def evaluate_ops(self, placements: NDArray[np.integer], *, threads: int | None = None) -> Evaluation:
+        """As `evaluate`, for placements of single ops, ``int[B, N]``."""
+        placements = self._checked(placements, self.graph.num_ops)
+        feasible = self.op_allowed[np.arange(self.graph.num_ops), placements].all(axis=1)
+        return self._evaluate(placements.astype(np.int32), feasible, threads)
+
+    def trace(self, placement: NDArray[np.integer]) -> Trace:
+        """Start and end of every op and transfer under one placement of groups, ``int[G]``, or of ops, ``int[N]``.
+
+        Raises:
+            InputError: The shape or a device index is wrong.
+        """
+        placement = np.asarray(placement)
+        if placement.shape == (self.num_groups,):
+            ops = self.groups.to_ops(self._checked(placement[None], self.num_groups))[0]
+        else:
+            ops = self._checked(placement[None], self.graph.num_ops)[0].astype(np.int32)
+        return simulate(self.simulator_input, ops)
+
+    def with_schedule(self, schedule: str) -> PlacementProblem:
+        """The same problem under another schedule."""
+        return replace(self, schedule=schedule)
+
+    def with_groups(self, groups: Groups) -> PlacementProblem:
+        """The same problem with other groups, coarser or finer."""
+        return replace(self, groups=groups)
+
+    def check_can_fit(self) -> None:
+        """Raise where residents alone prove that no placement fits.
+
+        Raises:
+            NoFeasiblePlacementError: The message says which memory is short by how much.
+        """
+        memory = self.cluster.memory_bytes
+        for group, size in enumerate(self.group_resident_bytes):
+            best = int(np.where(self.allowed[group], memory, -1).max())
+            if size > best:
+                raise NoFeasiblePlacementError(
+                    f"group '{self.groups.names[group]}' keeps {size / 1e9:.2f} GB resident, but the largest device it "
+                    f"may be on has {best / 1e9:.2f} GB: short by {(size - best) / 1e9:.2f} GB"
+                )
+        need, have = int(self.group_resident_bytes.sum()), int(memory.sum())
+        if need > have:
+            raise NoFeasiblePlacementError(
+                f"graph '{self.graph.name}' keeps {need / 1e9:.2f} GB resident, but the {self.num_devices} devices of "
+                f"cluster '{self.cluster.name}' have {have / 1e9:.2f} GB in all: short by {(need - have) / 1e9:.2f} GB"
+            )
+
+    def _checked(self, placements: NDArray[np.integer], width: int) -> NDArray[np.integer]:
+        placements = np.asarray(placements)
+        if placements.ndim != 2 or placements.shape[1] != width or placements.dtype.kind not in "iu":
+            raise InputError(
+                f"placements must be integers of shape [B, {width}], not {placements.dtype} of shape "
+                f"{list(placements.shape)}"
+            )
+        if placements.size and not 0 <= placements.min() <= placements.max() < self.num_devices:
+            raise InputError(
+                f"a placement names device {placements.min()} to {placements.max()}; cluster '{self.cluster.name}' has "
+                f"devices 0 to {self.num_devices - 1}"
+            )
+        return placements
+
+    def _evaluate(self, ops: NDArray[np.int32], feasible: NDArray[np.bool_], threads: int | None) -> Evaluation:
+        step_time_s, peak = simulate_batch(self.simulator_input, ops, threads=threads)
+        return Evaluation(step_time_s, peak, feasible & (peak <= self.cluster.memory_bytes).all(axis=1))

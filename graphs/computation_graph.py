@@ -1,0 +1,508 @@
+"""The computation graph of one training or inference step, as arrays.
+
+A `ComputationGraph` is columnar (one array a property, one row an op), frozen, and valid: what exists has been checked.
+Ops are numbered in a topological order (the program order in which they were captured), so every tensor's producer has
+a smaller index than each of its consumers.
+
+Letters: ``N`` ops, ``T`` tensors, ``E`` edges (pairs of a tensor and one op that reads it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphs.errors import InputError
+
+PHASES = ("forward", "backward", "update")
+"""Parts of a step; `ComputationGraph.phase` indexes this tuple. Parameters and inputs count as forward."""
+
+DTYPE_BYTES = {
+    "float32": 4,
+    "float64": 8,
+    "bfloat16": 2,
+    "float16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "bool": 1,
+    "complex64": 8,
+    "complex128": 16,
+}
+"""Bytes an element of each dtype that an op may compute in."""
+
+DTYPES = tuple(DTYPE_BYTES)
+"""Names of dtypes; `ComputationGraph.dtype` indexes this tuple."""
+
+RESIDENT_PARTS = ("parameter", "gradient", "optimizer", "constant")
+"""What may stay in a device's memory over a whole step; the columns of `ComputationGraph.resident_bytes`."""
+
+DEVICE_KINDS = ("cpu", "gpu", "tpu")
+"""Kinds of device; bit ``k`` of `ComputationGraph.allowed_kinds` allows ``DEVICE_KINDS[k]``."""
+
+ANY_KIND = (1 << len(DEVICE_KINDS)) - 1
+"""The value of `ComputationGraph.allowed_kinds` that allows every kind of device."""
+
+INPUT = "input"
+"""Type of the ops that stand for the step's inputs; where a cluster has a CPU they are placed on it."""
+
+PARAMETER = "parameter"
+"""Type of the ops that stand for a parameter or a buffer; they take no time, and their tensor is resident."""
+
+IntArray = NDArray[np.int64]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ComputationGraph:
+    """One step of a neural network as a directed acyclic graph of ops and the tensors between them.
+
+    Make one with `build`, `graphs.capture.capture` or `graphs.files.load_graph_file`; the constructor only checks.
+
+    Attributes:
+        name: What the graph is called in results and files.
+        op_names: ``N`` unique names.
+        type_names: The distinct op types.
+        op_type: ``int32[N]``, index into `type_names`.
+        module_names: The distinct module paths; ``""`` is the model itself.
+        module: ``int32[N]``, index into `module_names`: the innermost module that the op, or the forward op whose
+            gradient it computes, was called in.
+        module_call: ``int32[N]``, the how-manieth call of that module in the step, from 0: the time step of an
+            unrolled network.
+        phase: ``int8[N]``, index into `PHASES`.
+        flops: ``int64[N]``, floating-point (or integer) operations of products, convolutions and attention; a
+            multiply-add counts two. Other ops count 0: bytes bound them.
+        bytes_accessed: ``int64[N]``, bytes read and written. An op with neither FLOPs nor bytes takes no time.
+        dtype: ``int8[N]``, index into `DTYPES`: what the op computes in.
+        batch: ``int32[N]``, the size of the batch dimension that the op works over, 0 where it has none.
+        resident_bytes: ``int64[N, 4]``, bytes that stay on the op's device over the whole step, by `RESIDENT_PARTS`.
+        allowed_kinds: ``uint8[N]``, bit mask over `DEVICE_KINDS`.
+        output_shapes: ``N`` tuples of shapes, one shape an output.
+        tensor_producer: ``int32[T]``, ascending: the op that makes the tensor.
+        tensor_bytes: ``int64[T]``.
+        tensor_resident: ``bool[T]``, True where the tensor is among its producer's resident bytes (a parameter), and
+            so needs no further memory on the producer's device; a copy elsewhere does.
+        consumer_offsets: ``int64[T + 1]``; tensor ``t`` is read by the ops from entry ``consumer_offsets[t]`` of
+            `consumers` up to, without, entry ``consumer_offsets[t + 1]``.
+        consumers: ``int32[E]``, ascending and unique within a tensor.
+        colocation: ``int32[N]``, ops with the same number that is not -1 must share a device.
+        time_s: Profiled seconds by device spec name, ``float64[N]`` each, NaN where not profiled.
+
+    Raises:
+        InputError: A check failed; the message names the op.
+    """
+
+    name: str
+    op_names: tuple[str, ...]
+    type_names: tuple[str, ...]
+    op_type: NDArray[np.int32]
+    module_names: tuple[str, ...]
+    module: NDArray[np.int32]
+    module_call: NDArray[np.int32]
+    phase: NDArray[np.int8]
+    flops: NDArray[np.int64]
+    bytes_accessed: NDArray[np.int64]
+    dtype: NDArray[np.int8]
+    batch: NDArray[np.int32]
+    resident_bytes: NDArray[np.int64]
+    allowed_kinds: NDArray[np.uint8]
+    output_shapes: tuple[tuple[Shape, ...], ...]
+    tensor_producer: NDArray[np.int32]
+    tensor_bytes: NDArray[np.int64]
+    tensor_resident: NDArray[np.bool_]
+    consumer_offsets: NDArray[np.int64]
+    consumers: NDArray[np.int32]
+    colocation: NDArray[np.int32]
+    time_s: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        for value in (*vars(self).values(), *self.time_s.values()):
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+
+    @property
+    def num_ops(self) -> int:
+        """``N``."""
+        return len(self.op_names)
+
+    @property
+    def num_tensors(self) -> int:
+        """``T``."""
+        return len(self.tensor_producer)
+
+    @property
+    def num_edges(self) -> int:
+        """``E``, pairs of a tensor and one op that reads it."""
+        return len(self.consumers)
+
+    @property
+    def total_flops(self) -> int:
+        """FLOPs of the whole step."""
+        return int(self.flops.sum())
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of all parameters (without gradients, optimizer state and buffers)."""
+        return int(self.resident_bytes[:, RESIDENT_PARTS.index("parameter")].sum())
+
+    @cached_property
+    def tensor_offsets(self) -> NDArray[np.int64]:
+        """``int64[N + 1]``: op ``i`` makes the tensors ``tensor_offsets[i]`` to ``tensor_offsets[i + 1]``."""
+        return np.searchsorted(self.tensor_producer, np.arange(self.num_ops + 1)).astype(np.int64)
+
+    @cached_property
+    def edge_tensor(self) -> NDArray[np.int32]:
+        """``int32[E]``: the tensor of each entry of `consumers`."""
+        return np.repeat(np.arange(self.num_tensors, dtype=np.int32), np.diff(self.consumer_offsets))
+
+    @cached_property
+    def edge_producer(self) -> NDArray[np.int32]:
+        """``int32[E]``: the op that makes the tensor of each entry of `consumers`."""
+        return self.tensor_producer[self.edge_tensor]
+
+    @cached_property
+    def input_tensors(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """``(offsets int64[N + 1], tensors int32[E])``: the tensors that each op reads, in tensor order."""
+        order = np.argsort(self.consumers, kind="stable")
+        counts = np.bincount(self.consumers, minlength=self.num_ops)
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), self.edge_tensor[order]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of all that can change a result: every column, name and size, but not the graph's own name."""
+        digest = hashlib.sha256()
+        for key, value in sorted(vars(self).items()):
+            if key == "name" or key not in self.__dataclass_fields__:
+                continue
+            digest.update(key.encode())
+            if isinstance(value, np.ndarray):
+                digest.update(f"{value.dtype.str}{value.shape}".encode())
+                digest.update(np.ascontiguousarray(value).tobytes())
+            elif isinstance(value, Mapping):
+                for spec, times in sorted(value.items()):
+                    digest.update(spec.encode())
+                    digest.update(np.ascontiguousarray(times).tobytes())
+            else:
+                digest.update(repr(value).encode())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return (
+            f"ComputationGraph('{self.name}', {self.num_ops:,} ops, {self.num_edges:,} edges, "
+            f"{self.total_flops / 1e9:,.1f} GFLOP, {self.parameter_bytes / 1e6:,.1f} MB of parameters)"
+        )
+
+
+@dataclass
+class OpRecord:
+    """One op on its way into a graph; see `ComputationGraph` for the fields' meaning and units."""
+
+    name: str
+    type: str
+    phase: str = "forward"
+    module: str = ""
+    module_call: int = 0
+    flops: int = 0
+    bytes_accessed: int = 0
+    dtype: str = "float32"
+    batch: int = 0
+    resident_bytes: Mapping[str, int] = field(default_factory=dict)
+    allowed_kinds: Sequence[str] | None = None
+    output_shapes: Sequence[Shape] = ()
+    time_s: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class TensorRecord:
+    """One tensor on its way into a graph; ops are given by their position in the list of ops."""
+
+    producer: int
+    bytes: int
+    consumers: Sequence[int]
+    resident: bool = False
+
+
+def build(
+    name: str,
+    ops: Sequence[OpRecord],
+    tensors: Sequence[TensorRecord],
+    colocation: Sequence[Sequence[int]] = (),
+) -> ComputationGraph:
+    """Make a graph from records in any order.
+
+    Args:
+        name: The graph's name.
+        ops: The ops. Where their order is not topological they are renumbered by a stable topological sort (of all ops
+            that are ready, the first in `ops` comes next).
+        tensors: The tensors; `TensorRecord` refers to positions in `ops`.
+        colocation: Sets of ops (positions in `ops`) that must share a device; sets that overlap are merged.
+
+    Raises:
+        InputError: An op or tensor is not valid, or the graph has a cycle; the message names the op.
+    """
+    num_ops = len(ops)
+    for tensor in tensors:
+        for index in (tensor.producer, *tensor.consumers):
+            if not 0 <= index < num_ops:
+                raise InputError(f"graph '{name}': a tensor refers to op number {index}, but there are {num_ops} ops")
+    rank = _topological_rank(name, ops, tensors)
+    ordered: list[OpRecord] = [ops[0]] * num_ops if ops else []
+    for position, op in enumerate(ops):
+        ordered[rank[position]] = op
+
+    kept = sorted(
+        (
+            rank[t.producer],
+            position,
+            t,
+            sorted({rank[c] for c in t.consumers}),
+        )
+        for position, t in enumerate(tensors)
+    )
+    type_names, op_type = _intern([op.type for op in ordered])
+    module_names, module = _intern([op.module for op in ordered])
+    group_of = np.full(num_ops, -1, dtype=np.int32)
+    for number, members in enumerate(_merge_overlapping([[rank[i] for i in c] for c in colocation])):
+        group_of[members] = number
+    specs = sorted({spec for op in ops for spec in op.time_s})
+    counts = [len(consumers) for _, _, _, consumers in kept]
+    return ComputationGraph(
+        name=name,
+        op_names=tuple(op.name for op in ordered),
+        type_names=type_names,
+        op_type=op_type,
+        module_names=module_names,
+        module=module,
+        module_call=_int_column(name, ordered, "module_call", np.int32),
+        phase=_choice_column(name, ordered, "phase", PHASES),
+        flops=_int_column(name, ordered, "flops", np.int64),
+        bytes_accessed=_int_column(name, ordered, "bytes_accessed", np.int64),
+        dtype=_choice_column(name, ordered, "dtype", DTYPES),
+        batch=_int_column(name, ordered, "batch", np.int32),
+        resident_bytes=_resident_column(name, ordered),
+        allowed_kinds=_kinds_column(name, ordered),
+        output_shapes=tuple(tuple(tuple(int(d) for d in s) for s in op.output_shapes) for op in ordered),
+        tensor_producer=np.array([producer for producer, _, _, _ in kept], dtype=np.int32),
+        tensor_bytes=_tensor_bytes(name, ordered, [(producer, t) for producer, _, t, _ in kept]),
+        tensor_resident=np.array([t.resident for _, _, t, _ in kept], dtype=np.bool_),
+        consumer_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        consumers=np.array([c for _, _, _, consumers in kept for c in consumers], dtype=np.int32),
+        colocation=group_of,
+        time_s={spec: np.array([op.time_s.get(spec, np.nan) for op in ordered], dtype=np.float64) for spec in specs},
+    )
+
+
+def _topological_rank(name: str, ops: Sequence[OpRecord], tensors: Sequence[TensorRecord]) -> list[int]:
+    """Position of each op after a stable topological sort; the identity where the order is topological already."""
+    num_ops = len(ops)
+    if all(t.producer < c for t in tensors for c in t.consumers):
+        return list(range(num_ops))
+    successors: list[list[int]] = [[] for _ in range(num_ops)]
+    waiting = [0] * num_ops
+    for tensor in tensors:
+        for consumer in tensor.consumers:
+            successors[tensor.producer].append(consumer)
+            waiting[consumer] += 1
+    ready = [i for i in range(num_ops) if waiting[i] == 0]
+    rank = [-1] * num_ops
+    done = 0
+    while ready:
+        op = heapq.heappop(ready)
+        rank[op] = done
+        done += 1
+        for successor in successors[op]:
+            waiting[successor] -= 1
+            if waiting[successor] == 0:
+                heapq.heappush(ready, successor)
+    if done < num_ops:
+        raise InputError(f"graph '{name}' has a cycle through op '{ops[_op_on_a_cycle(successors, rank)].name}'")
+    return rank
+
+
+def _op_on_a_cycle(successors: list[list[int]], rank: list[int]) -> int:
+    """An op that really lies on a cycle, not merely behind one: walk back until an op repeats."""
+    predecessor = {}
+    for op, targets in enumerate(successors):
+        if rank[op] < 0:
+            for target in targets:
+                predecessor[target] = op
+    op = next(i for i, r in enumerate(rank) if r < 0)
+    seen: set[int] = set()
+    while op not in seen:
+        seen.add(op)
+        op = predecessor[op]
+    return op
+
+
+def _merge_overlapping(sets: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Union of the sets that share a member, each sorted, ordered by first member; single members dropped."""
+    parent: dict[int, int] = {}
+
+    def find(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for members in sets:
+        for member in members:
+            parent.setdefault(member, member)
+            first, other = sorted((find(members[0]), find(member)))
+            parent[other] = first
+    merged: dict[int, list[int]] = {}
+    for member in sorted(parent):
+        merged.setdefault(find(member), []).append(member)
+    return [members for members in merged.values() if len(members) > 1]
+
+
+def _intern(values: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """The distinct values in order of first appearance, and the index of each value among them."""
+    index: dict[str, int] = {}
+    column = np.array([index.setdefault(v, len(index)) for v in values], dtype=np.int32)
+    return tuple(index), column
+
+
+def _int_column(name: str, ops: Sequence[OpRecord], key: str, dtype: Any) -> NDArray[Any]:
+    limit = np.iinfo(dtype).max
+    for op in ops:
+        value = getattr(op, key)
+        if not 0 <= value <= limit:
+            raise InputError(f"graph '{name}': op '{op.name}' has {key} = {value}; it must be from 0 to {limit}")
+    return np.array([getattr(op, key) for op in ops], dtype=dtype)
+
+
+def _choice_column(name: str, ops: Sequence[OpRecord], key: str, choices: tuple[str, ...]) -> NDArray[np.int8]:
+    index = {choice: i for i, choice in enumerate(choices)}
+    for op in ops:
+        if getattr(op, key) not in index:
+            raise InputError(
+                f"graph '{name}': op '{op.name}' has {key} '{getattr(op, key)}'; it must be one of {', '.join(choices)}"
+            )
+    return np.array([index[getattr(op, key)] for op in ops], dtype=np.int8)
+
+
+def _resident_column(name: str, ops: Sequence[OpRecord]) -> NDArray[np.int64]:
+    column = np.zeros((len(ops), len(RESIDENT_PARTS)), dtype=np.int64)
+    for i, op in enumerate(ops):
+        for part, size in op.resident_bytes.items():
+            if part not in RESIDENT_PARTS:
+                raise InputError(
+                    f"graph '{name}': op '{op.name}' has resident bytes of '{part}'; "
+                    f"known parts: {', '.join(RESIDENT_PARTS)}"
+                )
+            if not 0 <= size <= np.iinfo(np.int64).max:
+                raise InputError(f"graph '{name}': op '{op.name}' has {size} resident bytes of '{part}'")
+            column[i, RESIDENT_PARTS.index(part)] = size
+    return column
+
+
+def _kinds_column(name: str, ops: Sequence[OpRecord]) -> NDArray[np.uint8]:
+    column = np.full(len(ops), ANY_KIND, dtype=np.uint8)
+    for i, op in enumerate(ops):
+        if op.allowed_kinds is None:
+            continue
+        for kind in op.allowed_kinds:
+            if kind not in DEVICE_KINDS:
+                raise InputError(
+                    f"graph '{name}': op '{op.name}' allows device kind '{kind}'; known: {', '.join(DEVICE_KINDS)}"
+                )
+        column[i] = sum(1 << DEVICE_KINDS.index(kind) for kind in set(op.allowed_kinds))
+    return column
+
+
+def _tensor_bytes(name: str, ops: Sequence[OpRecord], tensors: Sequence[tuple[int, TensorRecord]]) -> NDArray[np.int64]:
+    for producer, tensor in tensors:
+        if not 0 <= tensor.bytes <= np.iinfo(np.int64).max:
+            raise InputError(f"graph '{name}': op '{ops[producer].name}' makes a tensor of {tensor.bytes} bytes")
+    return np.array([t.bytes for _, t in tensors], dtype=np.int64)
+
+
+def _check(graph: ComputationGraph) -> None:
+    """Raise `InputError` for the first thing in the graph that is not valid."""
+
+    def fail(message: str) -> None:
+        raise InputError(f"graph '{graph.name}': {message}")
+
+    num_ops, num_tensors = len(graph.op_names), len(graph.tensor_producer)
+    if num_ops == 0:
+        fail("it has no ops")
+    if len(set(graph.op_names)) != num_ops:
+        seen: set[str] = set()
+        for op_name in graph.op_names:
+            if op_name in seen:
+                fail(f"two ops are called '{op_name}'; names must be unique")
+            seen.add(op_name)
+    per_op = ("op_type", "module", "module_call", "phase", "flops", "bytes_accessed", "dtype", "batch", "allowed_kinds")
+    for key in (*per_op, "colocation", "output_shapes", "resident_bytes"):
+        if len(getattr(graph, key)) != num_ops:
+            fail(f"column {key} has {len(getattr(graph, key))} rows for {num_ops} ops")
+    limits = {"op_type": len(graph.type_names), "module": len(graph.module_names)}
+    limits |= {"phase": len(PHASES), "dtype": len(DTYPES), "allowed_kinds": ANY_KIND + 1}
+    for key in per_op:
+        column = getattr(graph, key)
+        bad = np.flatnonzero((column < 0) | (column >= limits.get(key, np.iinfo(column.dtype).max)))
+        if bad.size:
+            fail(f"op '{graph.op_names[bad[0]]}' has {key} = {column[bad[0]]}, which is out of range")
+    bad = np.flatnonzero(graph.allowed_kinds == 0)
+    if bad.size:
+        fail(f"op '{graph.op_names[bad[0]]}' is allowed on no kind of device")
+    bad = np.flatnonzero((graph.resident_bytes < 0).any(axis=1))
+    if bad.size:
+        fail(f"op '{graph.op_names[bad[0]]}' has negative resident bytes")
+    for i, shapes in enumerate(graph.output_shapes):
+        if any(d < 0 for shape in shapes for d in shape):
+            fail(f"op '{graph.op_names[i]}' has a negative dimension in its output shapes {shapes}")
+    for spec, times in graph.time_s.items():
+        if len(times) != num_ops:
+            fail(f"profiled times for '{spec}' have {len(times)} rows for {num_ops} ops")
+        bad = np.flatnonzero((times < 0) | np.isinf(times))
+        if bad.size:
+            fail(
+                f"op '{graph.op_names[bad[0]]}' has time_s {times[bad[0]]} on '{spec}'; it must be finite, not negative"
+            )
+    _check_tensors(graph, num_ops, num_tensors, fail)
+
+
+def _check_tensors(graph: ComputationGraph, num_ops: int, num_tensors: int, fail: Any) -> None:
+    """The part of `_check` that looks at tensors and edges."""
+    offsets = graph.consumer_offsets
+    if len(graph.tensor_bytes) != num_tensors or len(graph.tensor_resident) != num_tensors:
+        fail(f"its tensor columns differ in length from the {num_tensors} producers")
+    if len(offsets) != num_tensors + 1 or offsets[0] != 0 or offsets[-1] != len(graph.consumers):
+        fail("consumer_offsets does not match the tensors and consumers")
+    if num_tensors == 0:
+        return
+    if (np.diff(offsets) < 0).any():
+        fail("consumer_offsets is not ascending")
+    producer = graph.tensor_producer
+    if producer.min() < 0 or producer.max() >= num_ops:
+        fail(f"a tensor's producer is outside the {num_ops} ops")
+    if (np.diff(producer) < 0).any():
+        fail("tensors are not sorted by producer")
+    bad = np.flatnonzero(graph.tensor_bytes < 0)
+    if bad.size:
+        fail(f"op '{graph.op_names[producer[bad[0]]]}' makes a tensor of {graph.tensor_bytes[bad[0]]} bytes")
+    if len(graph.consumers) == 0:
+        return
+    if graph.consumers.min() < 0 or graph.consumers.max() >= num_ops:
+        fail(f"a tensor's consumer is outside the {num_ops} ops")
+    bad = np.flatnonzero(graph.consumers <= graph.edge_producer)
+    if bad.size:
+        name = graph.op_names[graph.consumers[bad[0]]]
+        fail(f"op '{name}' reads a tensor before it is made: ops are not in topological order, or there is a cycle")
+    within = np.diff(graph.edge_tensor) == 0
+    bad = np.flatnonzero(within & (np.diff(graph.consumers) <= 0))
+    if bad.size:
+        fail(
+            f"consumers of a tensor of op '{graph.op_names[graph.edge_producer[bad[0]]]}' are not ascending and unique"
+        )

@@ -1,0 +1,31 @@
+"""The errors that a user is meant to read: one sentence each, shown without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input: the message is one sentence that names the culprit and the remedy (exit code 2)."""
+
+
+class NoFeasiblePlacementError(RuntimeError):
+    """No placement fits: the message says which memory is short and by how much (exit code 3)."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """Make the error for a name that is not in a list of names.
+
+    Args:
+        kind: What the name should have named, for example ``"cluster"``.
+        name: What the user wrote.
+        known: The names that exist.
+
+    Returns:
+        An error whose message holds the name, the nearest match and the whole list.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    return InputError(f"unknown {kind} '{name}'{hint}; known: {', '.join(names)}")

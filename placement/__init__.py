@@ -1,0 +1,1 @@
+"""Placers, learned and not; training, results, comparison, and the command `placement`."""

@@ -1,0 +1,1 @@
+"""The placers: one a file, all ``place(problem, *, budget, rng) -> Placed``."""

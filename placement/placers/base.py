@@ -1,0 +1,115 @@
+"""What every placer is given and gives back.
+
+A placer is a function ``place(problem, *, budget, rng) -> Placed``. It asks the problem only through a `Search`, which
+counts evaluations, keeps the best feasible placement and says when the budget is spent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.problem import Evaluation, PlacementProblem
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a placer may spend; what is None is not limited.
+
+    Attributes:
+        time_limit_s: Wall-clock seconds, from the placer's start to its answer.
+        evaluations: Placements that it may evaluate.
+    """
+
+    time_limit_s: float | None = None
+    evaluations: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A placer's answer.
+
+    Attributes:
+        placement: ``int64[G]``, device indices; may be infeasible where the placer found nothing that fits.
+        evaluations: Placements that it evaluated.
+        search_s: Wall-clock seconds that it took.
+        config: Its settings, as they go into the result file.
+        note: One line for people: what it chose, or why it failed.
+    """
+
+    placement: NDArray[np.int64]
+    evaluations: int
+    search_s: float
+    config: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+class Placer(Protocol):
+    """Anything that makes a placement."""
+
+    def __call__(self, problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+        """Place the problem's groups.
+
+        Raises:
+            InputError: The placer cannot serve this problem; the message says why.
+        """
+        ...
+
+
+class Search:
+    """Evaluates for a placer: counts, remembers the best, and knows when the budget is spent."""
+
+    def __init__(self, problem: PlacementProblem, budget: Budget) -> None:
+        self.problem = problem
+        self.budget = budget
+        self.evaluations = 0
+        self.best_placement: NDArray[np.int64] | None = None
+        self.best_s = np.inf
+        self._fallback: NDArray[np.int64] | None = None
+        self._fallback_over = np.inf
+        self._started = time.perf_counter()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the search began."""
+        return time.perf_counter() - self._started
+
+    @property
+    def spent(self) -> bool:
+        """True when the time or the evaluations are used up."""
+        limit, most = self.budget.time_limit_s, self.budget.evaluations
+        return (limit is not None and self.elapsed_s >= limit) or (most is not None and self.evaluations >= most)
+
+    def evaluate(self, placements: NDArray[np.integer]) -> Evaluation:
+        """Evaluate ``int[B, G]`` placements; with a limit on evaluations, only the first that still fit in it."""
+        if self.budget.evaluations is not None:
+            placements = placements[: max(self.budget.evaluations - self.evaluations, 0)]
+        evaluation = self.problem.evaluate(placements)
+        self.evaluations += len(placements)
+        if len(placements) == 0:
+            return evaluation
+        cost = evaluation.cost_s()
+        best = int(np.argmin(cost))
+        if cost[best] < self.best_s:
+            self.best_s = float(cost[best])
+            self.best_placement = np.array(placements[best], dtype=np.int64)
+        elif self.best_placement is None:
+            over = np.maximum(evaluation.peak_memory_bytes - self.problem.cluster.memory_bytes, 0).sum(axis=1)
+            least = int(np.argmin(over))
+            if over[least] < self._fallback_over:
+                self._fallback_over = float(over[least])
+                self._fallback = np.array(placements[least], dtype=np.int64)
+        return evaluation
+
+    def placed(self, *, config: Mapping[str, Any] | None = None, note: str = "") -> Placed:
+        """The answer: the best feasible placement, or where none was found the one that exceeds memory least."""
+        placement = self.best_placement if self.best_placement is not None else self._fallback
+        if placement is None:
+            placement = self.problem.allowed.argmax(axis=1).astype(np.int64)
+            note = note or "the budget was spent before anything was evaluated"
+        return Placed(placement, self.evaluations, self.elapsed_s, config or {}, note)
