@@ -1,0 +1,119 @@
+"""The known clusters are what their sources say, overrides change what they name, and bad names say what is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from envs.catalog import CLUSTERS, DEVICE_SPECS, load_cluster
+from graphs.errors import InputError
+
+
+def test_every_known_thing_has_a_source_and_carries_its_own_name() -> None:
+    for name, spec in DEVICE_SPECS.items():
+        assert spec.name == name
+        assert len(spec.source) > 40
+    for name, cluster in CLUSTERS.items():
+        assert cluster.name == name
+        assert len(cluster.source) > 40
+        assert load_cluster(name) is cluster
+        gpus = [f"gpu:{i}" for i in range(cluster.num_devices - 1)]
+        assert cluster.device_names == ("cpu:0", *gpus)
+        assert cluster.devices[0].spec.kind == "cpu"
+
+
+def test_a_k80_die_reaches_half_of_its_peak_and_95_percent_of_its_memory() -> None:
+    spec = DEVICE_SPECS["k80"]
+    assert spec.peak_flops_per_s["float32"] * spec.efficiency["product"] == pytest.approx(2.19e12, rel=0.01)
+    assert spec.memory_bytes == round(0.95 * 12e9)
+    assert spec.tile == 32
+
+
+@pytest.mark.parametrize(("name", "dies"), [("k80x2", 2), ("k80x4", 4), ("k80x8", 8)])
+def test_two_k80_dies_share_the_way_to_the_host(name: str, dies: int) -> None:
+    cluster = load_cluster(name)
+    routes, count = cluster.routes, cluster.num_devices
+
+    def crossed(a: int, b: int) -> list[int]:
+        return routes.directions[routes.offsets[a * count + b] : routes.offsets[a * count + b + 1]].tolist()
+
+    assert count == dies + 1
+    to_first, to_second = crossed(0, 1), crossed(0, 2)
+    assert to_first[0] == to_second[0]
+    assert to_first[1] != to_second[1]
+    assert len(crossed(1, 2)) == 2
+    assert routes.latency_s[1, 2] == pytest.approx(15e-6)
+    if dies > 2:
+        assert len(crossed(1, 3)) == 4
+        assert routes.latency_s[1, 3] == pytest.approx(30e-6)
+        assert crossed(0, 3)[0] != to_first[0]
+
+
+def test_dgx1_is_a_hybrid_cube_mesh() -> None:
+    cluster = load_cluster("v100x8")
+    nvlinks = [link for link in cluster.links if link.a.startswith("gpu") and link.b.startswith("gpu")]
+    bricks = np.zeros((8, 8), dtype=int)
+    for link in nvlinks:
+        a, b = int(link.a[4:]), int(link.b[4:])
+        bricks[a, b] = bricks[b, a] = round(link.bytes_per_s / 22.5e9)
+    assert (bricks.sum(axis=1) == 6).all()
+    assert len(nvlinks) == 16
+    assert bricks[:4, :4].all(where=~np.eye(4, dtype=bool))
+    # NVLink, or one forwarding neighbour: never the host.
+    latency = cluster.routes.latency_s[1:, 1:]
+    assert set(np.round(latency[bricks > 0] * 1e6, 3)) == {10.0}
+    assert set(np.round(latency[(bricks == 0) & ~np.eye(8, dtype=bool)] * 1e6, 3)) == {20.0}
+
+
+def test_a100x4_joins_every_pair_directly_and_mixed_goes_through_the_host() -> None:
+    routes = load_cluster("a100x4").routes
+    assert (routes.bytes_per_s[1:, 1:][~np.eye(4, dtype=bool)] == 90e9).all()
+    mixed = load_cluster("mixed")
+    assert [d.spec.name for d in mixed.devices] == ["epyc_7742", "a100_fp32", "t4", "t4"]
+    assert mixed.routes.bytes_per_s[1, 2] == 12e9
+    assert mixed.routes.latency_s[1, 2] == pytest.approx(25e-6)
+
+
+def test_overrides_change_what_they_name_and_nothing_else() -> None:
+    plain = load_cluster("k80x4")
+    changed = load_cluster("k80x4:memory_bytes=8e9,link_bytes_per_s=2.5e9,link_latency_s=0,launch_overhead_s=1e-6")
+    assert {link.bytes_per_s for link in changed.links} == {2.5e9}
+    assert {link.latency_s for link in changed.links} == {0.0}
+    assert changed.memory_bytes.tolist() == [plain.memory_bytes[0], *[8_000_000_000] * 4]
+    assert changed.devices[0] == plain.devices[0]
+    assert {d.spec.launch_overhead_s for d in changed.devices[1:]} == {1e-6}
+    assert changed.sha256 != plain.sha256
+    assert load_cluster(changed.name).sha256 == changed.sha256
+
+
+def test_the_order_of_overrides_does_not_change_the_name() -> None:
+    a = load_cluster("k80x2:link_latency_s=1e-6,memory_bytes=8e9")
+    b = load_cluster("k80x2:memory_bytes=8000000000,link_latency_s=0.000001")
+    assert a.name == b.name
+    assert a.sha256 == b.sha256
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("k80x3", ["unknown cluster 'k80x3'", "k80x4", "mixed", ".yaml"]),
+        ("", ["unknown cluster ''"]),
+        ("k80x4:", ["override", "link_bytes_per_s"]),
+        ("k80x4:link_bytes=1", ["override", "'link_bytes'", "did you mean 'link_bytes_per_s'", "memory_bytes"]),
+        ("k80x4:link_bytes_per_s=0", ["link_bytes_per_s is 0", "positive"]),
+        ("k80x4:link_bytes_per_s=nan", ["link_bytes_per_s is nan", "finite"]),
+        ("k80x4:link_latency_s=inf", ["link_latency_s is inf", "finite"]),
+        ("k80x4:link_latency_s", ["link_latency_s", "not a number"]),
+        ("k80x4:memory_bytes=-1", ["memory_bytes is -1", "not negative"]),
+        ("k80x4:memory_bytes=1e30", ["memory_bytes is 1e30", "2^63"]),
+        ("k80x4:memory_bytes=12GB", ["'12GB'", "not a number"]),
+        ("k80x4:memory_bytes=1,memory_bytes=2", ["memory_bytes twice"]),
+        ("nowhere.yaml", ["cannot read cluster file 'nowhere.yaml'"]),
+    ],
+)
+def test_bad_input_is_one_sentence_that_names_the_culprit(spec: str, words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        load_cluster(spec)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
