@@ -10,13 +10,14 @@ Letters: ``D`` devices, ``L`` links; a link has two directions, numbered ``2 * l
 from __future__ import annotations
 
 import hashlib
+import heapq
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import msgspec
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +26,12 @@ from graphs.errors import InputError
 
 OP_CLASSES = ("product", "convolution", "attention", "other")
 """Classes of op that a device may run at different shares of its peak; see `envs.cost_model.op_class`."""
+
+# Ranges wide enough for anything real, and narrow enough that no sum of the times they give is infinite.
+_LEAST_RATE, _MOST_RATE = 1e-9, 1e30
+_LEAST_EFFICIENCY = 1e-9
+_MOST_SECONDS = 1e9
+_MOST_FLOPS = 1e30
 
 
 @dataclass(frozen=True)
@@ -57,25 +64,26 @@ class DeviceSpec:
     source: str = ""
 
     def __post_init__(self) -> None:
+        where = f"device spec '{self.name}'"
+
         def need(ok: bool, message: str) -> None:
             if not ok:
-                raise InputError(f"device spec '{self.name}': {message}")
+                raise InputError(f"{where}: {message}")
 
+        need(self.name != "", "its name is empty")
         need(self.kind in DEVICE_KINDS, f"kind '{self.kind}' is not one of {', '.join(DEVICE_KINDS)}")
-        need(self.memory_bytes >= 0, f"memory_bytes is {self.memory_bytes}; it must not be negative")
+        _need_range(where, "memory_bytes", self.memory_bytes, 0, 2**63 - 1)
         need("float32" in self.peak_flops_per_s, "peak_flops_per_s needs an entry for float32")
         for dtype, rate in self.peak_flops_per_s.items():
             need(dtype in DTYPE_BYTES, f"peak_flops_per_s names dtype '{dtype}'; known: {', '.join(DTYPE_BYTES)}")
-            need(_positive(rate), f"peak_flops_per_s of {dtype} is {rate}; it must be positive and finite")
-        rate = self.memory_bytes_per_s
-        need(_positive(rate), f"memory_bytes_per_s is {rate}; it must be positive and finite")
-        for key in ("launch_overhead_s", "fill_flops"):
-            value = getattr(self, key)
-            need(math.isfinite(value) and value >= 0, f"{key} is {value}; it must be finite and not negative")
-        need(self.tile >= 1, f"tile is {self.tile}; it must be at least 1")
+            _need_range(where, f"peak_flops_per_s of {dtype}", rate, _LEAST_RATE, _MOST_RATE)
+        _need_range(where, "memory_bytes_per_s", self.memory_bytes_per_s, _LEAST_RATE, _MOST_RATE)
+        _need_range(where, "launch_overhead_s", self.launch_overhead_s, 0, _MOST_SECONDS)
+        _need_range(where, "fill_flops", self.fill_flops, 0, _MOST_FLOPS)
+        _need_range(where, "tile", self.tile, 1, 2**31 - 1)
         for op_class, share in self.efficiency.items():
             need(op_class in OP_CLASSES, f"efficiency names op class '{op_class}'; known: {', '.join(OP_CLASSES)}")
-            need(0 < share <= 1, f"efficiency of {op_class} is {share}; it must be in (0, 1]")
+            _need_range(where, f"efficiency of {op_class}", share, _LEAST_EFFICIENCY, 1)
 
 
 @dataclass(frozen=True)
@@ -148,26 +156,32 @@ class Cluster:
                 raise InputError(f"cluster '{self.name}': {message}")
 
         need(len(self.devices) > 0, "it has no devices")
-        vertices = [d.name for d in self.devices] + list(self.switches)
-        for vertex in vertices:
-            need(vertices.count(vertex) == 1, f"two devices or switches are called '{vertex}'")
+        vertices = Counter([*self.device_names, *self.switches])
+        for vertex, count in vertices.items():
+            need(vertex != "", "a device or switch has an empty name")
+            need(count == 1, f"two devices or switches are called '{vertex}'")
         for link in self.links:
-            what = f"the link between '{link.a}' and '{link.b}'"
+            where = f"cluster '{self.name}': the link between '{link.a}' and '{link.b}'"
             for end in (link.a, link.b):
-                need(end in vertices, f"{what} names '{end}', which is neither a device nor a switch")
-            need(link.a != link.b, f"{what} joins a device to itself")
-            need(
-                _positive(link.bytes_per_s),
-                f"{what} has bytes_per_s = {link.bytes_per_s}; it must be positive and finite",
-            )
-            ok = math.isfinite(link.latency_s) and link.latency_s >= 0
-            need(ok, f"{what} has latency_s = {link.latency_s}; it must be finite and not negative")
-        reached = nx.node_connected_component(self._topology, self.devices[0].name)
-        for device in self.devices:
-            need(
-                device.name in reached,
-                f"device '{device.name}' cannot be reached from '{self.devices[0].name}'; add a link that joins them",
-            )
+                if end not in vertices:
+                    raise InputError(f"{where} names '{end}', which is neither a device nor a switch")
+            if link.a == link.b:
+                raise InputError(f"{where} joins a device to itself")
+            _need_range(where, "bytes_per_s", link.bytes_per_s, _LEAST_RATE, _MOST_RATE)
+            _need_range(where, "latency_s", link.latency_s, 0, _MOST_SECONDS)
+        first = self.device_names[0]
+        reached = self._shortest_to(first)
+        for name in self.device_names:
+            need(name in reached, f"device '{name}' cannot be reached from '{first}'; add a link that joins them")
+
+    def __repr__(self) -> str:
+        return f"Cluster('{self.name}', {self.summary})"
+
+    @property
+    def summary(self) -> str:
+        """What it is made of, in a few words: ``"1 x haswell_18c, 4 x k80, 6 links"``."""
+        models = Counter(d.spec.name for d in self.devices)
+        return ", ".join([*(f"{count} x {name}" for name, count in models.items()), f"{len(self.links)} links"])
 
     @property
     def num_devices(self) -> int:
@@ -185,16 +199,51 @@ class Cluster:
         return np.array([d.spec.memory_bytes for d in self.devices], dtype=np.int64)
 
     @cached_property
-    def _topology(self) -> nx.Graph:
-        graph = nx.Graph()
-        graph.add_nodes_from([*(d.name for d in self.devices), *self.switches])
+    def _neighbours(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """For each vertex, its neighbours, each with the best link there: its number and its exact latency.
+
+        Of parallel links the one with the smallest latency counts, then the widest, then the first. The latency is an
+        integer, in units of 2^-1074 s, the smallest float: sums are exact, so that equally long routes compare equal.
+        """
+        best: dict[tuple[str, str], int] = {}
         for number, link in enumerate(self.links):
-            known = graph.get_edge_data(link.a, link.b)
-            if known is None or (link.latency_s, -link.bytes_per_s) < known["key"]:
-                key = (link.latency_s, -link.bytes_per_s)
-                # A hair for each link makes fewer links win where latencies are equal.
-                graph.add_edge(link.a, link.b, weight=link.latency_s + 1e-12, number=number, key=key)
-        return graph
+            ends = (min(link.a, link.b), max(link.a, link.b))
+            known = self.links[best.setdefault(ends, number)]
+            if (link.latency_s, -link.bytes_per_s) < (known.latency_s, -known.bytes_per_s):
+                best[ends] = number
+        neighbours: dict[str, dict[str, tuple[int, int]]] = {v: {} for v in (*self.device_names, *self.switches)}
+        for (a, b), number in best.items():
+            numerator, denominator = float(self.links[number].latency_s).as_integer_ratio()
+            neighbours[a][b] = neighbours[b][a] = (number, (numerator << 1074) // denominator)
+        return neighbours
+
+    def _shortest_to(self, target: str) -> dict[str, str]:
+        """For each vertex that reaches `target`, the next vertex on its route there (Dijkstra's algorithm).
+
+        Routes are the shortest by latency, then number of links, then the names along the way.
+        """
+        distance = {target: (0, 0)}
+        queue = [(0, 0, target)]
+        settled: set[str] = set()
+        while queue:
+            latency, hops, vertex = heapq.heappop(queue)
+            if vertex in settled:
+                continue
+            settled.add(vertex)
+            for other, (_, more) in self._neighbours[vertex].items():
+                candidate = (latency + more, hops + 1)
+                if other not in distance or candidate < distance[other]:
+                    distance[other] = candidate
+                    heapq.heappush(queue, (*candidate, other))
+        following = {target: target}
+        for vertex, (latency, hops) in distance.items():
+            if vertex != target:
+                following[vertex] = min(
+                    other
+                    for other, (_, more) in self._neighbours[vertex].items()
+                    if distance[other] == (latency - more, hops - 1)
+                )
+        return following
 
     @cached_property
     def routes(self) -> Routes:
@@ -202,31 +251,28 @@ class Cluster:
         count = self.num_devices
         latency = np.zeros((count, count))
         bandwidth = np.full((count, count), np.inf)
+        following = [self._shortest_to(target) for target in self.device_names]
         offsets, directions = [0], list[int]()
         for i, source in enumerate(self.device_names):
-            # `min` over sorted paths: which of several equally short routes is taken must not hang on insertion order.
             for j, target in enumerate(self.device_names):
-                if i != j:
-                    paths = nx.all_shortest_paths(self._topology, source, target, weight="weight")
-                    path = min(paths, key=lambda p: (len(p), p))
-                    for a, b in itertools.pairwise(path):
-                        number = self._topology.edges[a, b]["number"]
-                        link = self.links[number]
-                        directions.append(2 * number + (0 if link.a == a else 1))
-                        latency[i, j] += link.latency_s
-                        bandwidth[i, j] = min(bandwidth[i, j], link.bytes_per_s)
+                path = [source]
+                while path[-1] != target:
+                    path.append(following[j][path[-1]])
+                crossed = [(self._neighbours[a][b][0], a) for a, b in itertools.pairwise(path)]
+                directions += [2 * number + (0 if self.links[number].a == a else 1) for number, a in crossed]
                 offsets.append(len(directions))
+                # `fsum`: the sum must not hang on the direction in which the links are crossed.
+                latency[i, j] = math.fsum(self.links[number].latency_s for number, _ in crossed)
+                bandwidth[i, j] = min((self.links[number].bytes_per_s for number, _ in crossed), default=np.inf)
         return Routes(latency, bandwidth, np.array(offsets, dtype=np.int32), np.array(directions, dtype=np.int32))
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of all that can change a result (not names of specs' sources, nor the cluster's own name)."""
+        """Digest of all that can change a result (not where figures are from, nor the cluster's own name)."""
         content = {
-            "devices": [
-                (d.name, {k: v for k, v in msgspec.to_builtins(d.spec).items() if k != "source"}) for d in self.devices
-            ],
+            "devices": [(d.name, _figures(d.spec)) for d in self.devices],
             "switches": self.switches,
-            "links": [msgspec.to_builtins(link) for link in self.links],
+            "links": [(link.a, link.b, float(link.bytes_per_s), float(link.latency_s)) for link in self.links],
         }
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
 
@@ -243,5 +289,22 @@ class Cluster:
         return self.device_names.index(device_name)
 
 
-def _positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
+def _figures(spec: DeviceSpec) -> dict[str, object]:
+    """What of a spec can change a result; floats as such, so that 0 and 0.0 count as the same figure."""
+    return {
+        "name": spec.name,
+        "kind": spec.kind,
+        "memory_bytes": int(spec.memory_bytes),
+        "peak_flops_per_s": {dtype: float(rate) for dtype, rate in spec.peak_flops_per_s.items()},
+        "memory_bytes_per_s": float(spec.memory_bytes_per_s),
+        "launch_overhead_s": float(spec.launch_overhead_s),
+        "efficiency": {op_class: float(share) for op_class, share in spec.efficiency.items()},
+        "tile": int(spec.tile),
+        "fill_flops": float(spec.fill_flops),
+    }
+
+
+def _need_range(where: str, what: str, value: float, least: float, most: float) -> None:
+    """Raise where a figure is not a number from `least` to `most`; NaN is in no range."""
+    if not least <= value <= most:
+        raise InputError(f"{where}: {what} is {value}; it must be from {least:g} to {most:g}")
