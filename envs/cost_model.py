@@ -1,0 +1,76 @@
+"""Seconds that an op takes on a device.
+
+An op's time is the profiled one where the graph carries a number for the device's spec. Elsewhere it is a roofline:
+
+    launch_overhead_s + max(flops / (peak * efficiency * fill), bytes_accessed / memory_bytes_per_s)
+
+- ``peak`` is the spec's rate for the op's dtype, or float32's where the spec has none for it.
+- ``efficiency`` is the share of the peak that the op's class (`op_class`) reaches on the device.
+- ``fill = flops / (flops + fill_flops)`` slows kernels that are too small to fill the device.
+- The batch dimension is rounded up to the device's tile, so a batch of 33 costs as much as one of 64 on a tile of 32;
+  the fill factor and the rate see the rounded FLOPs, which are what the device computes.
+- An op with neither FLOPs nor bytes (a view, a parameter) takes no time, not even a launch.
+
+The roofline is from Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore
+architectures", CACM 2009, doi:10.1145/1498765.1498785; the fill factor is the half-performance length n_1/2 of Hockney
+and Jesshope, "Parallel Computers", 1981, with FLOPs for length.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.cluster import OP_CLASSES, DeviceSpec
+from graphs.computation_graph import DTYPES, ComputationGraph
+
+_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addbmm", "linear", "matmul", "gemm", "einsum", "dot", "mv", "addmv")
+
+
+def op_class(op_type: str) -> str:
+    """Which of `envs.cluster.OP_CLASSES` an op type belongs to.
+
+    A name space and an overload are ignored, so ``"aten.addmm.default"`` is a product; a backward op is in its forward
+    op's class.
+
+    >>> op_class("addmm"), op_class("convolution_backward"), op_class("scaled_dot_product_attention"), op_class("add")
+    ('product', 'convolution', 'attention', 'other')
+    """
+    parts = op_type.lower().removeprefix("aten.").removeprefix("aten::").split(".")
+    base = parts[0].strip("_").removesuffix("_backward")
+    if "attention" in base:
+        return "attention"
+    if base.startswith("conv") and "convert" not in base:
+        return "convolution"
+    if base in _PRODUCTS or "grouped_mm" in base:
+        return "product"
+    return "other"
+
+
+def op_times_s(graph: ComputationGraph, spec: DeviceSpec) -> NDArray[np.float64]:
+    """Seconds that each op takes on a device, ``float64[N]``.
+
+    Args:
+        graph: The ops; profiled times under ``spec.name`` win over the formula.
+        spec: The device.
+    """
+    flops = graph.flops.astype(np.float64)
+    batch = graph.batch.astype(np.float64)
+    batched = (graph.batch > 0) & (spec.tile > 1)
+    rounded = np.ceil(batch / spec.tile) * spec.tile
+    flops = np.where(batched, flops * (rounded / np.maximum(batch, 1.0)), flops)
+
+    peak = np.array([spec.peak_flops_per_s.get(d, spec.peak_flops_per_s["float32"]) for d in DTYPES])
+    share = np.array([spec.efficiency.get(c, 1.0) for c in OP_CLASSES])
+    class_of_type = np.array([OP_CLASSES.index(op_class(t)) for t in graph.type_names], dtype=np.int64)
+    rate = peak[graph.dtype] * share[class_of_type[graph.op_type]]
+    # flops / (rate * fill) without the division by zero of an op without FLOPs.
+    compute_s = np.where(flops > 0, (flops + spec.fill_flops) / rate, 0.0)
+    memory_s = graph.bytes_accessed / spec.memory_bytes_per_s
+    time_s = spec.launch_overhead_s + np.maximum(compute_s, memory_s)
+    time_s[(graph.flops == 0) & (graph.bytes_accessed == 0)] = 0.0
+
+    profiled = graph.time_s.get(spec.name)
+    if profiled is not None:
+        time_s = np.where(np.isnan(profiled), time_s, profiled)
+    return time_s

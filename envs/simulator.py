@@ -1,0 +1,341 @@
+"""The step simulator: what one step of a graph does on a cluster under a placement, to the last bit.
+
+**Time** is seconds in float64. The step starts at 0 and ends with its last op.
+
+**Instants and rounds.** The simulation goes from one instant at which something happens to the next. At an instant it
+makes rounds. In a round, first everything that falls due is applied: ops end (in op index order), transfers start and
+arrive. Then every idle device, in device order, starts its best ready op. An op that takes no time ends at the same
+instant, which makes a further round; when nothing is due any more, time advances.
+
+**Ops.** A device runs one op at a time, to its end. An op is ready when all tensors that it reads are on its device: a
+tensor made there when its producer ends, another when its transfer ends. An op that reads nothing is ready at 0.
+
+**Schedules** say which ready op is best.
+
+- ``priority``: the op with the longest remaining path, then the smallest op index. The remaining path of an op is the
+  largest sum of op times from it (inclusive) to any op without readers, each op at its fastest allowed device and
+  without transfers, so it is the same for all placements.
+- ``fifo``: the op that became ready at the earliest instant, then the smallest op index; rounds of one instant count as
+  the same time.
+- ``program_order``: each device runs its ops strictly in op index order, and waits for the next one.
+
+**Transfers.** When an op ends, each of its tensors (in tensor order) is sent once to each other device (in device
+order) that has readers of it, however many. A transfer is reserved at once: it starts at the first moment, from now on,
+from which all link directions of its route are free for good, takes the sum of the links' latencies plus bytes divided
+by the smallest bandwidth, and occupies all of these directions until it ends. Whoever reserves first is served first;
+gaps are not filled. Both directions of a link are independent. A tensor of no bytes is sent like any other.
+
+**Memory.** Resident bytes stay on their op's device for the whole step. A tensor made on a device lives there from the
+start of its producer to the latest of its producer's end, the end of its last reader there and the end of its last
+transfer elsewhere; one that is among its producer's resident bytes takes nothing more there. A received copy lives from
+the start of its transfer to the end of its last reader there (also a copy of a resident tensor). Lives are half open:
+what ends at an instant makes room for what starts at it, and a life of no length takes no room. The peak is the most
+that is in use between any two instants.
+
+Where this is fast it differs from `envs.simulator_plain` in no bit; `envs.simulator_kernel` says how.
+
+Letters: ``B`` placements in a batch, ``N`` ops, ``E`` edges, ``T`` tensors, ``D`` devices, ``S`` distinct device specs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs import simulator_kernel as kernel
+from envs.cluster import Cluster
+from envs.trace import Trace, memory_steps
+from graphs.computation_graph import ComputationGraph
+from graphs.errors import InputError, unknown_name
+
+SCHEDULES = ("priority", "fifo", "program_order")
+"""Names of the schedules; the kernel knows them by their index."""
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatorInput:
+    """What the simulator reads, as arrays; make one with `make_input`.
+
+    Attributes:
+        schedule: One of `SCHEDULES`.
+        op_time_s: ``float64[S, N]``.
+        device_spec: ``int32[D]``, row of `op_time_s` of each device.
+        remaining_path_s: ``float64[N]``, see the schedule ``priority``.
+        resident_bytes: ``int64[N]``.
+        num_inputs: ``int32[N]``, tensors that each op reads.
+        input_offsets: ``int32[N + 1]`` and
+        input_edges: ``int32[E]``: op ``i`` reads by the edges ``input_edges[input_offsets[i]:input_offsets[i + 1]]``;
+            an edge is a position in `consumers`.
+        tensor_offsets: ``int32[N + 1]``; op ``i`` makes tensors ``tensor_offsets[i]`` to ``tensor_offsets[i + 1]``.
+        tensor_bytes: ``int64[T]``.
+        tensor_resident: ``bool[T]``.
+        consumer_offsets: ``int32[T + 1]`` and
+        consumers: ``int32[E]``, as in the graph.
+        route_latency_s: ``float64[D, D]``.
+        route_bytes_per_s: ``float64[D, D]``.
+        route_offsets: ``int32[D * D + 1]`` and
+        route_directions: ``int32[...]``, as in `envs.cluster.Routes`.
+    """
+
+    schedule: str
+    op_time_s: NDArray[np.float64]
+    device_spec: NDArray[np.int32]
+    remaining_path_s: NDArray[np.float64]
+    resident_bytes: NDArray[np.int64]
+    num_inputs: NDArray[np.int32]
+    input_offsets: NDArray[np.int32]
+    input_edges: NDArray[np.int32]
+    tensor_offsets: NDArray[np.int32]
+    tensor_bytes: NDArray[np.int64]
+    tensor_resident: NDArray[np.bool_]
+    consumer_offsets: NDArray[np.int32]
+    consumers: NDArray[np.int32]
+    route_latency_s: NDArray[np.float64]
+    route_bytes_per_s: NDArray[np.float64]
+    route_offsets: NDArray[np.int32]
+    route_directions: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+
+    @property
+    def num_ops(self) -> int:
+        """``N``."""
+        return len(self.num_inputs)
+
+    @property
+    def num_devices(self) -> int:
+        """``D``."""
+        return len(self.device_spec)
+
+    @property
+    def num_directions(self) -> int:
+        """One more than the largest number of a link direction that any route crosses."""
+        return int(self.route_directions.max(initial=-1)) + 1
+
+    @cached_property
+    def tensor_producer(self) -> NDArray[np.int32]:
+        """``int32[T]``."""
+        return np.repeat(np.arange(self.num_ops, dtype=np.int32), np.diff(self.tensor_offsets))
+
+    @cached_property
+    def _static(self) -> kernel.Static:
+        return kernel.make_static(self, SCHEDULES.index(self.schedule))
+
+    @cached_property
+    def _idle_workspaces(self) -> list[kernel.Work]:
+        return []
+
+    @contextmanager
+    def _workspace(self) -> Iterator[kernel.Work]:
+        """A workspace that no other thread has; kept for the next call."""
+        try:
+            work = self._idle_workspaces.pop()
+        except IndexError:
+            work = kernel.make_work(self._static)
+        yield work
+        self._idle_workspaces.append(work)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.__post_init__()
+
+
+def make_input(
+    graph: ComputationGraph,
+    cluster: Cluster,
+    times: NDArray[np.float64],
+    device_spec: NDArray[np.int32],
+    op_allowed: NDArray[np.bool_],
+    schedule: str,
+) -> SimulatorInput:
+    """Lay a problem out for the simulator.
+
+    Args:
+        graph: The step.
+        cluster: The devices and routes.
+        times: ``float64[S, N]``, op times by distinct device spec.
+        device_spec: ``int32[D]``, row of `times` of each device.
+        op_allowed: ``bool[N, D]``; only the remaining paths of ``priority`` depend on it.
+        schedule: One of `SCHEDULES`.
+
+    Raises:
+        InputError: The schedule is unknown; an op time is not a number, infinite or negative; an op may run nowhere;
+            the step is too long for float64 or needs more memory than int64 counts.
+    """
+    if schedule not in SCHEDULES:
+        raise unknown_name("schedule", schedule, SCHEDULES)
+    bad = np.argwhere(~(np.isfinite(times) & (times >= 0)))
+    if len(bad):
+        row, op = bad[0]
+        device = cluster.devices[int(np.argmax(device_spec == row))].name
+        raise InputError(
+            f"graph '{graph.name}': op '{graph.op_names[op]}' would take {times[row, op]} s on device '{device}'; "
+            "op times must be finite and not negative"
+        )
+    fastest = np.where(op_allowed.T, times[device_spec], np.inf).min(axis=0)  # [N]
+    nowhere = np.flatnonzero(np.isinf(fastest))
+    if nowhere.size:
+        raise InputError(
+            f"graph '{graph.name}': op '{graph.op_names[nowhere[0]]}' may run on no device of cluster '{cluster.name}'"
+        )
+    _check_magnitudes(graph, cluster, times)
+    routes = cluster.routes
+    order = np.argsort(graph.consumers, kind="stable").astype(np.int32)
+    num_inputs = np.bincount(graph.consumers, minlength=graph.num_ops).astype(np.int32)
+    tensor_offsets = graph.tensor_offsets.astype(np.int32)
+    consumer_offsets = graph.consumer_offsets.astype(np.int32)
+    return SimulatorInput(
+        schedule=schedule,
+        op_time_s=np.array(times, dtype=np.float64, order="C"),
+        device_spec=np.array(device_spec, dtype=np.int32),
+        remaining_path_s=kernel.remaining_paths(fastest, tensor_offsets, consumer_offsets, np.array(graph.consumers)),
+        resident_bytes=graph.resident_bytes.sum(axis=1),
+        num_inputs=num_inputs,
+        input_offsets=np.concatenate([[0], np.cumsum(num_inputs)]).astype(np.int32),
+        input_edges=order,
+        tensor_offsets=tensor_offsets,
+        tensor_bytes=np.array(graph.tensor_bytes),
+        tensor_resident=np.array(graph.tensor_resident),
+        consumer_offsets=consumer_offsets,
+        consumers=np.array(graph.consumers),
+        route_latency_s=np.array(routes.latency_s),
+        route_bytes_per_s=np.array(routes.bytes_per_s),
+        route_offsets=np.array(routes.offsets),
+        route_directions=np.array(routes.directions),
+    )
+
+
+def _check_magnitudes(graph: ComputationGraph, cluster: Cluster, times: NDArray[np.float64]) -> None:
+    """Raise where a step could overflow: then no event could be told from "never", nor a size from a negative one."""
+    routes = cluster.routes
+    slowest_s = float(times.max(axis=0).sum())
+    crossing_s = float(routes.latency_s.max(initial=0.0)) + graph.tensor_bytes / float(routes.bytes_per_s.min())
+    copies = np.minimum(np.diff(graph.consumer_offsets), cluster.num_devices)
+    if not np.isfinite(slowest_s + float((crossing_s * copies).sum())):
+        raise InputError(
+            f"graph '{graph.name}' on cluster '{cluster.name}': a step could last longer than float64 can count; "
+            "look for a huge op time or latency, or a bandwidth near zero"
+        )
+    total = sum(map(int, graph.tensor_bytes)) * (cluster.num_devices + 1) + sum(map(int, graph.resident_bytes.ravel()))
+    if total > np.iinfo(np.int64).max:
+        raise InputError(
+            f"graph '{graph.name}': its tensors and residents add up to {total:.3g} bytes, too many for int64"
+        )
+
+
+def simulate(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trace:
+    """Simulate one step and keep everything.
+
+    Args:
+        problem: What to simulate.
+        op_placement: ``int[N]``, a device index for each op.
+    """
+    placements = _as_placements(problem, np.asarray(op_placement)[None])
+    step_time_s, peak = np.empty(1), np.empty((1, problem.num_devices), dtype=np.int64)
+    with problem._workspace() as work:
+        kernel.simulate_many(problem._static, work, placements, step_time_s, peak)
+        count = int(work.counts[kernel.NUM_TRANSFERS])
+        tensor = work.transfer_tensor[:count].copy()
+        destination = work.transfer_destination[:count].copy()
+        start_s, end_s = work.transfer_start_s[:count].copy(), work.transfer_end_s[:count].copy()
+        op_start_s, op_end_s = work.op_start_s.copy(), work.op_end_s.copy()
+    memory_time_s, memory_bytes = memory_steps(
+        problem, placements[0], op_start_s, op_end_s, tensor, destination, start_s, end_s
+    )
+    return Trace(
+        step_time_s=float(step_time_s[0]),
+        peak_memory_bytes=peak[0],
+        op_device=placements[0].copy(),
+        op_start_s=op_start_s,
+        op_end_s=op_end_s,
+        transfer_tensor=tensor,
+        transfer_source=placements[0][problem.tensor_producer[tensor]],
+        transfer_destination=destination,
+        transfer_start_s=start_s,
+        transfer_end_s=end_s,
+        memory_time_s=memory_time_s,
+        memory_bytes=memory_bytes,
+    )
+
+
+def simulate_batch(
+    problem: SimulatorInput, op_placements: NDArray[np.integer], *, threads: int | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Step times and peak memories of a batch of placements.
+
+    Args:
+        problem: What to simulate.
+        op_placements: ``int[B, N]``, a device index for each op.
+        threads: Cores to use; by default all that this process may use. The result does not depend on it.
+
+    Returns:
+        ``(step_time_s float64[B], peak_memory_bytes int64[B, D])``.
+    """
+    placements = _as_placements(problem, np.asarray(op_placements))
+    count = len(placements)
+    step_time_s = np.empty(count)
+    peak = np.empty((count, problem.num_devices), dtype=np.int64)
+    parts = min(available_cores() if threads is None else max(threads, 1), count)
+
+    def part(number: int) -> None:
+        rows = slice(count * number // parts, count * (number + 1) // parts)
+        with problem._workspace() as work:
+            kernel.simulate_many(problem._static, work, placements[rows], step_time_s[rows], peak[rows])
+
+    if count == 0:
+        return step_time_s, peak
+    problem._static, problem._idle_workspaces  # noqa: B018 (made once, before several threads ask for them)
+    others = [_pool().submit(part, number) for number in range(1, parts)]
+    part(0)
+    for other in others:
+        other.result()
+    return step_time_s, peak
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+_pools: list[ThreadPoolExecutor] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)  # a child has none of its parent's threads
+
+
+def _pool() -> ThreadPoolExecutor:
+    if not _pools:
+        _pools.append(ThreadPoolExecutor(max_workers=available_cores(), thread_name_prefix="simulator"))
+    return _pools[0]
+
+
+def _as_placements(problem: SimulatorInput, placements: NDArray[np.integer]) -> NDArray[np.int32]:
+    """The placements as the kernel wants them: read-only, contiguous ``int32[B, N]``, every index in range."""
+    if placements.ndim != 2 or placements.shape[1] != problem.num_ops or placements.dtype.kind not in "iu":
+        raise InputError(
+            f"placements of ops must be integers of shape [B, {problem.num_ops}], not {placements.dtype} of shape "
+            f"{list(placements.shape)}"
+        )
+    if placements.size and not 0 <= placements.min() <= placements.max() < problem.num_devices:
+        raise InputError(
+            f"a placement names device {placements.min()} to {placements.max()}; there are devices 0 to "
+            f"{problem.num_devices - 1}"
+        )
+    view = np.ascontiguousarray(placements, dtype=np.int32).view()
+    view.setflags(write=False)
+    return view
