@@ -1,0 +1,287 @@
+"""A PyTorch model -> the computation graph of one training or inference step.
+
+The step really runs, forward, loss and backward, but on fake tensors that have shapes and no memory. Every ATen op that
+PyTorch issues is recorded, so the graph has what eager PyTorch does: the same ops in the same order, each with the
+module that it was called in. Nothing is compiled or fused; the optimizer's update is added, one fused op a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from graphs.capture_build import OPTIMIZER_STATES, add_update, to_graph
+from graphs.capture_recorder import Recorder
+from graphs.computation_graph import ComputationGraph
+from graphs.errors import InputError, unknown_name
+
+Loss = Callable[..., torch.Tensor]
+
+
+def capture(
+    model: nn.Module,
+    example_batch: Any,
+    loss: Loss | None = None,
+    *,
+    training: bool = True,
+    optimizer: str = "adam",
+    name: str | None = None,
+) -> ComputationGraph:
+    """Capture the graph of one step of a model.
+
+    What the model and the loss are called with depends on the example batch:
+
+    ==============================  =======================================================  ========================
+    example_batch                   the model is called as                                   the loss is called as
+    ==============================  =======================================================  ========================
+    a tensor ``x``                  ``model(x)``                                             ``loss(output)``
+    a dict                          ``model(**batch)``                                       ``loss(output)``
+    a tuple ``(inputs, *targets)``  ``model(x)``, ``model(*inputs)`` or ``model(**inputs)``  ``loss(output, *targets)``
+    ==============================  =======================================================  ========================
+
+    where ``inputs`` is in turn a tensor, a tuple or a dict, so ``((tokens, mask), labels)`` serves a model of two
+    arguments. Without a loss the model's output must be the loss, or hold it as ``output.loss`` or ``output["loss"]``.
+    Lists are taken as tuples. Anything in a batch that is not a tensor is passed on as it is.
+
+    The graph:
+
+    - Ops are ATen ops by name (``addmm``, ``convolution_backward``); views are folded into their producers and
+      allocations dropped. An in-place op makes a new tensor.
+    - Every parameter and buffer is an op of type `PARAMETER`; its bytes and the optimizer's state stay resident there.
+      A tied weight is one parameter. Every input tensor is an op of type `INPUT`.
+    - Gradients are activations: they live from the op that makes them to the update (as after
+      ``zero_grad(set_to_none=True)``). A gradient with several contributions is summed by a chain of ``add`` ops, in
+      the order in which autograd does it. A parameter, that chain and its update share a device by constraint.
+    - Backward ops, and the sums of activations' gradients, carry the module and call of the forward op that they
+      belong to. Ops of the loss have the module ``"loss"``.
+    - A slice that is read (of a split, a concatenation's gradient, ...) is a tensor of its own where slices do not
+      overlap; it may be freed before the rest, which eager PyTorch would keep.
+    - FLOPs are PyTorch's own formulas; they are 0 for all but products, convolutions and attention.
+
+    Every tensor is faked on the CPU, wherever it is and whatever device the model names, so the model may be on any
+    device, or on ``"meta"`` so that it needs no memory at all. Ops that differ by device are those of the CPU: dropout
+    is three ops, not one. Fused CPU-only kernels (oneDNN, the transformer fast path) are switched off meanwhile. The
+    model is left as it was: mode, hooks, buffers, gradients and attributes.
+
+    Args:
+        model: Any module that runs without looking at the values of its tensors.
+        example_batch: See above. The leading dimension of its first tensor is the batch size.
+        loss: See above; a function or a module, for example ``nn.CrossEntropyLoss()``. Not called when not training.
+        training: Capture forward, backward and update in training mode; otherwise the forward pass alone, in evaluation
+            mode and without gradients; targets are then no part of the graph.
+        optimizer: ``"sgd"``, ``"momentum"``, ``"rmsprop"`` or ``"adam"``.
+        name: The graph's name, by default the name of the model's class.
+
+    Raises:
+        InputError: The model cannot be traced, the loss is not one number, or the optimizer is unknown.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> batch = torch.zeros(32, 8), torch.zeros(32, dtype=torch.int64)
+        >>> graph = capture(model, batch, nn.CrossEntropyLoss(), optimizer="sgd", name="tiny")
+        >>> graph.total_flops == 2 * 32 * (8 * 16 * 2 + 16 * 4 * 3)  # no gradient of the input is needed
+        True
+    """
+    if optimizer not in OPTIMIZER_STATES:
+        raise unknown_name("optimizer", optimizer, OPTIMIZER_STATES)
+    name = name or type(model).__name__
+    _check_model(model, name, training)
+    inputs, targets = _split_batch(example_batch)
+    with _settings(training), _left_as_it_was(model), FakeTensorMode(allow_non_fake_inputs=True):
+        fakes = _Fakes()
+        inputs = fakes.of_batch(inputs, "input")
+        targets = fakes.of_batch(targets, "target") if training else ()
+        recorder = Recorder(next((t.shape[0] for t in fakes.batch.values() if t.dim()), 0))
+        for key, tensor in fakes.batch.items():
+            recorder.add_source(tensor, key, "", None)
+        states = OPTIMIZER_STATES[optimizer] if training else 0
+        state, parameters = _fake_state(recorder, fakes, model, states)
+        model.train(training)
+        try:
+            gradients = _run(recorder, model, state, list(parameters), inputs, targets, loss, training)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"model '{name}' cannot be traced: {_reason(error)}") from error
+        together = []
+        for (key, op), gradient in zip(parameters.items(), gradients, strict=True):
+            if gradient is not None:
+                together.append(_update(recorder, state[key], op, gradient, optimizer))
+        return to_graph(recorder, name, together)
+
+
+def _run(
+    recorder: Recorder,
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    trained: Sequence[str],
+    inputs: Any,
+    targets: Sequence[Any],
+    loss: Loss | None,
+    training: bool,
+) -> Sequence[torch.Tensor | None]:
+    """Run the step and record it; returns the gradients of the parameters named in `trained`."""
+    args: tuple[Any, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
+    kwargs: dict[str, Any] = {}
+    if isinstance(inputs, dict):
+        args, kwargs = (), inputs
+    with recorder, recorder.tagging(model):
+        output = torch.func.functional_call(model, dict(state), args, kwargs)
+        if not training:
+            return [None] * len(trained)
+        recorder.set_tag(("loss", 0))
+        value = loss(output, *targets) if loss is not None else _own_loss(output)
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise InputError(f"the loss must be a tensor of one number, not {shape}; reduce it, for example by .mean()")
+        if value.grad_fn is None:
+            raise InputError(
+                "the loss does not depend on any parameter that requires a gradient; capture with training=False"
+            )
+        recorder.tag_backward(value)
+        wanted = [state[key] for key in trained]
+        return torch.autograd.grad(value.reshape(()), wanted, allow_unused=True)
+
+
+def _update(recorder: Recorder, parameter: torch.Tensor, op: int, gradient: torch.Tensor, optimizer: str) -> list[int]:
+    """Add the update of one parameter, which reads the parameter and its gradient."""
+    pieces = recorder.content(gradient)
+    size = parameter.untyped_storage().nbytes()
+    together = add_update(recorder, op, recorder.values[pieces[-1][0]].producer, size, optimizer)
+    recorder.read(together[1], [*recorder.content(parameter), *pieces])
+    return together
+
+
+def _fake_state(
+    recorder: Recorder, fakes: _Fakes, model: nn.Module, optimizer_states: int
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Stand-ins for all parameters and buffers by name, and the ops of those that are trained, by name."""
+    state: dict[str, torch.Tensor] = {}
+    trained: dict[str, int] = {}
+    for key, parameter in model.named_parameters():
+        fake = fakes.of(parameter.detach()).requires_grad_(parameter.requires_grad)
+        size = fake.untyped_storage().nbytes()
+        resident = {"parameter": size}
+        if parameter.requires_grad and optimizer_states:
+            resident["optimizer"] = size * optimizer_states
+        state[key] = fake
+        op = recorder.add_source(fake, key, key.rpartition(".")[0], resident)
+        if parameter.requires_grad:
+            trained[key] = op
+    for key, buffer in model.named_buffers():
+        state[key] = fakes.of(buffer.detach())
+        size = state[key].untyped_storage().nbytes()
+        recorder.add_source(state[key], key, key.rpartition(".")[0], {"constant": size})
+    return state, trained
+
+
+class _Fakes:
+    """Makes fake CPU tensors of the size, strides and dtype of real ones, one for each."""
+
+    def __init__(self) -> None:
+        self.batch: dict[str, torch.Tensor] = {}
+        self._known: dict[int, torch.Tensor] = {}
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A new fake; dense layouts are kept, others (a part of a larger tensor) become contiguous."""
+        extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.numel() == extent:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+
+    def of_batch(self, value: Any, path: str) -> Any:
+        """The batch with every tensor replaced by a fake; a tensor that occurs twice stays one tensor."""
+        if isinstance(value, torch.Tensor):
+            if id(value) not in self._known:
+                fake = self.of(value.detach())
+                self._known[id(value)] = self.batch[path] = fake
+            return self._known[id(value)]
+        if isinstance(value, Mapping):
+            return {key: self.of_batch(item, f"{path}/{key}") for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return tuple(self.of_batch(item, f"{path}/{i}") for i, item in enumerate(value))
+        return value
+
+
+def _split_batch(batch: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What the model gets and what only the loss gets."""
+    if isinstance(batch, (tuple, list)):
+        if not batch:
+            raise InputError("the example batch is an empty tuple; give (inputs, *targets)")
+        inputs = tuple(batch[0]) if isinstance(batch[0], (tuple, list)) else batch[0]
+        return inputs, tuple(batch[1:])
+    return (dict(batch) if isinstance(batch, Mapping) else batch), ()
+
+
+def _own_loss(output: Any) -> torch.Tensor:
+    """The loss of a model that computes it itself."""
+    if isinstance(output, Mapping) and "loss" in output:
+        return output["loss"]
+    found = getattr(output, "loss", output)
+    if not isinstance(found, torch.Tensor) or found.numel() != 1:
+        raise InputError("no loss was given and the model's output is not one; pass loss=, a function of the output")
+    return found
+
+
+def _check_model(model: nn.Module, name: str, training: bool) -> None:
+    for key, parameter in [*model.named_parameters(), *model.named_buffers()]:
+        if torch.nn.parameter.is_lazy(parameter):
+            raise InputError(f"model '{name}' has not initialised '{key}' yet; call it once on a real batch first")
+    if training and not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"no parameter of model '{name}' requires a gradient; capture it with training=False")
+
+
+@contextmanager
+def _settings(training: bool) -> Iterator[None]:
+    """Gradients as the step wants them, and no kernels that only a CPU has."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(training))
+        stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+        torch._C._set_mkldnn_enabled(False)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put back the modules' attributes, so that no mode and no fake tensor stays in them."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _reason(error: Exception) -> str:
+    """PyTorch's reason in one line, and what to do about it."""
+    if isinstance(error, DataDependentOutputException):
+        return (
+            f"{error} looks at a tensor's value (.item(), bool(), or control flow on data), but only shapes are known; "
+            "compute it outside of the step, or by tensor ops such as torch.where"
+        )
+    if isinstance(error, DynamicOutputShapeException):
+        return (
+            f"the shape that {error} makes depends on values (a boolean mask, nonzero, unique); "
+            "use ops of a fixed shape, such as torch.where"
+        )
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else text[:297] + "..."
+    hint = ""
+    if isinstance(error, TypeError) and "argument" in text:
+        hint = "; an example batch that is a tuple is (inputs, *targets), with inputs a tuple for several arguments"
+    return f"{type(error).__name__}: {text}{hint}"

@@ -1,0 +1,71 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from graphs import zoo
+from graphs.computation_graph import RESIDENT_PARTS
+from graphs.errors import InputError
+
+SMALL = {
+    "rnnlm": "rnnlm:hidden=16,steps=3,vocabulary=20,batch=4",
+    "nmt": "nmt:hidden=16,steps=3,vocabulary=20,batch=4",
+    "inception_v3": "inception_v3:batch=2,image=75,classes=10,aux=0",
+}
+
+
+def real_step(spec: str):
+    """The small model for real on the CPU, its batch, and PyTorch's own FLOP count of forward and backward."""
+    workload, sizes = zoo.parse(spec)
+    module = __import__(f"graphs.zoo.{workload.name}", fromlist=["make"])
+    torch.manual_seed(0)
+    model, batch = module.make(sizes)
+    with FlopCounterMode(display=False) as counter:
+        loss = model(**batch)
+        if sizes["training"]:
+            loss.backward()
+    return model, loss, counter.get_total_flops()
+
+
+def test_importing_the_zoo_loads_no_torch():
+    code = "import sys, graphs.zoo; graphs.zoo.parse('nmt:layers=4'); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_workload_against_the_real_step(name):
+    graph = zoo.load(SMALL[name])
+    model, _, flops = real_step(SMALL[name])
+    size = sum(4 * p.numel() for p in model.parameters())
+    states = {"adam": 2, "rmsprop": 1}[zoo.ZOO[name].optimizer]
+    assert graph.total_flops == flops
+    assert graph.parameter_bytes == size
+    assert graph.resident_bytes[:, RESIDENT_PARTS.index("optimizer")].sum() == states * size
+    views = {"t", "view", "expand", "transpose", "unbind", "unsafe_split", "detach", "select", "_unsafe_view", "empty"}
+    assert not views & set(graph.type_names)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("rnnml", "unknown workload 'rnnml' (did you mean 'rnnlm'?); known: inception_v3, nmt, rnnlm"),
+        ("rnnlm:hiden=4", "unknown setting of workload 'rnnlm' 'hiden' (did you mean 'hidden'?); known: batch"),
+        ("rnnlm:hidden=zero", "workload 'rnnlm': hidden is 'zero', but must be a whole number of at least 1"),
+        ("rnnlm:steps=0", "steps is '0', but must be a whole number of at least 1"),
+        ("rnnlm:steps", "write settings as key=value, not 'steps'"),
+        ("rnnlm:steps=2,steps=3", "steps is set twice"),
+        ("nmt:attention=left", "attention is 'left', but must be one of bottom, top"),
+        ("inception_v3:image=128", "the auxiliary head needs image=299 or more, not 128; add aux=0"),
+    ],
+)
+def test_bad_names_are_refused(spec, message):
+    with pytest.raises(InputError) as error:
+        zoo.load(spec)
+    assert message in str(error.value)
+
+
+def test_names_are_shortest():
+    workload, sizes = zoo.parse("nmt:batch=64,layers=4")
+    assert zoo.canonical_name(workload, sizes) == "nmt:layers=4"
