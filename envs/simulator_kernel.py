@@ -157,10 +157,11 @@ def _compiled(function: F) -> F:
     The cache is the `__pycache__` beside this file; where that cannot be written, the user's cache directory, or
     ``NUMBA_CACHE_DIR``. Where none of them can be written numba refuses to cache, and we compile in every process.
     """
+    options: dict[str, Any] = {"nogil": True, "_nrt": False, "error_model": "numpy"}
     try:
-        return cast(F, numba.njit(cache=True, nogil=True, _nrt=False)(function))
+        return cast(F, numba.njit(cache=True, **options)(function))
     except RuntimeError:
-        return cast(F, numba.njit(nogil=True)(function))
+        return cast(F, numba.njit(**options)(function))
 
 
 @intrinsic
