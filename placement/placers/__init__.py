@@ -1,1 +1,74 @@
-"""The placers: one a file, all ``place(problem, *, budget, rng) -> Placed``."""
+"""The placers: one a file, all ``place(problem, *, budget, rng) -> Placed``.
+
+`PLACERS` names them all. A placer's module is imported only when its function is asked for, so that importing this
+package loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graphs.errors import unknown_name
+
+if TYPE_CHECKING:
+    from placement.placers.base import Placer
+
+
+@dataclass(frozen=True)
+class PlacerInfo:
+    """What the command and the comparison need to know of a placer before they run it.
+
+    Attributes:
+        name: What users call it.
+        target: ``"module:function"``, imported on first use.
+        summary: One line for ``placement list placers``.
+        learns: True where it learns from the placements that it evaluates.
+        searches: True where it uses all of the time that it is given; others answer as soon as they are done.
+    """
+
+    name: str
+    target: str
+    summary: str
+    learns: bool = False
+    searches: bool = False
+
+    @property
+    def function(self) -> Placer:
+        """The placer itself; this imports its module."""
+        module, _, function = self.target.partition(":")
+        placer: Placer = getattr(importlib.import_module(module), function)
+        return placer
+
+
+def _info(name: str, summary: str, *, learns: bool = False, searches: bool = False) -> PlacerInfo:
+    return PlacerInfo(name, f"placement.placers.{name}:place", summary, learns=learns, searches=searches)
+
+
+PLACERS: dict[str, PlacerInfo] = {
+    info.name: info
+    for info in (
+        _info("single_device", "everything on one device; the best of all devices"),
+        _info("cpu", "everything on the host's CPU"),
+        _info("contiguous", "an order of the groups cut into runs, by balance and then by simulation"),
+        _info("random", "the best of a fixed number of random placements"),
+        _info("round_robin", "groups dealt out to the accelerators in turn"),
+        _info("expert", "what a person would do, for the workloads that have such a rule"),
+        _info("heft", "list scheduling by upward rank and earliest finish (Topcuoglu et al., 2002)"),
+        _info("etf", "list scheduling by earliest start (Hwang et al., 1989)"),
+        _info("reinforce", "the learned seq2seq policy (Mirhoseini et al., 2017)", learns=True, searches=True),
+    )
+}
+"""Every placer, by name."""
+
+
+def get_placer(name: str) -> PlacerInfo:
+    """Look up a placer.
+
+    Raises:
+        InputError: There is no placer of that name; the message lists those that exist.
+    """
+    if name not in PLACERS:
+        raise unknown_name("placer", name, PLACERS)
+    return PLACERS[name]

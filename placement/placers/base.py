@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,6 +62,20 @@ class Placer(Protocol):
         ...
 
 
+def accelerators_first(problem: PlacementProblem, allowed: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+    """``bool[G, D]``: the accelerators that each group may be on; all its devices where it may be on no accelerator.
+
+    Args:
+        problem: The problem.
+        allowed: ``bool[U, D]`` of other units than the problem's groups.
+    """
+    allowed = problem.allowed if allowed is None else allowed
+    preferred = allowed & np.array([device.spec.kind != "cpu" for device in problem.cluster.devices])
+    nowhere = ~preferred.any(axis=1)
+    preferred[nowhere] = allowed[nowhere]
+    return preferred
+
+
 class Search:
     """Evaluates for a placer: counts, remembers the best, and knows when the budget is spent."""
 
@@ -105,6 +120,25 @@ class Search:
                 self._fallback_over = float(over[least])
                 self._fallback = np.array(placements[least], dtype=np.int64)
         return evaluation
+
+    def penalised_s(self, evaluation: Evaluation) -> NDArray[np.float64]:
+        """``float64[B]``: the step time, and for what does not fit more than any feasible step, by the bytes missing.
+
+        A search that compares these numbers walks downhill to what fits, and from then on downhill in time.
+        """
+        memory = self.problem.cluster.memory_bytes
+        missing = np.maximum(evaluation.peak_memory_bytes - memory, 0).sum(axis=1) / max(int(memory.sum()), 1)
+        return np.where(evaluation.feasible, evaluation.step_time_s, self.failing_s * (1.0 + missing))
+
+    @cached_property
+    def failing_s(self) -> float:
+        """Seconds that no step takes: every op on its slowest device, one after another, and every tensor sent."""
+        routes, graph = self.problem.cluster.routes, self.problem.graph
+        slowest_s = float(self.problem.op_time_s.max(axis=0).sum())
+        copies = np.minimum(np.diff(graph.consumer_offsets), self.problem.num_devices)
+        per_byte = 1.0 / float(routes.bytes_per_s.min())
+        sent_s = float((copies * (routes.latency_s.max() + graph.tensor_bytes * per_byte)).sum())
+        return slowest_s + sent_s
 
     def placed(self, *, config: Mapping[str, Any] | None = None, note: str = "") -> Placed:
         """The answer: the best feasible placement, or where none was found the one that exceeds memory least."""

@@ -1,0 +1,178 @@
+"""What a person would do by hand, for the workloads that have such a rule; read off the module paths.
+
+Mirhoseini et al. (2017), section 4.1, arXiv 1706.04972: recurrent nets with one LSTM layer a GPU, attention and softmax
+with the top layer, embeddings with the bottom one; Inception-V3 cut into contiguous parts of about equal layer count.
+
+What the paper leaves open: with fewer GPUs than layers, layers of the same depth share a GPU (the encoder's first and
+the decoder's first, ...), as TensorFlow's NMT tutorial did; with more, the rest stay idle. A layer of Inception-V3 is a
+convolution or a product; cuts fall between the blocks. An expert does not repair: what does not fit is reported so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.problem import PlacementProblem
+from graphs.computation_graph import PHASES
+from graphs.errors import InputError
+from placement.placers.base import Budget, Placed, Search
+from placement.placers.single_device import all_on
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Stacks of layers, one layer a device.
+
+    Attributes:
+        stacks: Module paths of the stacks, bottom to top; a layer is ``<stack>.<number>``.
+        bottom: Module path -> the stack whose bottom layer it goes with.
+        top: Module path -> the stack whose top layer it goes with.
+    """
+
+    stacks: Sequence[str]
+    bottom: Mapping[str, str] = field(default_factory=dict)
+    top: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Blocks in program order, cut into parts of about equal layer count, one part a device.
+
+    Attributes:
+        depth: A block is a module path cut after so many components.
+    """
+
+    depth: int = 2
+
+
+RULES: dict[str, Stacked | Parts] = {
+    "rnnlm": Stacked(("cells",), bottom={"embedding": "cells"}, top={"softmax": "cells"}),
+    "nmt": Stacked(
+        ("encoder", "decoder"),
+        bottom={"encoder_embedding": "encoder", "decoder_embedding": "decoder"},
+        top={"attention": "decoder", "attention_keys": "decoder", "softmax": "decoder"},
+    ),
+    "inception_v3": Parts(),
+}
+"""The rule for each workload of the zoo that has one."""
+
+
+def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+    """Apply the workload's rule.
+
+    Raises:
+        InputError: There is no rule for this graph, its modules are not those that the rule knows, or the cluster has
+            no accelerators.
+    """
+    workload = problem.graph.name.partition(":")[0]
+    if workload not in RULES:
+        raise InputError(
+            f"placer 'expert' knows no rule for graph '{problem.graph.name}'; it has rules for: "
+            f"{', '.join(sorted(RULES))}"
+        )
+    accelerators = [i for i, device in enumerate(problem.cluster.devices) if device.spec.kind != "cpu"]
+    if not accelerators:
+        raise InputError(f"placer 'expert' needs accelerators, but cluster '{problem.cluster.name}' has none")
+    rule = RULES[workload]
+    of_path = _stacked(problem, rule, len(accelerators)) if isinstance(rule, Stacked) else _parts(problem, rule)
+    parts = _of_groups(problem, [of_path(path) for path in problem.graph.module_names])
+    if (parts == UNKNOWN).all():
+        raise InputError(f"placer 'expert': graph '{problem.graph.name}' has none of the modules that its rule knows")
+    if isinstance(rule, Parts):
+        parts = _cut(problem, parts, len(accelerators))
+    parts = _follow_neighbours(problem, parts)
+    homes = np.stack([all_on(problem, device) for device in accelerators])  # [accelerators, G]
+    search = Search(problem, budget)
+    fits = search.evaluate(homes[parts, np.arange(problem.num_groups)][None]).feasible.all()
+    return search.placed(note="" if fits else "the expert's placement does not fit")
+
+
+def _stacked(problem: PlacementProblem, rule: Stacked, num_devices: int) -> Callable[[str], int]:
+    """A function from a module path to the number of a device."""
+    layers = [sorted(_layers(problem, stack)) for stack in rule.stacks]
+    enough = sum(map(len, layers)) <= num_devices
+    device: dict[str, int] = {}
+    for stack, numbers in zip(rule.stacks, layers, strict=True):
+        for depth, number in enumerate(numbers):
+            device[f"{stack}.{number}"] = len(device) if enough else depth % num_devices
+    for path, stack in rule.bottom.items():
+        device[path] = device.get(f"{stack}.0", UNKNOWN)
+    for path, stack in rule.top.items():
+        device[path] = device.get(f"{stack}.{max(_layers(problem, stack), default=0)}", UNKNOWN)
+
+    def of_path(path: str) -> int:
+        components = path.split(".")
+        return device.get(".".join(components[:2]), device.get(components[0], UNKNOWN))
+
+    return of_path
+
+
+def _layers(problem: PlacementProblem, stack: str) -> set[int]:
+    """The numbers of a stack's layers."""
+    paths = (path.split(".") for path in problem.graph.module_names)
+    return {int(parts[1]) for parts in paths if parts[0] == stack and len(parts) > 1 and parts[1].isdecimal()}
+
+
+def _parts(problem: PlacementProblem, rule: Parts) -> Callable[[str], int]:
+    """A function from a module path to the number of its block, in order of the blocks' first forward ops."""
+    graph = problem.graph
+    forward = graph.phase == PHASES.index("forward")
+    # Parameters stand before the first op; a block begins where it computes.
+    computes = forward & ((graph.flops > 0) | (graph.bytes_accessed > 0))
+    blocks: dict[str, int] = {}
+    for module in graph.module[computes]:
+        path = graph.module_names[module]
+        if path:
+            blocks.setdefault(_block(path, rule), len(blocks))
+    return lambda path: blocks.get(_block(path, rule), UNKNOWN) if path else UNKNOWN
+
+
+def _block(path: str, rule: Parts) -> str:
+    return ".".join(path.split(".")[: rule.depth])
+
+
+def _cut(problem: PlacementProblem, block: NDArray[np.int64], num_devices: int) -> NDArray[np.int64]:
+    """From the blocks of groups to parts with about equal numbers of layers."""
+    graph = problem.graph
+    is_layer = (graph.phase == PHASES.index("forward")) & (graph.flops > 0)
+    layers = np.zeros(int(block.max()) + 1)
+    layer_block = block[problem.groups.group_of_op[is_layer]]
+    np.add.at(layers, layer_block[layer_block != UNKNOWN], 1.0)
+    middle = np.cumsum(layers) - layers / 2
+    part = np.minimum(middle * num_devices / max(layers.sum(), 1.0), num_devices - 1).astype(np.int64)
+    return np.where(block == UNKNOWN, UNKNOWN, part[block])
+
+
+def _of_groups(problem: PlacementProblem, of_module: Sequence[int]) -> NDArray[np.int64]:
+    """``int64[G]``: what most ops of each group say, `UNKNOWN` where none says anything."""
+    said = np.array(of_module, dtype=np.int64)[problem.graph.module]
+    votes = np.zeros((problem.num_groups, int(said.max(initial=UNKNOWN)) + 2))
+    known = said != UNKNOWN
+    np.add.at(votes, (problem.groups.group_of_op[known], said[known]), 1.0)
+    return np.where(votes.any(axis=1), votes.argmax(axis=1), UNKNOWN)
+
+
+def _follow_neighbours(problem: PlacementProblem, part: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Groups that the rule does not name go with the neighbours with which they exchange most bytes."""
+    graph, group_of_op = problem.graph, problem.groups.group_of_op
+    a = group_of_op[graph.edge_producer]
+    b = group_of_op[graph.consumers]
+    size = graph.tensor_bytes[graph.edge_tensor].astype(np.float64) + 1.0
+    part = part.copy()
+    while (part == UNKNOWN).any():
+        votes = np.zeros((problem.num_groups, int(part.max()) + 1))
+        for one, other in ((a, b), (b, a)):
+            useful = (part[one] == UNKNOWN) & (part[other] != UNKNOWN)
+            np.add.at(votes, (one[useful], part[other[useful]]), size[useful])
+        joins = votes.any(axis=1)
+        if not joins.any():
+            part[part == UNKNOWN] = 0
+            return part
+        part[joins] = votes[joins].argmax(axis=1)
+    return part

@@ -1,0 +1,330 @@
+"""The compiled loops of the list schedulers; `placement.placers.list_scheduling` explains and calls them.
+
+Letters: ``K`` tasks, ``U`` units, ``R`` tensors, ``E`` pairs of a tensor and a task that reads it, ``D`` devices.
+"""
+
+# numba compiles these functions, and their arguments' types are its own.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Picture(NamedTuple):
+    """What does not change while tasks are placed; see `placement.placers.task_graph.TaskGraph`.
+
+    Attributes:
+        time_s: ``float64[K, D]``.
+        unit: ``int32[K]``.
+        unit_allowed: ``bool[U, D]``.
+        unit_bytes: ``float64[U]``.
+        free_source: ``bool[K]``.
+        producer: ``int32[R]``.
+        tensor_bytes: ``float64[R]``.
+        in_offsets: ``int64[K + 1]`` into `inputs`.
+        inputs: ``int32[E]``, the tensors that each task reads.
+        out_offsets: ``int64[K + 1]`` into `outputs`.
+        outputs: ``int32[R]``, the tensors that each task makes.
+        consumer_offsets: ``int64[R + 1]`` into `consumers`.
+        consumers: ``int32[E]``, the tasks that read each tensor.
+        latency_s: ``float64[D, D]``.
+        s_per_byte: ``float64[D, D]``.
+    """
+
+    time_s: NDArray[np.float64]
+    unit: NDArray[np.int32]
+    unit_allowed: NDArray[np.bool_]
+    unit_bytes: NDArray[np.float64]
+    free_source: NDArray[np.bool_]
+    producer: NDArray[np.int32]
+    tensor_bytes: NDArray[np.float64]
+    in_offsets: NDArray[np.int64]
+    inputs: NDArray[np.int32]
+    out_offsets: NDArray[np.int64]
+    outputs: NDArray[np.int32]
+    consumer_offsets: NDArray[np.int64]
+    consumers: NDArray[np.int32]
+    latency_s: NDArray[np.float64]
+    s_per_byte: NDArray[np.float64]
+
+
+class State(NamedTuple):
+    """What is written while tasks are placed.
+
+    Attributes:
+        placed: ``int64[K]``, a device or -1.
+        unit_device: ``int64[U]``, a device or -1.
+        end_s: ``float64[K]``.
+        copied_s: ``float64[R, D]``, when a tensor's copy is on a device, infinite where none was sent.
+        bytes_left: ``float64[D]``.
+        out_free_s: ``float64[D]``, when the device's port is free to send.
+        in_free_s: ``float64[D]``, when it is free to receive.
+    """
+
+    placed: NDArray[np.int64]
+    unit_device: NDArray[np.int64]
+    end_s: NDArray[np.float64]
+    copied_s: NDArray[np.float64]
+    bytes_left: NDArray[np.float64]
+    out_free_s: NDArray[np.float64]
+    in_free_s: NDArray[np.float64]
+
+
+@numba.njit(cache=True)
+def upward_rank(time_s, out_offsets, outputs, consumer_offsets, consumers, transfer_s):
+    """See `placement.placers.list_scheduling.upward_rank`."""
+    rank = np.zeros(len(time_s))
+    for task in range(len(time_s) - 1, -1, -1):
+        longest = 0.0
+        for i in range(out_offsets[task], out_offsets[task + 1]):
+            tensor = outputs[i]
+            for j in range(consumer_offsets[tensor], consumer_offsets[tensor + 1]):
+                longest = max(longest, transfer_s[tensor] + rank[consumers[j]])
+        rank[task] = time_s[task] + longest
+    return rank
+
+
+@numba.njit(cache=True)
+def insertion_schedule(picture, state, order, bias_s, ports):
+    """See `placement.placers.list_scheduling.insertion_schedule`."""
+    num_tasks, num_devices = picture.time_s.shape
+    starts, ends = np.zeros((num_devices, num_tasks)), np.zeros((num_devices, num_tasks))
+    count = np.zeros(num_devices, dtype=np.int64)
+    for task in order:
+        unit = picture.unit[task]
+        home = state.unit_device[unit]
+        if picture.free_source[task] and home < 0:
+            continue
+        need = _bytes_to_bind(picture, state, task)
+        best, best_s, best_start_s, best_at = -1, np.inf, 0.0, 0
+        for device in range(num_devices):
+            if home >= 0:
+                if device != home:
+                    continue
+            elif not picture.unit_allowed[unit, device] or state.bytes_left[device] < need:
+                continue
+            ready_s = _arrival(picture, state, task, device, ports)
+            start_s, at = _gap(starts[device], ends[device], count[device], ready_s, picture.time_s[task, device])
+            end_s = start_s + picture.time_s[task, device] + bias_s[task, device]
+            if best < 0 or end_s < best_s:
+                best, best_s, best_start_s, best_at = device, end_s, start_s, at
+        if best < 0:
+            best = _roomiest(picture, state, unit)
+            ready_s = _arrival(picture, state, task, best, ports)
+            best_start_s, best_at = _gap(starts[best], ends[best], count[best], ready_s, picture.time_s[task, best])
+        _commit(picture, state, task, best, best_start_s, ports)
+        for i in range(count[best], best_at, -1):
+            starts[best, i], ends[best, i] = starts[best, i - 1], ends[best, i - 1]
+        starts[best, best_at], ends[best, best_at] = best_start_s, state.end_s[task]
+        count[best] += 1
+    _place_rest(picture, state)
+    return state.placed
+
+
+@numba.njit(cache=True)
+def earliest_start_schedule(picture, state, priority, narrow, favourite):
+    """See `placement.placers.list_scheduling.earliest_start_schedule`."""
+    num_tasks, num_devices = picture.time_s.shape
+    free_s = np.zeros(num_devices)
+    ready_s = np.zeros((num_tasks, num_devices))
+    waiting = picture.in_offsets[1:] - picture.in_offsets[:-1]
+    ready = np.empty(num_tasks, dtype=np.int64)
+    num_ready = 0
+    kept_for = np.full(num_devices, -1, dtype=np.int64)
+    for task in range(num_tasks):
+        if picture.in_offsets[task + 1] == picture.in_offsets[task] and not picture.free_source[task]:
+            ready[num_ready] = task
+            num_ready += 1
+    for task in range(num_tasks):
+        if picture.free_source[task]:
+            num_ready = _release(picture, state, task, waiting, ready, num_ready, ready_s)
+    while num_ready > 0:
+        at, best, start_s = _first_to_start(
+            picture, state, ready[:num_ready], ready_s, free_s, kept_for, priority, narrow
+        )
+        task = ready[at]
+        if best < 0:  # no ready task finds memory
+            best = _roomiest(picture, state, picture.unit[task])
+            start_s = max(ready_s[task, best], free_s[best])
+        num_ready -= 1
+        ready[at] = ready[num_ready]
+        _commit(picture, state, task, best, start_s, False)
+        free_s[best] = state.end_s[task]
+        if kept_for[best] == task:
+            kept_for[best] = -1
+        num_ready = _release(picture, state, task, waiting, ready, num_ready, ready_s)
+        child = favourite[task]
+        if child >= 0 and waiting[child] == 0 and state.placed[child] < 0:
+            kept_for[best] = child
+    _place_rest(picture, state)
+    return state.placed
+
+
+@numba.njit(cache=True)
+def _first_to_start(picture, state, ready, ready_s, free_s, kept_for, priority, narrow):
+    """The (place in `ready`, device, start) that starts earliest; without memory (most urgent, -1, 0)."""
+    num_devices = len(free_s)
+    best_at, best, best_s = -1, -1, np.inf
+    urgent = 0
+    for at in range(len(ready)):
+        task = ready[at]
+        if priority[task] > priority[ready[urgent]]:
+            urgent = at
+        unit = picture.unit[task]
+        home = state.unit_device[unit]
+        need = _bytes_to_bind(picture, state, task)
+        found = False
+        for wide in range(2):
+            for device in range(num_devices):
+                if home >= 0 and device != home:
+                    continue
+                where = picture.unit_allowed if wide else narrow
+                if home < 0 and (not where[unit, device] or state.bytes_left[device] < need):
+                    continue
+                found = True
+                if kept_for[device] >= 0 and kept_for[device] != task:
+                    # The favourite child starts here at once; whoever else comes waits for its end.
+                    child = kept_for[device]
+                    start_s = max(ready_s[task, device], max(free_s[device], ready_s[child, device]))
+                    start_s += picture.time_s[child, device]
+                else:
+                    start_s = max(ready_s[task, device], free_s[device])
+                earlier = start_s < best_s
+                if earlier or (start_s == best_s and priority[task] > priority[ready[best_at]]):
+                    best_at, best, best_s = at, device, start_s
+            if found:
+                break
+    if best < 0:
+        return urgent, -1, 0.0
+    return best_at, best, best_s
+
+
+@numba.njit(cache=True)
+def _release(picture, state, task, waiting, ready, num_ready, ready_s):
+    """Take a placed task (or a free source) off its consumers' waits; those that wait for nothing become ready."""
+    for i in range(picture.out_offsets[task], picture.out_offsets[task + 1]):
+        tensor = picture.outputs[i]
+        for j in range(picture.consumer_offsets[tensor], picture.consumer_offsets[tensor + 1]):
+            consumer = picture.consumers[j]
+            waiting[consumer] -= 1
+            if waiting[consumer] == 0:
+                for device in range(ready_s.shape[1]):
+                    ready_s[consumer, device] = _arrival(picture, state, consumer, device, False)
+                ready[num_ready] = consumer
+                num_ready += 1
+    return num_ready
+
+
+@numba.njit(cache=True)
+def _arrival(picture, state, task, device, ports):
+    """Seconds when all inputs of a task are on a device; what has no device yet would be placed there, and is there."""
+    latest, port_s = 0.0, state.in_free_s[device]
+    for i in range(picture.in_offsets[task], picture.in_offsets[task + 1]):
+        tensor = picture.inputs[i]
+        source = state.placed[picture.producer[tensor]]
+        if source < 0:
+            continue
+        ready_s = state.end_s[picture.producer[tensor]]
+        if source != device:
+            if state.copied_s[tensor, device] < np.inf:
+                ready_s = state.copied_s[tensor, device]
+            else:
+                if ports:
+                    ready_s = max(ready_s, max(state.out_free_s[source], port_s))
+                ready_s += picture.latency_s[source, device]
+                ready_s += picture.tensor_bytes[tensor] * picture.s_per_byte[source, device]
+                port_s = ready_s
+        latest = max(latest, ready_s)
+    return latest
+
+
+@numba.njit(cache=True)
+def _commit(picture, state, task, device, start_s, ports):
+    """Place a task: send its inputs as `_arrival` foresaw, bind its unit and the sources that follow it."""
+    _bind(picture, state, picture.unit[task], device)
+    for i in range(picture.in_offsets[task], picture.in_offsets[task + 1]):
+        tensor = picture.inputs[i]
+        producer = picture.producer[tensor]
+        source = state.placed[producer]
+        if source < 0:
+            home = device if picture.unit_allowed[picture.unit[producer], device] else -1
+            _bind(picture, state, picture.unit[producer], home)
+            state.placed[producer] = source = state.unit_device[picture.unit[producer]]
+        if source == device or state.copied_s[tensor, device] < np.inf:
+            continue
+        ready_s = state.end_s[producer]
+        if ports:
+            ready_s = max(ready_s, max(state.out_free_s[source], state.in_free_s[device]))
+        ready_s += picture.latency_s[source, device]
+        ready_s += picture.tensor_bytes[tensor] * picture.s_per_byte[source, device]
+        state.copied_s[tensor, device] = ready_s
+        state.out_free_s[source] = ready_s
+        state.in_free_s[device] = ready_s
+    state.placed[task] = device
+    state.end_s[task] = start_s + picture.time_s[task, device]
+
+
+@numba.njit(cache=True)
+def _bind(picture, state, unit, device):
+    """Give a unit a device, where it has none; -1 stands for the one with most room."""
+    if state.unit_device[unit] < 0:
+        home = device if device >= 0 else _roomiest(picture, state, unit)
+        state.unit_device[unit] = home
+        state.bytes_left[home] -= picture.unit_bytes[unit]
+
+
+@numba.njit(cache=True)
+def _bytes_to_bind(picture, state, task):
+    """Memory that placing a task would take: its unit's, and that of the sources that would follow it."""
+    unit = picture.unit[task]
+    if state.unit_device[unit] >= 0:
+        return 0.0
+    need = picture.unit_bytes[unit]
+    for i in range(picture.in_offsets[task], picture.in_offsets[task + 1]):
+        source = picture.producer[picture.inputs[i]]
+        if state.placed[source] < 0 and state.unit_device[picture.unit[source]] < 0 and picture.unit[source] != unit:
+            need += picture.unit_bytes[picture.unit[source]]
+    return need
+
+
+@numba.njit(cache=True)
+def _roomiest(picture, state, unit):
+    """The device with most memory left among those that a unit may be on; its own where it has one."""
+    if state.unit_device[unit] >= 0:
+        return state.unit_device[unit]
+    best = -1
+    for device in range(len(state.bytes_left)):
+        if picture.unit_allowed[unit, device] and (best < 0 or state.bytes_left[device] > state.bytes_left[best]):
+            best = device
+    return best
+
+
+@numba.njit(cache=True)
+def _gap(starts, ends, count, ready_s, time_s):
+    """First moment from `ready_s` at which a device's schedule has room; and where in the schedule that is."""
+    low, high = 0, count
+    while low < high:  # the first entry that ends after the inputs are there
+        middle = (low + high) // 2
+        if ends[middle] <= ready_s:
+            low = middle + 1
+        else:
+            high = middle
+    start_s = ready_s
+    while low < count and starts[low] < start_s + time_s:
+        start_s = max(start_s, ends[low])
+        low += 1
+    return start_s, low
+
+
+@numba.njit(cache=True)
+def _place_rest(picture, state):
+    """Sources that nobody reads go where most room is left."""
+    for task in range(len(state.placed)):
+        if state.placed[task] < 0:
+            _bind(picture, state, picture.unit[task], -1)
+            state.placed[task] = state.unit_device[picture.unit[task]]

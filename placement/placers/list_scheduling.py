@@ -1,0 +1,184 @@
+"""What the list schedulers share: ranks, and compiled loops that place one task after another.
+
+A list scheduler keeps its own simple picture of a step (tasks one at a time on a device, each tensor sent once to each
+device that needs it). The picture guides it; the time of its answer comes from the simulator like everyone's.
+
+Letters: ``K`` tasks, ``U`` units, ``R`` tensors, ``D`` devices.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.problem import PlacementProblem
+from placement.placers import list_kernels, task_graph
+from placement.placers.base import Placed, Search
+from placement.placers.list_kernels import Picture, State
+from placement.placers.repair import repair
+from placement.placers.task_graph import TaskGraph
+
+SPARE = 0.95
+"""Share of a device's memory that the estimates may fill."""
+
+Rule = Callable[[PlacementProblem, TaskGraph, bool], NDArray[np.int64]]
+"""``rule(problem, tasks, ports) -> int64[K]``: a device for each task; `ports` as in `insertion_schedule`."""
+
+
+def place_both_ways(search: Search, rule: Rule, *, contention: tuple[bool, ...] = (False, True)) -> Placed:
+    """Run a list scheduler on groups, and on single ops followed by a vote in each group; answer the best.
+
+    Args:
+        search: What evaluates and keeps the best.
+        rule: The list scheduler.
+        contention: Whether transfers wait for each other at a device's port: tried with each of these.
+    """
+    problem = search.problem
+    best_s, chosen = np.inf, ""
+    for grain in ("groups", "ops, then a vote in each group"):
+        tasks = task_graph.of_groups(problem) if grain == "groups" else task_graph.of_ops(problem)
+        for ports in contention:
+            device = rule(problem, tasks, ports)
+            if grain == "groups":
+                placement = np.zeros(problem.num_groups, dtype=np.int64)
+                placement[tasks.unit] = device
+            else:
+                placement = task_graph.vote(problem, device)
+            repair(search, placement)
+            if search.best_s < best_s:
+                best_s = search.best_s
+                chosen = f"on {grain}" + (", transfers queueing" if ports else "")
+    return search.placed(note=chosen)
+
+
+def mean_transfer_s(problem: PlacementProblem, tasks: TaskGraph) -> NDArray[np.float64]:
+    """``float64[R]``: mean over all pairs of two devices."""
+    count = problem.num_devices
+    if count == 1:
+        return np.zeros(len(tasks.producer))
+    routes = problem.cluster.routes
+    pairs = count * (count - 1)
+    return routes.latency_s.sum() / pairs + tasks.tensor_bytes * ((1.0 / routes.bytes_per_s).sum() / pairs)
+
+
+def upward_rank(problem: PlacementProblem, tasks: TaskGraph) -> NDArray[np.float64]:
+    """``float64[K]``: seconds from a task's start to the end of the step on the longest path, by mean times.
+
+    Source: Topcuoglu, Hariri and Wu, IEEE TPDS 2002, equation 8, doi:10.1109/71.993206.
+    """
+    offsets, outputs = tasks.outputs
+    transfer_s = mean_transfer_s(problem, tasks)
+    return list_kernels.upward_rank(
+        tasks.mean_time_s, offsets, outputs, tasks.consumer_offsets, tasks.consumers, transfer_s
+    )
+
+
+def priority_order(tasks: TaskGraph, priority: NDArray[np.float64]) -> NDArray[np.int64]:
+    """``int64[K]``: of the tasks whose inputs are all placed, always the one of highest priority, then lowest index."""
+    in_offsets, _ = tasks.inputs
+    out_offsets, outputs = tasks.outputs
+    waiting = np.diff(in_offsets)
+    ready = [(-priority[k], k) for k in np.flatnonzero(waiting == 0)]
+    heapq.heapify(ready)
+    order = np.empty(tasks.num_tasks, dtype=np.int64)
+    for position in range(tasks.num_tasks):
+        _, task = heapq.heappop(ready)
+        order[position] = task
+        for tensor in outputs[out_offsets[task] : out_offsets[task + 1]]:
+            for consumer in tasks.consumers[tasks.consumer_offsets[tensor] : tasks.consumer_offsets[tensor + 1]]:
+                waiting[consumer] -= 1
+                if waiting[consumer] == 0:
+                    heapq.heappush(ready, (-priority[consumer], consumer))
+    return order
+
+
+def insertion_schedule(
+    problem: PlacementProblem,
+    tasks: TaskGraph,
+    order: NDArray[np.int64],
+    *,
+    bias_s: NDArray[np.float64] | None = None,
+    ports: bool = False,
+) -> NDArray[np.int64]:
+    """Place tasks in a given order, each where it ends earliest, in the first gap of the device that holds it.
+
+    Args:
+        problem: The cluster's routes and memories.
+        tasks: What to place.
+        order: ``int64[K]``, topological.
+        bias_s: ``float64[K, D]``, added to a task's end where devices are compared (PEFT's optimistic cost).
+        ports: True where transfers wait for each other at the sender's and the receiver's port (contention as in
+            Sinnen and Sousa, IEEE TPDS 2005, doi:10.1109/TPDS.2005.64); False as published.
+
+    Returns:
+        ``int64[K]``: a device for each task. Where the estimates fill every device, the one with most room.
+    """
+    bias = bias_s if bias_s is not None else np.zeros_like(tasks.time_s)
+    picture, state = _pictures(problem, tasks)
+    return list_kernels.insertion_schedule(picture, state, order, bias, ports)
+
+
+def earliest_start_schedule(
+    problem: PlacementProblem,
+    tasks: TaskGraph,
+    priority: NDArray[np.float64],
+    *,
+    allowed: NDArray[np.bool_] | None = None,
+    favourite: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """Place, again and again, the ready task that can start first on any device; ties by priority.
+
+    Args:
+        problem: The cluster's routes and memories.
+        tasks: What to place.
+        priority: ``float64[K]``; of pairs that start equally early the task of highest priority goes first.
+        allowed: ``bool[U, D]``, narrower than `TaskGraph.unit_allowed`; a unit that finds no memory there may go
+            anywhere that it is allowed.
+        favourite: ``int64[K]``, each task's favourite child or -1: while that child waits only for this task, no other
+            task may take its place on this task's device (m-SCT).
+
+    Returns:
+        ``int64[K]``: a device for each task.
+    """
+    picture, state = _pictures(problem, tasks)
+    narrow = tasks.unit_allowed if allowed is None else allowed
+    children = favourite if favourite is not None else np.full(tasks.num_tasks, -1, dtype=np.int64)
+    return list_kernels.earliest_start_schedule(picture, state, priority, narrow, children)
+
+
+def _pictures(problem: PlacementProblem, tasks: TaskGraph) -> tuple[Picture, State]:
+    """What the compiled loops read, and what they write, before anything is placed."""
+    in_offsets, inputs = tasks.inputs
+    out_offsets, outputs = tasks.outputs
+    routes = problem.cluster.routes
+    count = problem.num_devices
+    picture = Picture(
+        time_s=np.ascontiguousarray(tasks.time_s),
+        unit=tasks.unit,
+        unit_allowed=tasks.unit_allowed,
+        unit_bytes=tasks.unit_bytes,
+        free_source=tasks.free_source,
+        producer=tasks.producer,
+        tensor_bytes=tasks.tensor_bytes,
+        in_offsets=in_offsets,
+        inputs=inputs,
+        out_offsets=out_offsets,
+        outputs=outputs,
+        consumer_offsets=tasks.consumer_offsets,
+        consumers=tasks.consumers,
+        latency_s=routes.latency_s,
+        s_per_byte=1.0 / routes.bytes_per_s,
+    )
+    state = State(
+        placed=np.full(tasks.num_tasks, -1, dtype=np.int64),
+        unit_device=np.full(len(tasks.unit_bytes), -1, dtype=np.int64),
+        end_s=np.zeros(tasks.num_tasks),
+        copied_s=np.full((len(tasks.producer), count), np.inf),
+        bytes_left=(problem.cluster.memory_bytes * SPARE).astype(np.float64),
+        out_free_s=np.zeros(count),
+        in_free_s=np.zeros(count),
+    )
+    return picture, state

@@ -1,0 +1,132 @@
+"""Moving groups off devices that overflow, until a placement fits.
+
+Every heuristic here ends with it: a heuristic chooses by speed, and memory decides whether its choice counts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.problem import Evaluation, PlacementProblem
+from placement.placers.base import Search
+from placement.placers.footprint import group_bytes
+
+BULK_ROUNDS = 8
+STEPS = 64
+CANDIDATES = 64
+"""Moves tried for each step of the descent."""
+
+
+def repair(search: Search, placement: NDArray[np.int64]) -> bool:
+    """Evaluate a placement, and where it does not fit move groups off the devices that overflow.
+
+    First many groups at once, by estimated bytes, in rounds that leave ever more room; then one group at a time, each
+    time the move after which the least memory is missing (the faster where several are equal). The search keeps the
+    best placement that was seen.
+
+    Args:
+        search: What evaluates, counts and keeps the best.
+        placement: ``int64[G]``.
+
+    Returns:
+        True where a placement that fits was found.
+    """
+    problem = search.problem
+    evaluation = search.evaluate(placement[None])
+    start = placement
+    for attempt in range(BULK_ROUNDS):
+        if not len(evaluation.feasible) or search.spent:
+            return bool(evaluation.feasible.any())
+        if evaluation.feasible[0]:
+            return True
+        moved = _bulk(problem, start, evaluation, margin=1.0 - 0.06 * (attempt + 1))
+        if np.array_equal(moved, start):
+            break
+        start = moved
+        evaluation = search.evaluate(start[None])
+    if evaluation.feasible.any():
+        return True
+    return _descend(search, start) or _descend(search, placement)
+
+
+def _bulk(
+    problem: PlacementProblem, placement: NDArray[np.int64], evaluation: Evaluation, *, margin: float
+) -> NDArray[np.int64]:
+    """Move the last groups (in family order) of each device that overflows to where most room is left."""
+    memory = problem.cluster.memory_bytes.astype(np.float64)
+    estimate = group_bytes(problem).astype(np.float64)
+    held = np.bincount(placement, estimate, problem.num_devices)
+    # What the estimate misses on a device is taken to be in proportion to what it sees.
+    peak = evaluation.peak_memory_bytes[0].astype(np.float64)
+    scale = np.where(held > 0, peak / np.maximum(held, 1.0), 1.0)
+    used = peak.copy()
+    moved = placement.copy()
+    for device in np.argsort(memory - peak):
+        if peak[device] <= memory[device]:
+            continue
+        for group in problem.groups.family_order[::-1]:
+            if used[device] <= memory[device] * margin:
+                break
+            if moved[group] != device or placement[group] != device or estimate[group] == 0:
+                continue
+            size = estimate[group] * max(scale[device], 1.0)
+            room = np.where(problem.allowed[group], memory * margin - used, -np.inf)
+            room[device] = -np.inf
+            target = int(room.argmax())
+            if room[target] < size:
+                continue
+            moved[group] = target
+            used[device] -= size
+            used[target] += size
+    return moved
+
+
+def _descend(search: Search, placement: NDArray[np.int64]) -> bool:
+    """Steepest descent on the bytes that are missing."""
+    problem = search.problem
+    evaluation = search.evaluate(placement[None])
+    if not len(evaluation.feasible):
+        return False
+    missing = _missing_bytes(problem, evaluation)[0]
+    estimate = group_bytes(problem)
+    for _ in range(STEPS):
+        if evaluation.feasible[0]:
+            return True
+        over = evaluation.peak_memory_bytes[0] - problem.cluster.memory_bytes
+        moves = _moves(problem, placement, over, estimate)
+        if search.spent or not len(moves):
+            return False
+        batch = np.repeat(placement[None], len(moves), axis=0)
+        batch[np.arange(len(moves)), moves[:, 0]] = moves[:, 1]
+        tried = search.evaluate(batch)
+        if not len(tried.feasible):
+            return False
+        after = _missing_bytes(problem, tried)
+        best = int(np.lexsort((tried.step_time_s, after))[0])
+        if after[best] >= missing:
+            return False
+        placement, missing = batch[best], after[best]
+        evaluation = Evaluation(
+            tried.step_time_s[best : best + 1],
+            tried.peak_memory_bytes[best : best + 1],
+            tried.feasible[best : best + 1],
+        )
+    return bool(evaluation.feasible[0])
+
+
+def _moves(
+    problem: PlacementProblem, placement: NDArray[np.int64], over: NDArray[np.int64], estimate: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """``int64[M, 2]`` of (group, device): the largest groups of the worst device to each device, roomiest first."""
+    worst = int(over.argmax())
+    groups = np.flatnonzero(placement == worst)
+    groups = groups[np.argsort(-estimate[groups], kind="stable")]
+    targets = [d for d in np.argsort(over, kind="stable") if d != worst]
+    moves = [(g, d) for g in groups for d in targets if problem.allowed[g, d]]
+    return np.array(moves[:CANDIDATES], dtype=np.int64).reshape(-1, 2)
+
+
+def _missing_bytes(problem: PlacementProblem, evaluation: Evaluation) -> NDArray[np.int64]:
+    """``int64[B]``: bytes by which the devices together exceed their memories."""
+    return np.maximum(evaluation.peak_memory_bytes - problem.cluster.memory_bytes, 0).sum(axis=1)

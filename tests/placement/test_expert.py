@@ -1,0 +1,78 @@
+"""The experts' placements, read off tiny captures of the zoo."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from envs.problem import PlacementProblem
+from graphs import zoo
+from graphs.computation_graph import ComputationGraph
+from graphs.errors import InputError
+from graphs.groups import make_groups
+from placement.placers import get_placer
+from placement.placers.base import Budget
+from tests.placement.placer_problems import cluster, random_problem
+
+
+def by_module(graph: ComputationGraph) -> PlacementProblem:
+    """A group for each module path; the step's inputs apart, for they are pinned."""
+    paths = [
+        graph.op_names[i] if graph.type_names[graph.op_type[i]] == "input" else graph.module_names[m]
+        for i, m in enumerate(graph.module)
+    ]
+    names = list(dict.fromkeys(paths))
+    label = np.array([names.index(path) for path in paths])
+    return PlacementProblem(graph, make_groups(label, names, names, [0] * len(names)), cluster(4))
+
+
+def devices_by_module(problem: PlacementProblem) -> dict[str, int]:
+    placed = get_placer("expert").function(problem, budget=Budget(), rng=np.random.default_rng(0))
+    assert placed.evaluations == 1
+    return dict(zip(problem.groups.names, placed.placement.tolist(), strict=True))
+
+
+def test_rnnlm_has_a_layer_a_gpu() -> None:
+    graph = zoo.load("rnnlm:layers=3,hidden=4,steps=2,vocabulary=5,batch=2")
+    device = devices_by_module(by_module(graph))
+    assert (device["embedding"], device["cells.0"], device["cells.1"], device["cells.2"]) == (1, 1, 2, 3)
+    assert device["softmax"] == 3
+    assert device["input/words"] == 0
+
+
+def test_nmt_has_a_layer_a_gpu_where_there_are_enough() -> None:
+    problem = by_module(zoo.load("nmt:layers=2,hidden=4,steps=2,vocabulary=5,batch=2"))
+    device = devices_by_module(problem)
+    assert [device[f"{stack}.{i}"] for stack in ("encoder", "decoder") for i in (0, 1)] == [1, 2, 3, 4]
+    assert (device["encoder_embedding"], device["decoder_embedding"]) == (1, 3)
+    assert (device["attention"], device["attention_keys"], device["softmax"]) == (4, 4, 4)
+    two = PlacementProblem(problem.graph, problem.groups, cluster(2))
+    device = devices_by_module(two)
+    assert [device[f"{stack}.{i}"] for stack in ("encoder", "decoder") for i in (0, 1)] == [1, 2, 1, 2]
+    assert device["softmax"] == 2
+
+
+def test_inception_is_cut_into_contiguous_parts_of_about_equal_layer_count() -> None:
+    problem = by_module(zoo.load("inception_v3:batch=2,image=75,aux=0,classes=3"))
+    placed = get_placer("expert").function(problem, budget=Budget(), rng=np.random.default_rng(0))
+    graph = problem.graph
+    layers = np.flatnonzero((graph.phase == 0) & (graph.flops > 0))
+    devices = placed.placement[problem.groups.group_of_op[layers]]
+    assert (np.diff(devices) >= 0).all()
+    counts = np.bincount(devices, minlength=5)
+    assert counts[0] == 0
+    assert counts.sum() == 95
+    assert counts[1:].min() >= 15
+    assert counts[1:].max() <= 32
+
+
+def test_a_graph_without_a_rule_is_refused_in_a_sentence() -> None:
+    with pytest.raises(InputError, match=r"placer 'expert' knows no rule for graph 'random:.*rules for: inception_v3"):
+        devices_by_module(random_problem(5, 2, seed=0))
+
+
+def test_a_cluster_without_accelerators_is_refused() -> None:
+    graph = zoo.load("rnnlm:layers=1,hidden=4,steps=2,vocabulary=5,batch=2")
+    problem = by_module(graph)
+    with pytest.raises(InputError, match="needs accelerators, but cluster 'tiny0' has none"):
+        devices_by_module(PlacementProblem(graph, problem.groups, cluster(0)))
