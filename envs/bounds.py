@@ -1,0 +1,229 @@
+"""A step time that no placement can beat, proven and quick to compute.
+
+Letters: ``N`` ops, ``G`` groups, ``D`` devices, ``C`` classes of interchangeable devices, ``T`` tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import linprog
+
+from envs.problem import PlacementProblem
+from graphs.errors import NoFeasiblePlacementError
+
+_ROUNDING = 1e-9
+"""The bound is lowered by this share, more than any order of adding the same float64 figures can differ."""
+
+_CUTS = 12
+"""Heads, and tails, that windows are tried at."""
+
+Floats = NDArray[np.float64]
+
+
+def lower_bound_s(problem: PlacementProblem) -> float:
+    """A step time in seconds that no feasible placement of the problem's groups can beat, under any schedule.
+
+    The larger of two bounds. For placements of single ops within the graph's hard constraints, ask for the bound of
+    ``problem.with_groups(one_group_an_op(problem.graph))``; with larger groups fewer placements exist and the bound may
+    be higher.
+
+    **Paths.** Let ``head(v, d)`` be the earliest time at which op ``v`` can start on device ``d``. Each tensor that it
+    reads comes from some device ``e`` on which its producer ``u`` ran, so it arrives no sooner than
+    ``min over e of head(u, e) + time(u, e) + transfer(e, d)``, where ``e`` ranges over the devices that ``u`` may be on
+    (only ``d`` where both ops are in one group), and the transfer takes its route's latency plus bytes by bandwidth if
+    ``e`` is not ``d``. By induction along the topological order the largest of these is a lower bound of
+    ``head(v, d)``, whatever the rest of the placement. ``tail(v, d)``, the time from the end of ``v`` to the end of the
+    step, is bounded from the readers' side likewise. Every op runs somewhere, so the step takes at least
+    ``max over v of min over d of head + time + tail``. This holds the critical path on the fastest allowed devices, and
+    the transfers that pinned ops (the step's inputs) force.
+
+    **Work.** Take the ops whose head is at least ``h`` and whose tail is at least ``q`` on every device, if there are
+    any. In a step of ``t`` seconds they all run between ``h`` and ``t - q``, one at a time on each device, so no device
+    has more than ``t - h - q`` seconds of them. Let each group be divided over the devices that it may be on, in any
+    shares (a placement is the special case of whole groups), such that the residents fit each memory: the least
+    possible largest load is a linear programme, and ``h + q`` plus its value bounds the step. Windows ``(h, q)`` are
+    screened by the prices of the whole programme's dual solution, and the best are solved. What is returned for each is
+    not the solver's value but the Lagrangian at its prices ``p, m >= 0`` (of a second, and of a byte, on each device,
+    ``sum of p = 1``): ``sum over groups of min over d of (p_d * time + m_d * resident) - sum over d of m_d *
+    memory_d``. By weak duality that is a lower bound for any prices, so the solver's tolerances cannot make it wrong.
+
+    Memory for activations, contention for links, and that groups are whole are not used: the true optimum is higher.
+
+    Args:
+        problem: What to bound; its schedule does not matter.
+
+    Raises:
+        NoFeasiblePlacementError: Even in fractions the residents fit no memory that they are allowed in.
+
+    References:
+        Work and path bounds: Graham, "Bounds on multiprocessing timing anomalies", 1969, doi:10.1137/0117039; heads,
+        tails and windows: Carlier and Pinson, "An algorithm for solving the job-shop problem", 1989,
+        doi:10.1287/mnsc.35.2.164; the programme for unlike devices: Lenstra, Shmoys and Tardos, 1990,
+        doi:10.1007/BF01585745, section 2.
+    """
+    heads = _heads(problem)
+    tails = _tails(problem)
+    allowed = problem.allowed[problem.groups.group_of_op]  # [N, D]
+    times = np.where(allowed, problem.op_time_s.T, np.inf)  # [N, D]
+    path_s = float((heads + times + tails).min(axis=1).max())
+    head = np.where(allowed, heads, np.inf).min(axis=1)
+    tail = np.where(allowed, tails, np.inf).min(axis=1)
+    return max(path_s, _work_bound_s(problem, head, tail)) * (1 - _ROUNDING)
+
+
+def _heads(problem: PlacementProblem) -> Floats:
+    """``float64[N, D]``: no op can start on a device sooner than this."""
+    graph, group = problem.graph, problem.groups.group_of_op
+    allowed, times = problem.allowed, problem.op_time_s.T
+    latency, per_byte = _transfers(problem)
+    heads = np.zeros((graph.num_ops, problem.num_devices))
+    offsets, readers = graph.consumer_offsets, graph.consumers
+    for tensor, op in enumerate(graph.tensor_producer):
+        end = np.where(allowed[group[op]], heads[op] + times[op], np.inf)  # [D]
+        arrival = (end[:, None] + latency + graph.tensor_bytes[tensor] * per_byte).min(axis=0)
+        for reader in readers[offsets[tensor] : offsets[tensor + 1]]:
+            there = end if group[reader] == group[op] else arrival
+            np.maximum(heads[reader], there, out=heads[reader])
+    return heads
+
+
+def _tails(problem: PlacementProblem) -> Floats:
+    """``float64[N, D]``: from the end of an op on a device the step lasts at least this."""
+    graph, group = problem.graph, problem.groups.group_of_op
+    allowed, times = problem.allowed, problem.op_time_s.T
+    latency, per_byte = _transfers(problem)
+    tails = np.zeros((graph.num_ops, problem.num_devices))
+    offsets, readers = graph.consumer_offsets, graph.consumers
+    for tensor in range(graph.num_tensors - 1, -1, -1):
+        op = graph.tensor_producer[tensor]
+        transfer = latency + graph.tensor_bytes[tensor] * per_byte  # [D, D]
+        for reader in readers[offsets[tensor] : offsets[tensor + 1]]:
+            rest = np.where(allowed[group[reader]], times[reader] + tails[reader], np.inf)  # [D]
+            there = rest if group[reader] == group[op] else (transfer + rest).min(axis=1)
+            np.maximum(tails[op], there, out=tails[op])
+    return tails
+
+
+def _transfers(problem: PlacementProblem) -> tuple[Floats, Floats]:
+    """Seconds, and seconds a byte, that a transfer takes, ``float64[D, D]`` each; 0 on the diagonal."""
+    routes = problem.cluster.routes
+    return routes.latency_s, 1 / routes.bytes_per_s
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """Groups that may be divided over classes of devices, for the linear programme.
+
+    Attributes:
+        op_time_s: ``float64[C, N]``.
+        group_of_op: ``int[N]``.
+        resident_bytes: ``float64[G]``.
+        allowed: ``bool[G, C]``.
+        devices: ``float64[C]``, how many devices each class has.
+        memory_bytes: ``float64[C]``, of one device.
+    """
+
+    op_time_s: Floats
+    group_of_op: NDArray[np.integer]
+    resident_bytes: Floats
+    allowed: NDArray[np.bool_]
+    devices: Floats
+    memory_bytes: Floats
+
+    def group_time_s(self, ops: NDArray[np.bool_]) -> Floats:
+        """``float64[G, C]``: op time of each group, of those of its ops that `ops`, ``bool[N]``, holds."""
+        groups, count = self.group_of_op[ops], len(self.resident_bytes)
+        return np.stack([np.bincount(groups, times[ops], count) for times in self.op_time_s], axis=1)
+
+    def lagrangian_s(self, time_s: Floats, second: Floats, byte: Floats) -> float:
+        """The bound at given prices of a second and of a byte on one device of each class, ``float64[C]`` each."""
+        scale = float((self.devices * second).sum())
+        cost = second * time_s + byte * self.resident_bytes[:, None]  # [G, C]
+        total = np.where(self.allowed, cost, np.inf).min(axis=1).sum()
+        return float(total - (byte * self.memory_bytes * self.devices).sum()) / scale
+
+
+def _work_bound_s(problem: PlacementProblem, head: Floats, tail: Floats) -> float:
+    """The work part of `lower_bound_s`; `head` and `tail` are ``float64[N]``, least over the allowed devices."""
+    work = _work(problem)
+    everything = np.ones(problem.graph.num_ops, dtype=np.bool_)
+    best, second, byte = _least_load(problem, work, work.group_time_s(everything))
+    screened = []
+    for h in np.unique(np.quantile(head, np.linspace(0, 1, _CUTS))):
+        for q in np.unique(np.quantile(tail, np.linspace(0, 1, _CUTS))):
+            inside = (head >= h) & (tail >= q)
+            if inside.any():
+                screened.append((h + q + work.lagrangian_s(work.group_time_s(inside), second, byte), h, q))
+    for bound, h, q in sorted(screened, reverse=True)[:3]:
+        time_s = work.group_time_s((head >= h) & (tail >= q))
+        best = max(best, bound, h + q + _least_load(problem, work, time_s)[0])
+    return best
+
+
+def _work(problem: PlacementProblem) -> _Work:
+    """Gather the devices that are alike in speed, memory and what they are allowed to run."""
+    spec = problem.simulator_input.device_spec
+    alike: dict[tuple[int, int, bytes], list[int]] = {}
+    for device in range(problem.num_devices):
+        key = (int(spec[device]), int(problem.cluster.memory_bytes[device]), problem.allowed[:, device].tobytes())
+        alike.setdefault(key, []).append(device)
+    first = [devices[0] for devices in alike.values()]
+    return _Work(
+        op_time_s=problem.op_time_s[first],
+        group_of_op=problem.groups.group_of_op,
+        resident_bytes=problem.group_resident_bytes.astype(np.float64),
+        allowed=problem.allowed[:, first],
+        devices=np.array([len(devices) for devices in alike.values()], dtype=np.float64),
+        memory_bytes=problem.cluster.memory_bytes[first].astype(np.float64),
+    )
+
+
+def _least_load(problem: PlacementProblem, work: _Work, time_s: Floats) -> tuple[float, Floats, Floats]:
+    """Solve the linear programme: the bound at its dual prices, and these prices of a second and a byte, by class.
+
+    Groups with equal rows are one variable with their number as its total, which changes nothing and makes unrolled
+    networks small.
+    """
+    rows = np.concatenate([time_s, work.resident_bytes[:, None], work.allowed], axis=1)
+    rows, copies = np.unique(rows, axis=0, return_counts=True)
+    count, classes = len(rows), len(work.devices)
+    times, resident, allowed = rows[:, :classes], rows[:, classes], rows[:, classes + 1 :] > 0
+    # Seconds and bytes in units that are near 1, as the solver's tolerances expect.
+    unit_s = max(float((np.where(allowed, times, np.inf).min(axis=1) * copies).sum()), np.finfo(float).tiny)
+    unit_bytes = max(float((resident * copies).sum()), 1.0)
+    column = np.arange(count * classes)  # share of row r on class c is variable r * classes + c; the load is the last
+    in_class = sparse.csr_array((np.ones(column.size), (column % classes, column)), shape=(classes, column.size))
+    load = sparse.hstack([in_class * (times.ravel() / unit_s), -work.devices[:, None]])
+    memory = sparse.hstack([in_class * np.repeat(resident / unit_bytes, classes), np.zeros((classes, 1))])
+    total = sparse.csr_array((np.ones(column.size), (column // classes, column)), shape=(count, column.size + 1))
+    upper = np.append(np.where(allowed, copies[:, None], 0).ravel().astype(np.float64), np.inf)
+    # A hair more memory, so that residents that fit exactly are not lost to rounding.
+    limit = np.concatenate([np.zeros(classes), work.devices * work.memory_bytes / unit_bytes * (1 + 1e-9)])
+    solution = linprog(
+        np.append(np.zeros(column.size), 1.0),
+        A_ub=sparse.vstack([load, memory]).tocsr(),
+        b_ub=limit,
+        A_eq=total,
+        b_eq=copies.astype(np.float64),
+        bounds=np.stack([np.zeros(column.size + 1), upper], axis=1),
+        method="highs",
+    )
+    if solution.status == 2:
+        need, have = work.resident_bytes.sum(), (work.devices * work.memory_bytes).sum()
+        raise NoFeasiblePlacementError(
+            f"graph '{problem.graph.name}' keeps {need / 1e9:.2f} GB resident, which cannot be divided over the "
+            f"devices of cluster '{problem.cluster.name}' ({have / 1e9:.2f} GB) so that each holds only what it may"
+        )
+    if solution.status != 0:
+        # Every device alike is a valid choice of prices, only a weaker one.
+        second, byte = np.ones(classes), np.zeros(classes)
+    else:
+        prices = np.maximum(-solution.ineqlin.marginals, 0.0)
+        second, byte = prices[:classes], prices[classes:] * unit_s / unit_bytes
+    if not second.any():
+        return 0.0, np.ones(classes), np.zeros(classes)
+    return work.lagrangian_s(time_s, second, byte), second, byte
