@@ -231,7 +231,8 @@ def _bind(graph: ComputationGraph) -> NDArray[np.int64]:
         root[op] = first.setdefault(number, op)
     offsets, tensors = graph.input_tensors
     parameter = _type_index(graph, PARAMETER)
-    for op in np.flatnonzero((graph.phase == _UPDATE) & (graph.colocation < 0)).tolist():
+    updates = (graph.phase == _UPDATE) & (graph.colocation < 0) & (graph.op_type != _type_index(graph, INPUT))
+    for op in np.flatnonzero(updates).tolist():
         producers = np.unique(graph.tensor_producer[tensors[offsets[op] : offsets[op + 1]]])
         owners = producers[graph.op_type[producers] == parameter]
         if len(owners) == 1 and graph.allowed_kinds[owners[0]] == graph.allowed_kinds[op]:
