@@ -1,0 +1,1 @@
+"""Runnable files for people in a clone: benchmarks and reproductions; not installed."""
