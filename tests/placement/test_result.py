@@ -172,7 +172,7 @@ def test_a_truncated_or_missing_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.json").write_bytes(b'{"format": "\xff\xfe"}')
     with pytest.raises(InputError, match="not a valid placement file"):
         read_placement(tmp_path / "binary.json")
-    with pytest.raises(InputError, match="cannot read placement file .*: No such file"):
+    with pytest.raises(InputError, match=r"cannot read placement file .*: No such file"):
         read_placement(tmp_path / "none.json")
 
 
