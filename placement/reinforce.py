@@ -1,0 +1,180 @@
+"""REINFORCE for placements: its settings and the pure functions of one update.
+
+References:
+    Williams, "Simple statistical gradient-following algorithms", 1992.
+    Mirhoseini et al., ICML 2017, section 3.2, arXiv 1706.04972: the reward, the baseline, the failing signal.
+    Kool et al., "Buy 4 REINFORCE samples, get a baseline for free!", 2019: the leave-one-out baseline.
+
+Letters: ``B`` placements in a batch, ``D`` devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envs.problem import Evaluation, PlacementProblem
+from graphs.errors import InputError
+
+REWARDS = ("sqrt", "log")
+BASELINES = ("moving_average", "leave_one_out")
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ReinforceConfig:
+    """How the policy is built and trained; the defaults are the `default` preset.
+
+    Attributes:
+        preset: Name that results carry.
+        paper_policy: Read the paper's features and learn an embedding a device, instead of making it from features.
+        hidden_size: Units of each LSTM direction and of the decoder.
+        embedding_size: Size of the op types' embeddings.
+        samples: Placements sampled from the policy an update.
+        learning_rate: Of Adam.
+        clip_norm: The gradient is scaled down to this norm where it is larger.
+        entropy_bonus: Weight of the entropy (summed over the groups) in the loss, at first.
+        entropy_half_life: Updates in which that weight halves; 0 keeps it.
+        reward: ``sqrt``, the negative root of the step time (the paper's), or ``log``, the negative logarithm.
+        baseline: ``moving_average`` over updates (the paper's), or ``leave_one_out``: the mean of the other samples.
+        baseline_decay: Of the moving average.
+        normalise_advantage: Divide advantages by their standard deviation over the batch.
+        failing_ratio: The failing signal, the step time that an infeasible placement is charged, over the time of all
+            groups one after the other on the slowest device; where it is 0, a placement is charged its own time without
+            a memory limit, made worse by the share of memory that it exceeds.
+        feasible_only_after: After this many updates infeasible samples are not learned from; 0 always learns from them.
+        warm_start: Evaluate the heuristic placers first, and learn from the best of them.
+        imitation_updates: Updates at the start that only imitate the elite.
+        imitation_weight: Weight of the elite's log-likelihood in the loss afterwards.
+        elites: How many of the best different placements so far are the elite; 0 keeps none.
+    """
+
+    preset: str = "default"
+    paper_policy: bool = False
+    hidden_size: int = 64
+    embedding_size: int = 16
+    samples: int = 32
+    learning_rate: float = 3e-3
+    clip_norm: float = 1.0
+    entropy_bonus: float = 0.01
+    entropy_half_life: int = 300
+    reward: str = "log"
+    baseline: str = "leave_one_out"
+    baseline_decay: float = 0.9
+    normalise_advantage: bool = True
+    failing_ratio: float = 0.0
+    feasible_only_after: int = 0
+    warm_start: bool = True
+    imitation_updates: int = 20
+    imitation_weight: float = 0.3
+    elites: int = 8
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, message: str) -> None:
+            if not ok:
+                raise InputError(f"training config: {message}")
+
+        need(self.reward in REWARDS, f"reward is '{self.reward}'; it must be one of {', '.join(REWARDS)}")
+        need(self.baseline in BASELINES, f"baseline is '{self.baseline}'; it must be one of {', '.join(BASELINES)}")
+        least = 2 if self.baseline == "leave_one_out" else 1
+        need(self.samples >= least, f"samples is {self.samples}; baseline {self.baseline} needs at least {least}")
+        for key in ("hidden_size", "embedding_size", "learning_rate", "clip_norm"):
+            need(getattr(self, key) > 0, f"{key} is {getattr(self, key)}; it must be positive")
+        for key in ("entropy_bonus", "entropy_half_life", "failing_ratio", "feasible_only_after", "elites"):
+            need(getattr(self, key) >= 0, f"{key} is {getattr(self, key)}; it must not be negative")
+        need(0 <= self.baseline_decay < 1, f"baseline_decay is {self.baseline_decay}; it must be in [0, 1)")
+
+
+PRESETS = {
+    "default": ReinforceConfig(),
+    # As published, where the paper says: features, learned device embeddings, root of the step time, moving-average
+    # baseline that starts at the failing signal, Adam, nothing learned from failures after 5,000 updates. It is silent
+    # about sizes and rates; 512 units are its successor's order of size (Mirhoseini et al., ICLR 2018). Its failing
+    # signal of 100 s is four times the slowest single-device step that it reports (26.2 s); here it is four times that
+    # of the problem at hand, since a baseline that starts a thousand steps away drowns what there is to learn.
+    "paper": ReinforceConfig(
+        preset="paper",
+        paper_policy=True,
+        hidden_size=512,
+        embedding_size=64,
+        samples=16,
+        learning_rate=1e-3,
+        entropy_bonus=0.0,
+        entropy_half_life=0,
+        reward="sqrt",
+        baseline="moving_average",
+        normalise_advantage=False,
+        failing_ratio=4.0,
+        feasible_only_after=5000,
+        warm_start=False,
+        imitation_updates=0,
+        imitation_weight=0.0,
+        elites=0,
+    ),
+}
+"""Settings by name."""
+
+
+def failing_signal_s(problem: PlacementProblem, ratio: float) -> float:
+    """The failing signal of a problem: `ratio` times its groups' time one after the other on the slowest device."""
+    return ratio * float(problem.group_time_s.sum(axis=0).max())
+
+
+def overflow_share(evaluation: Evaluation, memory_bytes: NDArray[np.int64]) -> FloatArray:
+    """``float64[B]``: bytes over the devices' memory (``int64[D]``), as a share of all memory."""
+    over = np.maximum(evaluation.peak_memory_bytes - memory_bytes, 0).sum(axis=1)
+    return over / max(int(memory_bytes.sum()), 1)
+
+
+def charged_s(evaluation: Evaluation, memory_bytes: NDArray[np.int64], *, failing_signal_s: float) -> FloatArray:
+    """``float64[B]``: the step time that each placement is charged.
+
+    A feasible one is charged its step time. An infeasible one is charged the failing signal (the paper's rule) or,
+    where that is 0, its time without a memory limit times ``1.5 + 10 * overflow_share``: graded, so that among
+    placements that all fail, those that nearly fit are preferred.
+    """
+    if failing_signal_s > 0:
+        return evaluation.cost_s(failing_signal_s)
+    graded = evaluation.step_time_s * (1.5 + 10.0 * overflow_share(evaluation, memory_bytes))
+    return np.where(evaluation.feasible, evaluation.step_time_s, graded)
+
+
+def reward_of(charged: FloatArray, reward: str) -> FloatArray:
+    """``float64[B]``: the reward of a charged step time in seconds, by its name in `REWARDS`."""
+    return -np.sqrt(charged) if reward == "sqrt" else -np.log(np.maximum(charged, 1e-12))
+
+
+def leave_one_out(rewards: FloatArray) -> FloatArray:
+    """``float64[B]``: for each reward the mean of the *others*; its own would shrink the gradient by ``1 - 1/B``."""
+    return (rewards.sum() - rewards) / (len(rewards) - 1)
+
+
+def advantage(rewards: FloatArray, baseline: FloatArray | float, *, normalise: bool) -> FloatArray:
+    """``float64[B]``: reward less baseline, divided by its spread over the batch if `normalise`."""
+    raw = rewards - baseline
+    return raw / (raw.std() + 1e-8) if normalise else raw
+
+
+def moving_average(baseline: float, rewards: FloatArray, decay: float) -> float:
+    """The paper's baseline after another batch of rewards."""
+    return decay * baseline + (1.0 - decay) * float(rewards.mean())
+
+
+def reinforce_loss(log_probability: Tensor, advantages: Tensor) -> Tensor:
+    """A scalar whose gradient is the negative of REINFORCE's estimate, ``mean(advantage * grad log p)``.
+
+    Args:
+        log_probability: ``float32[B]``, of the placements that were *measured*, under the current weights.
+        advantages: ``float32[B]``, constants.
+    """
+    return -(advantages.detach() * log_probability).mean()
+
+
+def clip_gradient(parameters: list[torch.nn.Parameter], clip_norm: float) -> float:
+    """Scale the gradient down to `clip_norm` where it is larger, and return its norm before."""
+    return float(torch.nn.utils.clip_grad_norm_(parameters, clip_norm))

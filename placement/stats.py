@@ -1,0 +1,44 @@
+"""What training reports after every update, for the progress display and TensorBoard. Importing it loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """One update, and the run so far.
+
+    Attributes:
+        update: Its number, from 1.
+        elapsed_s: Seconds of training so far, those before a resumption included.
+        best_s: Step time of the best feasible placement so far; infinite while there is none.
+        mean_s: Mean step time of the update's feasible samples; NaN where there was none.
+        greedy_s: Step time of the policy's likeliest placement; NaN where it is infeasible.
+        infeasible_rate: Share of the update's samples that were infeasible.
+        evaluations: Placements evaluated so far.
+        placements_per_s: Those a second of `elapsed_s`.
+        loss: Of the update.
+        entropy: Mean over samples and groups, in nats.
+        advantage_std: Spread of the advantages before they are normalised.
+        grad_norm: Norm of the gradient before it is clipped.
+        baseline: Mean of the baseline, in units of the reward.
+        seconds: Seconds so far by part: ``heuristics``, ``sample`` (encode and write placements), ``learn`` (score
+            them, gradient, Adam), ``search`` (propose moves), ``simulate`` (evaluate).
+    """
+
+    update: int
+    elapsed_s: float
+    best_s: float
+    mean_s: float
+    greedy_s: float
+    infeasible_rate: float
+    evaluations: int
+    placements_per_s: float
+    loss: float
+    entropy: float
+    advantage_std: float
+    grad_norm: float
+    baseline: float
+    seconds: Mapping[str, float]

@@ -1,0 +1,451 @@
+"""Trains a policy on one problem: samples placements, evaluates them, learns, keeps the best, can be interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from envs.problem import Evaluation, PlacementProblem
+from graphs.errors import InputError
+from placement import checkpoint
+from placement.features import make_features
+from placement.policy import Seq2SeqPolicy, chosen_log_probability, entropy, gumbel_noise
+from placement.reinforce import (
+    ReinforceConfig,
+    advantage,
+    charged_s,
+    clip_gradient,
+    failing_signal_s,
+    leave_one_out,
+    moving_average,
+    overflow_share,
+    reinforce_loss,
+    reward_of,
+)
+from placement.stats import UpdateStats
+from placement.telemetry import Telemetry
+from placement.warm_start import heuristic_start
+
+CHECKPOINT_INTERVAL_S = 20.0
+"""Seconds of training between checkpoints; one is written at the end of every run, too."""
+
+PARTS = ("heuristics", "sample", "learn", "search", "simulate")
+"""Parts of the time that `UpdateStats.seconds` tells apart."""
+
+IntArray = NDArray[np.int64]
+
+
+class _BudgetSpentError(Exception):
+    """The wanted number of evaluations is reached in the middle of an update."""
+
+
+class Trainer:
+    """A policy, its optimizer and baseline, and the best placement so far.
+
+    All randomness comes from two generators of its own, made from the seed; all torch work runs on one thread. So the
+    same seed and number of updates give the same placements, byte for byte, whatever else runs.
+
+    Args:
+        problem: What to place.
+        config: How to learn.
+        seed: Of all random numbers.
+        run_dir: Where the checkpoint and TensorBoard's events go; None writes nothing.
+        checkpoint_interval_s: Seconds between checkpoints.
+
+    Attributes:
+        best_placement: ``int64[G]``, the best feasible placement so far; where none was feasible, the one that exceeds
+            memory least; None before anything was evaluated.
+        best_s: Its step time, infinite where it is not feasible.
+        evaluations: Placements evaluated so far.
+        updates: Updates done so far.
+        elapsed_s: Seconds of training so far.
+        seconds: Seconds so far by `PARTS`.
+        interrupted: True where the last `run` was ended by Ctrl-C.
+        policy: The policy; its weights are those after the last update.
+    """
+
+    def __init__(
+        self,
+        problem: PlacementProblem,
+        *,
+        config: ReinforceConfig,
+        seed: int = 0,
+        run_dir: Path | str | None = None,
+        checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
+    ) -> None:
+        self.problem = problem
+        self.config = config
+        self.seed = seed
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.best_placement: IntArray | None = None
+        self.best_s = math.inf
+        self.evaluations = 0
+        self.updates = 0
+        self.elapsed_s = 0.0
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.interrupted = False
+        self._generator = torch.Generator().manual_seed(seed)
+        self._rng = np.random.default_rng(seed)
+        features = make_features(problem)
+        self.policy = Seq2SeqPolicy(
+            features,
+            hidden_size=config.hidden_size,
+            embedding_size=config.embedding_size,
+            paper=config.paper_policy,
+            generator=self._generator,
+        )
+        self._features = self.policy.tensors(features)
+        self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.learning_rate)
+        self._failing_s = failing_signal_s(problem, config.failing_ratio)
+        # The paper's moving average starts at the failing signal.
+        self._baseline = float(reward_of(np.array([self._failing_s]), config.reward)[0])
+        self._least_overflow = math.inf
+        self._elite: list[tuple[float, IntArray]] = []
+        self._started = False
+        self._most_evaluations: int | None = None
+        self._checkpoint_interval_s = checkpoint_interval_s
+
+    @classmethod
+    def resume(
+        cls,
+        problem: PlacementProblem,
+        run_dir: Path | str,
+        *,
+        checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
+    ) -> Trainer:
+        """Go on from a run directory's checkpoint, to the same result as a run that was never interrupted.
+
+        Raises:
+            InputError: There is no checkpoint, it is damaged, or it is of another graph, cluster or schedule.
+        """
+        state = checkpoint.load(Path(run_dir), problem)
+        trainer = cls(
+            problem,
+            config=state.config,
+            seed=state.seed,
+            run_dir=run_dir,
+            checkpoint_interval_s=checkpoint_interval_s,
+        )
+        trainer._restore(state)
+        return trainer
+
+    def run(
+        self,
+        *,
+        updates: int | None = None,
+        time_limit_s: float | None = None,
+        evaluations: int | None = None,
+        on_update: Callable[[UpdateStats], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Train until one of the limits is reached; limits that are None do not hold.
+
+        Ctrl-C ends the run after the update under way: the best placement is kept, the checkpoint written, and
+        `interrupted` set. (A second Ctrl-C does not wait for the update; the checkpoint is then the one before it.)
+
+        Args:
+            updates: Updates in all, those before this call included: running to 10 and then to 20 is running to 20.
+            time_limit_s: Seconds that this call may take. How many updates fit is the machine's affair, so only
+                `updates` and `evaluations` promise the same result twice.
+            evaluations: Placements evaluated in all, those before this call included.
+            on_update: Called after every update.
+            should_stop: Asked before every update.
+
+        Raises:
+            InputError: There is no limit, and nothing that could stop the run.
+        """
+        if updates is None and time_limit_s is None and evaluations is None and should_stop is None:
+            raise InputError("training needs a limit: give a time limit, a number of updates or of evaluations")
+        self._most_evaluations = evaluations
+        self.interrupted = False
+        deadline = math.inf if time_limit_s is None else time.perf_counter() + time_limit_s
+        telemetry = None if self.run_dir is None else Telemetry(self.run_dir, first_update=self.updates + 1)
+        whole = True  # False while an update is under way: its state must not reach a checkpoint
+        clock = _Clock(self)
+        try:
+            with _one_torch_thread(), _deferred_interrupt() as interrupt:
+                while True:
+                    done = updates is not None and self.updates >= updates
+                    spent = evaluations is not None and self.evaluations >= evaluations
+                    late = time.perf_counter() >= deadline
+                    if done or spent or late or interrupt.is_set() or (should_stop is not None and should_stop()):
+                        break
+                    whole = False
+                    best_before = self.best_s
+                    self._start()
+                    numbers = self._update()
+                    self.updates += 1
+                    clock.tick()
+                    whole = True
+                    stats = self._stats(numbers)
+                    if telemetry is not None:
+                        telemetry.write_update(stats)
+                        if self.best_s < best_before and self.best_placement is not None:
+                            telemetry.write_devices(self.problem, self.best_placement, self.updates)
+                    if clock.checkpoint_due(self._checkpoint_interval_s):
+                        self._save(telemetry)
+                    if on_update is not None:
+                        on_update(stats)
+                self.interrupted = interrupt.is_set()
+        except KeyboardInterrupt:
+            self.interrupted = True
+        except _BudgetSpentError:
+            pass
+        finally:
+            clock.tick()
+            if whole and self.updates:
+                self._save(telemetry)
+            if telemetry is not None:
+                telemetry.close()
+
+    def _start(self) -> None:
+        """Before the first update: evaluate the heuristics, where the preset starts from them."""
+        if self._started:
+            return
+        if self.config.warm_start:
+            left = None if self._most_evaluations is None else self._most_evaluations - self.evaluations
+            with self._timed("heuristics"):
+                start = heuristic_start(self.problem, evaluations=left, rng=self._rng)
+            self.evaluations += start.evaluations
+            self._evaluate(np.unique(np.stack(list(start.placements.values())), axis=0))
+        self._started = True
+
+    def _update(self) -> dict[str, float]:
+        """Sample, evaluate, learn; returns the fields of `UpdateStats` that are the update's own."""
+        config = self.config
+        shape = (config.samples + 1, self.problem.num_groups, self.problem.num_devices)
+        with self._timed("sample"), torch.no_grad():
+            noise = gumbel_noise(*shape, self._generator)
+            noise[0] = 0.0  # row 0 is decoded greedily: it is reported, and not learned from
+            sampled = self.policy.sample(self.policy.encode(self._features), noise)
+        evaluation = self._evaluate(sampled.numpy())
+        with self._timed("learn"):
+            numbers = self._learn(sampled[1:], _without_first(evaluation))
+        feasible = evaluation.feasible[1:]
+        times = evaluation.step_time_s[1:][feasible]
+        numbers["mean_s"] = float(times.mean()) if len(times) else math.nan
+        numbers["greedy_s"] = float(evaluation.step_time_s[0]) if evaluation.feasible[0] else math.nan
+        numbers["infeasible_rate"] = float(1.0 - feasible.mean())
+        return numbers
+
+    def _learn(self, sampled: torch.Tensor, evaluation: Evaluation) -> dict[str, float]:
+        """One step of Adam on ``int64[B, G]`` samples and their evaluation, and on the elite."""
+        config = self.config
+        charged = charged_s(evaluation, self.problem.cluster.memory_bytes, failing_signal_s=self._failing_s)
+        rewards = reward_of(charged, config.reward)
+        if config.baseline == "leave_one_out":
+            baseline: NDArray[np.float64] | float = leave_one_out(rewards)
+        else:
+            baseline = self._baseline
+            self._baseline = moving_average(self._baseline, rewards, config.baseline_decay)
+        spread = float((rewards - baseline).std())
+        advantages = advantage(rewards, baseline, normalise=config.normalise_advantage)
+        if 0 < config.feasible_only_after <= self.updates:
+            advantages = np.where(evaluation.feasible, advantages, 0.0)
+        imitating = self.updates < config.imitation_updates and len(self._elite) > 0
+        if imitating:
+            advantages = np.zeros_like(advantages)
+        bonus = config.entropy_bonus
+        if config.entropy_half_life:
+            bonus *= 0.5 ** (self.updates / config.entropy_half_life)
+
+        count = len(sampled)
+        elite = [torch.from_numpy(placement) for _, placement in self._elite]
+        placements = torch.cat([sampled, torch.stack(elite)]) if elite else sampled
+        log_probabilities = self.policy.score(self.policy.encode(self._features), placements)  # [B + elite, G, D]
+        chosen = chosen_log_probability(log_probabilities, placements).sum(dim=1)  # [B + elite]
+        randomness = entropy(log_probabilities[:count])  # [B, G]
+        loss = reinforce_loss(chosen[:count], torch.from_numpy(advantages).float())
+        loss = loss - bonus * randomness.sum(dim=1).mean()
+        if elite:
+            loss = loss - (1.0 if imitating else config.imitation_weight) * chosen[count:].mean()
+        self._optimizer.zero_grad()
+        loss.backward()
+        norm = clip_gradient(list(self.policy.parameters()), config.clip_norm)
+        self._optimizer.step()
+        return {
+            "loss": loss.item(),
+            "entropy": randomness.mean().item(),
+            "advantage_std": spread,
+            "grad_norm": norm,
+            "baseline": float(np.mean(baseline)),
+        }
+
+    def _evaluate(self, placements: IntArray) -> Evaluation:
+        """Evaluate ``int64[B, G]``, count them, and keep the best and the elite.
+
+        Raises:
+            _BudgetSpentError: Only some of them, or none, could be evaluated within the wanted number of evaluations.
+        """
+        most = self._most_evaluations
+        wanted = len(placements)
+        if most is not None:
+            placements = placements[: max(most - self.evaluations, 0)]
+        if len(placements):
+            with self._timed("simulate"):
+                evaluation = self.problem.evaluate(placements)
+            self.evaluations += len(placements)
+            self._keep(placements, evaluation)
+        if len(placements) < wanted:
+            raise _BudgetSpentError
+        return evaluation
+
+    def _keep(self, placements: IntArray, evaluation: Evaluation) -> None:
+        cost = evaluation.cost_s()
+        best = int(np.argmin(cost))
+        if cost[best] < self.best_s:
+            self.best_s = float(cost[best])
+            self.best_placement = placements[best].copy()
+        elif self.best_s == math.inf:
+            over = overflow_share(evaluation, self.problem.cluster.memory_bytes)
+            least = int(np.argmin(over))
+            if over[least] < self._least_overflow:
+                self._least_overflow = float(over[least])
+                self.best_placement = placements[least].copy()
+        if self.config.elites:
+            self._keep_elite(placements, cost)
+
+    def _keep_elite(self, placements: IntArray, cost: NDArray[np.float64]) -> None:
+        worst = self._elite[-1][0] if len(self._elite) == self.config.elites else math.inf
+        for i in np.argsort(cost, kind="stable")[: self.config.elites]:
+            if not cost[i] < worst:
+                break
+            if all(time_s != cost[i] for time_s, _ in self._elite):  # equal times: almost surely twins
+                self._elite.append((float(cost[i]), placements[i].astype(np.int64)))
+        self._elite = sorted(self._elite, key=lambda entry: entry[0])[: self.config.elites]
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - start
+
+    def _stats(self, numbers: dict[str, float]) -> UpdateStats:
+        return UpdateStats(
+            update=self.updates,
+            elapsed_s=self.elapsed_s,
+            best_s=self.best_s,
+            mean_s=numbers["mean_s"],
+            greedy_s=numbers["greedy_s"],
+            infeasible_rate=numbers["infeasible_rate"],
+            evaluations=self.evaluations,
+            placements_per_s=self.evaluations / max(self.elapsed_s, 1e-9),
+            loss=numbers["loss"],
+            entropy=numbers["entropy"],
+            advantage_std=numbers["advantage_std"],
+            grad_norm=numbers["grad_norm"],
+            baseline=numbers["baseline"],
+            seconds=dict(self.seconds),
+        )
+
+    def _save(self, telemetry: Telemetry | None) -> None:
+        if self.run_dir is None:
+            return
+        if telemetry is not None:
+            telemetry.flush()
+        state = checkpoint.State(
+            config=self.config,
+            seed=self.seed,
+            updates=self.updates,
+            evaluations=self.evaluations,
+            elapsed_s=self.elapsed_s,
+            seconds=self.seconds,
+            policy=self.policy.state_dict(),
+            optimizer=self._optimizer.state_dict(),
+            generator=self._generator.get_state(),
+            rng=self._rng.bit_generator.state,
+            baseline=self._baseline,
+            best_s=self.best_s,
+            best_placement=self.best_placement,
+            least_overflow=self._least_overflow,
+            elite=self._elite,
+        )
+        checkpoint.save(self.run_dir, self.problem, state)
+
+    def _restore(self, state: checkpoint.State) -> None:
+        self.updates = state.updates
+        self.evaluations = state.evaluations
+        self.elapsed_s = state.elapsed_s
+        self.seconds = dict(state.seconds)
+        self.policy.load_state_dict(state.policy)
+        self._optimizer.load_state_dict(state.optimizer)
+        self._generator.set_state(state.generator)
+        self._rng.bit_generator.state = state.rng
+        self._baseline = state.baseline
+        self.best_s = state.best_s
+        self.best_placement = state.best_placement
+        self._least_overflow = state.least_overflow
+        self._elite = list(state.elite)
+        self._started = True
+
+
+class _Clock:
+    """Adds wall-clock time to a trainer, and says when the next checkpoint is due."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._last = self._last_checkpoint = time.perf_counter()
+
+    def tick(self) -> None:
+        now = time.perf_counter()
+        self._trainer.elapsed_s += now - self._last
+        self._last = now
+
+    def checkpoint_due(self, interval_s: float) -> bool:
+        due = self._last - self._last_checkpoint >= interval_s
+        if due:
+            self._last_checkpoint = self._last
+        return due
+
+
+def _without_first(evaluation: Evaluation) -> Evaluation:
+    return Evaluation(evaluation.step_time_s[1:], evaluation.peak_memory_bytes[1:], evaluation.feasible[1:])
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """One torch thread inside, the caller's number of them again after.
+
+    The products of this policy are too small to share: threads that wait for each other made an update many times
+    slower on a busy machine, and the number of threads can change the order of a sum, and so a result's last bit. The
+    simulator, which takes other threads, keeps the other cores busy.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that it never falls into the middle of an update."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # Python delivers Ctrl-C to the main thread only
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
