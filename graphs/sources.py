@@ -1,0 +1,192 @@
+"""Where a computation graph comes from: one text names it, and `load_graph` gets it.
+
+Importing this loads no torch; naming a model of the zoo or a function does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from graphs.computation_graph import ComputationGraph
+from graphs.errors import InputError, unknown_name
+from graphs.files import SUFFIXES, load_graph_file
+from graphs.zoo import ZOO
+from graphs.zoo import load as load_zoo
+
+PYTHON_PREFIX = "python:"
+"""How a source begins that runs a function of the user's; no other source runs anything."""
+
+CAPTURE_OPTIONS = ("loss", "training", "optimizer", "name")
+"""What a dict that such a function returns may hold besides ``model`` and ``example_batch``."""
+
+_READABLE = (
+    f"a workload of the zoo ({', '.join(sorted(ZOO))}; sizes may follow, as in nmt:layers=4), a file that ends in "
+    f"{' or '.join(SUFFIXES)}, or {PYTHON_PREFIX}package.module:function"
+)
+
+
+def load_graph(source: str) -> ComputationGraph:
+    """Get the graph that a text names.
+
+    ============================  ====================================================================================
+    source                        the graph
+    ============================  ====================================================================================
+    ``nmt``, ``nmt:layers=4``     a workload of the zoo, captured once and then cached; see `graphs.zoo.load`
+    ``step.graph.json[.gz]``      a graph file; see `graphs.files.load_graph_file`
+    ``python:pkg.mod:function``   the model that a function returns, captured; the only source that runs user code
+    ============================  ====================================================================================
+
+    The function is looked up with the working directory on the path, and is called without arguments. It returns
+    ``(model, example_batch)``, ``(model, example_batch, loss)``, or a dict of these and any of ``training``,
+    ``optimizer`` and ``name``: the arguments of `graphs.capture.capture`. Without a name the graph is called as its
+    source.
+
+    Args:
+        source: What names the graph.
+
+    Raises:
+        InputError: The text names nothing that can be read, or what it names is not valid; the message is one sentence
+            that says what and, for a function, what it raised and where.
+    """
+    if source.startswith(PYTHON_PREFIX):
+        return _from_function(source)
+    if source.endswith(SUFFIXES):
+        return load_graph_file(source)
+    name = source.partition(":")[0]
+    if name in ZOO:
+        return load_zoo(source)
+    if not name or "." in name or "/" in name or os.sep in name or os.path.exists(source):
+        raise InputError(f"graph '{source}' is of no kind that can be read; give {_READABLE}")
+    known = unknown_name("graph", name, ZOO)
+    raise InputError(f"{known}; or give a file that ends in {' or '.join(SUFFIXES)}, or {PYTHON_PREFIX}module:function")
+
+
+def _from_function(source: str) -> ComputationGraph:
+    """Import the user's module, call its function and capture what it returns."""
+    module_name, colon, function_name = source.removeprefix(PYTHON_PREFIX).partition(":")
+    if not colon or not function_name.isidentifier() or not all(p.isidentifier() for p in module_name.split(".")):
+        raise InputError(
+            f"graph '{source}' does not name a function; write {PYTHON_PREFIX}package.module:function, for example "
+            f"{PYTHON_PREFIX}my_models:make_step for make_step in my_models.py"
+        )
+    with _working_directory_on_path():
+        function = _find_function(source, module_name, function_name)
+        with _blame(source, f"function '{function_name}'"):
+            returned = function()
+        options = _options(source, function_name, returned)
+        from graphs.capture import capture  # imports torch, so not before it is needed
+
+        options.setdefault("name", source)
+        return capture(options.pop("model"), options.pop("example_batch"), **options)
+
+
+def _find_function(source: str, module_name: str, function_name: str) -> Callable[[], Any]:
+    # A module that was written after the interpreter looked at its folder is found only after this.
+    importlib.invalidate_caches()
+    module = _import(source, module_name)
+    function = getattr(module, function_name, None)
+    if function is None:
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise InputError(
+            f"graph '{source}': {unknown_name(f'function of module {module_name!r}', function_name, names)}"
+        )
+    if not callable(function):
+        raise InputError(f"graph '{source}': '{function_name}' is of type {_type(function)}, not a function")
+    return function
+
+
+def _import(source: str, module_name: str) -> ModuleType:
+    try:
+        with _blame(source, f"module '{module_name}'", ModuleNotFoundError):
+            return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if missing == module_name or module_name.startswith(f"{missing}."):
+            raise InputError(
+                f"graph '{source}': there is no module '{missing}' in {os.getcwd()} or among the installed packages; "
+                "check the name, or run from the folder that holds it"
+            ) from error
+        raise InputError(
+            f"graph '{source}': module '{module_name}' imports '{missing}', which is not installed; install it"
+        ) from error
+
+
+def _options(source: str, function_name: str, returned: Any) -> dict[str, Any]:
+    """What the function returned, as arguments of `capture`."""
+    if isinstance(returned, tuple) and len(returned) in (2, 3):
+        options = dict(zip(("model", "example_batch", "loss"), returned, strict=False))
+    elif isinstance(returned, Mapping):
+        options = dict(returned)
+    else:
+        what = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else f"a value of type {_type(returned)}"
+        raise InputError(
+            f"graph '{source}': function '{function_name}' returned {what}; it must return "
+            "(model, example_batch, loss) or a dict of these"
+        )
+    known = ("model", "example_batch", *CAPTURE_OPTIONS)
+    for key in options:
+        if key not in known:
+            raise InputError(f"graph '{source}': {unknown_name('key of the returned dict', str(key), known)}")
+    for key in ("model", "example_batch"):
+        if key not in options:
+            raise InputError(f"graph '{source}': the dict that '{function_name}' returned has no '{key}'; add it")
+    from torch import nn
+
+    if not isinstance(options["model"], nn.Module):
+        raise InputError(
+            f"graph '{source}': the model that '{function_name}' returned is of type {_type(options['model'])}, not "
+            "a torch.nn.Module; return (model, example_batch, loss)"
+        )
+    if options.get("loss") is not None and not callable(options["loss"]):
+        raise InputError(
+            f"graph '{source}': the loss that '{function_name}' returned is of type {_type(options['loss'])}, not "
+            "a function of the model's output"
+        )
+    for key, kind in (("training", bool), ("optimizer", str), ("name", str)):
+        if key in options and not isinstance(options[key], kind):
+            raise InputError(
+                f"graph '{source}': {key} that '{function_name}' returned is of type {_type(options[key])}, not "
+                f"{kind.__name__}"
+            )
+    return options
+
+
+def _type(value: Any) -> str:
+    return type(value).__name__
+
+
+@contextmanager
+def _blame(source: str, what: str, *passed_on: type[Exception]) -> Iterator[None]:
+    """Turn whatever the user's code raises into one sentence that says what and where."""
+    try:
+        yield
+    except passed_on:
+        raise
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
+        text = f": {text[:300]}" if text else ""
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, SyntaxError):
+            where = f"{error.filename}, line {error.lineno}"
+        else:
+            where = f"{frames[-1].filename}, line {frames[-1].lineno}"
+        raise InputError(f"graph '{source}': {what} raised {type(error).__name__}{text} ({where})") from error
+
+
+@contextmanager
+def _working_directory_on_path() -> Iterator[None]:
+    """Let the user's modules be imported from where the command is run, as ``python -m`` does."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
