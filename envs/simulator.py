@@ -129,10 +129,6 @@ class SimulatorInput:
         return np.repeat(np.arange(self.num_ops, dtype=np.int32), np.diff(self.tensor_offsets))
 
     @cached_property
-    def _static(self) -> kernel.Static:
-        return kernel.make_static(self, SCHEDULES.index(self.schedule))
-
-    @cached_property
     def _idle_workspaces(self) -> list[kernel.Work]:
         return []
 
@@ -142,7 +138,7 @@ class SimulatorInput:
         try:
             work = self._idle_workspaces.pop()
         except IndexError:
-            work = kernel.make_work(self._static)
+            work = kernel.make_work(self, SCHEDULES.index(self.schedule))
         yield work
         self._idle_workspaces.append(work)
 
@@ -198,11 +194,13 @@ def make_input(
     num_inputs = np.bincount(graph.consumers, minlength=graph.num_ops).astype(np.int32)
     tensor_offsets = graph.tensor_offsets.astype(np.int32)
     consumer_offsets = graph.consumer_offsets.astype(np.int32)
+    remaining_path_s = np.empty(graph.num_ops)
+    kernel.remaining_paths(fastest, tensor_offsets, consumer_offsets, np.array(graph.consumers), remaining_path_s)
     return SimulatorInput(
         schedule=schedule,
         op_time_s=np.array(times, dtype=np.float64, order="C"),
         device_spec=np.array(device_spec, dtype=np.int32),
-        remaining_path_s=kernel.remaining_paths(fastest, tensor_offsets, consumer_offsets, np.array(graph.consumers)),
+        remaining_path_s=remaining_path_s,
         resident_bytes=graph.resident_bytes.sum(axis=1),
         num_inputs=num_inputs,
         input_offsets=np.concatenate([[0], np.cumsum(num_inputs)]).astype(np.int32),
@@ -247,12 +245,11 @@ def simulate(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trac
     placements = _as_placements(problem, np.asarray(op_placement)[None])
     step_time_s, peak = np.empty(1), np.empty((1, problem.num_devices), dtype=np.int64)
     with problem._workspace() as work:
-        kernel.simulate_many(problem._static, work, placements, step_time_s, peak)
-        count = int(work.counts[kernel.NUM_TRANSFERS])
-        tensor = work.transfer_tensor[:count].copy()
-        destination = work.transfer_destination[:count].copy()
-        start_s, end_s = work.transfer_start_s[:count].copy(), work.transfer_end_s[:count].copy()
-        op_start_s, op_end_s = work.op_start_s.copy(), work.op_end_s.copy()
+        kernel.simulate_many(work, placements, step_time_s, peak)
+        transfers = work.transfers[: int(work.state[0]["transfers"])]
+        tensor, destination = (transfers[key].astype(np.int32) for key in ("tensor", "destination"))
+        start_s, end_s = transfers["start_s"].copy(), transfers["end_s"].copy()
+        op_start_s, op_end_s = work.ops["start_s"][:-1].copy(), work.ops["end_s"][:-1].copy()
     memory_time_s, memory_bytes = memory_steps(
         problem, placements[0], op_start_s, op_end_s, tensor, destination, start_s, end_s
     )
@@ -294,11 +291,11 @@ def simulate_batch(
     def part(number: int) -> None:
         rows = slice(count * number // parts, count * (number + 1) // parts)
         with problem._workspace() as work:
-            kernel.simulate_many(problem._static, work, placements[rows], step_time_s[rows], peak[rows])
+            kernel.simulate_many(work, placements[rows], step_time_s[rows], peak[rows])
 
     if count == 0:
         return step_time_s, peak
-    problem._static, problem._idle_workspaces  # noqa: B018 (made once, before several threads ask for them)
+    problem._idle_workspaces  # noqa: B018 (made once, before several threads ask for it)
     others = [_pool().submit(part, number) for number in range(1, parts)]
     part(0)
     for other in others:

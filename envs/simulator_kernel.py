@@ -3,17 +3,22 @@
 Why it is fast:
 
 - **No heap of events.** A device runs at most one op, and transfers that come in over the same link direction end in
-  the order in which they were reserved. So the next event is the least of the running ops' ends and of the first
-  arrival on each incoming direction: a tournament tree over few leaves (`_set_leaf`) finds it.
+  the order in which they were reserved. So the next event is the least of a few slots: one for each device and one for
+  each incoming direction, in blocks of which each knows its least (`_least`).
 - **No heap of ready ops.** Ops of a schedule have fixed ranks, so the ready ops of a device are bits in a 64-ary tree
   of words (`_insert`, `_pop_least`). Under ``fifo`` the bits hold only the ops that became ready at the present
   instant; when time advances they move, in order, to the end of a linked list.
 - **No events for transfer starts.** A transfer that waits starts exactly when the transfer before it on its busiest
   direction arrives, so it is hooked to that one.
-- Nothing is allocated while simulating: `Work` holds all that changes, one for each thread.
+- **Records, not columns.** An event touches an op, its tensors and their readers at random places, so all that it needs
+  of an op lies in one cache line. Indices are unsigned, which spares numba's check for negative ones.
+- **Nothing is allocated** while simulating: `Work` holds all that changes, one for each thread.
 
 The functions are compiled when first called and kept in numba's cache (see `_compiled`). All of them stand in this one
-file because numba notices only changes to the file of the function that it cached.
+file because numba notices only changes to the file of the function that it cached. They pass arrays one by one: a tuple
+of arrays would be copied, and every array's references counted, at each call.
+
+Letters: ``B`` placements in a batch, ``N`` ops, ``E`` edges, ``T`` tensors, ``D`` devices.
 """
 
 from __future__ import annotations
@@ -32,93 +37,143 @@ if TYPE_CHECKING:
     from envs.simulator import SimulatorInput
 
 PRIORITY, FIFO, PROGRAM_ORDER = range(3)
-NUM_TRANSFERS = 0
-"""Position in `Work.counts`."""
+NONE = np.uint32(2**32 - 1)
+"""In place of an index: no op, no transfer, no edge."""
+BLOCK = np.uint64(8)
+"""Slots of next events that are searched together."""
+_0, _1, _6, _63 = np.uint64(0), np.uint64(1), np.uint64(6), np.uint64(63)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
-class Static(NamedTuple):
-    """What does not change from placement to placement; all arrays are read-only. Letters as in `envs.simulator`."""
-
-    schedule: int
-    op_time_s: NDArray[np.float64]  # [S, N]
-    device_spec: NDArray[np.int32]  # [D]
-    rank: NDArray[np.int32]  # [N], by priority, or the op index
-    op_of_rank: NDArray[np.int32]  # [N]
-    resident_bytes: NDArray[np.int64]  # [N]
-    output_bytes: NDArray[np.int64]  # [N], sum of local_bytes over the op's tensors
-    num_inputs: NDArray[np.int32]  # [N]
-    sources: NDArray[np.int32]  # ops that read nothing
-    input_offsets: NDArray[np.int32]  # [N + 1]
-    input_edges: NDArray[np.int32]  # [E]
-    tensor_offsets: NDArray[np.int32]  # [N + 1]
-    tensor_producer: NDArray[np.int32]  # [T]
-    tensor_bytes: NDArray[np.int64]  # [T]
-    local_bytes: NDArray[np.int64]  # [T], 0 where the tensor is resident
-    consumer_offsets: NDArray[np.int32]  # [T + 1]
-    consumers: NDArray[np.int32]  # [E]
-    route_latency_s: NDArray[np.float64]  # [D, D]
-    route_bytes_per_s: NDArray[np.float64]  # [D, D]
-    route_offsets: NDArray[np.int32]  # [D * D + 1]
-    route_directions: NDArray[np.int32]
-    arrival_queue: NDArray[np.int32]  # [directions]: number of the queue of those that end a route
-    level_offsets: NDArray[np.int64]  # of the words of each level of a tree of bits; one more for their number
+OP = np.dtype(
+    [
+        ("missing", np.int32),  # inputs that are not yet there
+        ("num_inputs", np.int32),
+        ("device", np.uint32),
+        ("rank", np.uint32),  # by priority, or the op's index
+        ("first_tensor", np.uint32),  # up to the next op's
+        ("first_input", np.uint32),  # of `Work.holders`, up to the next op's
+        ("next_op", np.uint32),  # chain of a device's ops: in program order, or ready (fifo)
+        ("start_s", np.float64),
+        ("end_s", np.float64),
+        ("output_bytes", np.int64),  # sum of `local_bytes` of its tensors
+        ("resident_bytes", np.int64),
+    ],
+    align=True,
+)
+TENSOR = np.dtype(
+    [
+        ("bytes", np.int64),
+        ("local_bytes", np.int64),  # 0 where the tensor is resident
+        ("first_edge", np.uint32),  # up to the next tensor's
+        ("uses", np.int32),  # readers at home and departures that have not ended
+        ("producer", np.uint32),
+    ],
+    align=True,
+)
+EDGE = np.dtype(
+    [
+        ("reader", np.uint32),
+        ("input", np.uint32),  # position in `Work.holders`
+        ("next_edge", np.uint32),  # chain of the edges that a transfer serves
+    ],
+    align=True,
+)
+TRANSFER = np.dtype(
+    [
+        ("start_s", np.float64),
+        ("end_s", np.float64),
+        ("bytes", np.int64),
+        ("tensor", np.uint32),
+        ("destination", np.uint32),
+        ("uses", np.int32),  # readers of the copy that have not ended
+        ("first_edge", np.uint32),
+        ("next_arrival", np.uint32),  # chain of a queue
+        ("first_hooked", np.uint32),  # chain of the transfers that start when this one arrives
+        ("next_hooked", np.uint32),
+    ],
+    align=True,
+)
+DEVICE = np.dtype(
+    [
+        ("memory", np.int64),
+        ("running", np.uint32),  # an op, or `NONE`
+        ("spec", np.uint32),
+        ("first_op", np.uint32),  # chain of ops, see `OP.next_op`
+        ("last_op", np.uint32),
+        ("awake", np.int32),  # 1 where it stands in `Work.wake`
+        ("touched", np.int32),  # 1 where it stands in `Work.touched`
+        ("readers", np.int32),  # of the tensor that is being sent
+        ("transfer", np.uint32),  # that brings that tensor here
+    ],
+    align=True,
+)
+ROUTE = np.dtype(
+    [
+        ("latency_s", np.float64),
+        ("bytes_per_s", np.float64),
+        ("begin", np.uint32),  # of `Work.route_directions`
+        ("end", np.uint32),
+        ("queue", np.uint32),  # transfers whose routes end with the same link direction share a queue
+    ],
+    align=True,
+)
+DIRECTION = np.dtype([("free_s", np.float64), ("last_transfer", np.uint32)], align=True)
+QUEUE = np.dtype([("first", np.uint32), ("last", np.uint32)], align=True)
+STATE = np.dtype([("transfers", np.uint32), ("awake", np.uint32), ("touched", np.uint32)], align=True)
+"""How many transfers there are, and how many devices stand in `Work.wake` and `Work.touched`."""
 
 
 class Work(NamedTuple):
-    """What changes while simulating. A holder is a tensor at home (``t``) or a transfer's copy (``T + k``)."""
+    """All that one thread needs to simulate: what is given, and what changes."""
 
-    missing: NDArray[np.int32]  # [N], inputs that are not yet there
-    edge_holder: NDArray[np.int32]  # [E], where the edge's reader has its input from
-    next_edge: NDArray[np.int32]  # [E], chain of the edges that a transfer serves
-    uses: NDArray[np.int32]  # [T + E], reasons to keep a holder
-    op_start_s: NDArray[np.float64]  # [N]
-    op_end_s: NDArray[np.float64]  # [N]
-    next_op: NDArray[np.int32]  # [N], chain of a device's ops: in program order, or ready (fifo)
-    transfer_tensor: NDArray[np.int32]  # [E]
-    transfer_destination: NDArray[np.int32]  # [E]
-    transfer_start_s: NDArray[np.float64]  # [E]
-    transfer_end_s: NDArray[np.float64]  # [E]
-    transfer_edge: NDArray[np.int32]  # [E], first of its chain of edges
-    next_arrival: NDArray[np.int32]  # [E], chain of a queue
-    first_hooked: NDArray[np.int32]  # [E], transfers that start when this one arrives
-    next_hooked: NDArray[np.int32]  # [E]
-    bits: NDArray[np.uint64]  # [D, words], ready ops
-    memory: NDArray[np.int64]  # [D]
-    running: NDArray[np.int32]  # [D], -1 where idle
-    first_op: NDArray[np.int32]  # [D]
-    last_op: NDArray[np.int32]  # [D]
-    reader_count: NDArray[np.int32]  # [D], of one tensor
-    transfer_to: NDArray[np.int32]  # [D], of one tensor
-    destinations: NDArray[np.int32]  # [D], of one tensor
-    ended: NDArray[np.int32]  # [D], ops that end in this round
-    wake: NDArray[np.int32]  # [D], idle devices that may start an op
-    is_awake: NDArray[np.bool_]  # [D]
-    touched: NDArray[np.int32]  # [D], devices whose memory may have grown or that have fresh ready ops
-    is_touched: NDArray[np.bool_]  # [D]
-    direction_free_s: NDArray[np.float64]  # [directions]
-    direction_last: NDArray[np.int32]  # [directions], the transfer reserved last
-    first_arrival: NDArray[np.int32]  # [queues]
-    last_arrival: NDArray[np.int32]  # [queues]
-    leaf_s: NDArray[np.float64]  # [leaves]: next event of each device, then of each queue
-    winner: NDArray[np.int32]  # [2 * leaves], the leaf with the least time below each node; the root is 1
-    counts: NDArray[np.int64]  # transfers, awake devices, touched devices
-
-
-_AWAKE, _TOUCHED = 1, 2
+    schedule: int
+    op_time_s: NDArray[np.float64]  # [S, N]
+    op_of_rank: NDArray[np.uint32]  # [N]
+    sources: NDArray[np.uint32]  # ops that read nothing
+    route_directions: NDArray[np.uint32]
+    first_word: np.uint64  # the first leaf of the trees in `bits`
+    ops: NDArray[Any]  # OP[N + 1]
+    tensors: NDArray[Any]  # TENSOR[T + 1]
+    edges: NDArray[Any]  # EDGE[E]
+    holders: NDArray[
+        np.uint32
+    ]  # [E], by op: where an input is, tensor ``t`` at home as ``2 t`` or copy ``k`` as ``2 k + 1``
+    transfers: NDArray[Any]  # TRANSFER[E]
+    devices: NDArray[Any]  # DEVICE[D]
+    routes: NDArray[Any]  # ROUTE[D * D]
+    directions: NDArray[Any]  # DIRECTION[directions]
+    queues: NDArray[Any]  # QUEUE[queues]
+    bits: NDArray[np.uint64]  # [D, words], ready ops by rank
+    destinations: NDArray[np.uint32]  # [D], of the tensor that is being sent
+    ended: NDArray[np.uint32]  # [D], ops that end in this round
+    wake: NDArray[np.uint32]  # [D], idle devices that may start an op
+    touched: NDArray[np.uint32]  # [D], devices whose memory may have grown, or that have ops to queue (fifo)
+    slot_s: NDArray[np.float64]  # [slots]: next event of each device, then of each queue
+    block_s: NDArray[np.float64]  # the least of each `BLOCK` slots
+    state: NDArray[Any]  # STATE[1]
 
 
 def _compiled(function: F) -> F:
     """Compile on first use, release the GIL, and keep the machine code in numba's cache.
 
+    `_nrt=False` leaves out counting references to arrays, which took nine tenths of the time: nothing here allocates or
+    keeps an array, and the caller holds all of them.
+
     The cache is the `__pycache__` beside this file; where that cannot be written, the user's cache directory, or
     ``NUMBA_CACHE_DIR``. Where none of them can be written numba refuses to cache, and we compile in every process.
     """
+    options: dict[str, Any] = {"nogil": True, "_nrt": False, "error_model": "numpy"}
     try:
-        return cast(F, numba.njit(cache=True, nogil=True)(function))
+        return cast(F, numba.njit(cache=True, **options)(function))
     except RuntimeError:
-        return cast(F, numba.njit(nogil=True)(function))
+        return cast(F, numba.njit(**options)(function))
+
+
+def _inlined(function: F) -> F:
+    """Compile into the callers."""
+    options: dict[str, Any] = {"nogil": True, "_nrt": False, "error_model": "numpy"}
+    return cast(F, numba.njit(forceinline=True, **options)(function))
 
 
 @intrinsic
@@ -128,106 +183,73 @@ def _trailing_zeros(typing_context: Any, word: Any = None) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
-    return types.int64(types.uint64), generate
+    return types.uint64(types.uint64), generate
 
 
-def make_static(problem: SimulatorInput, schedule: int) -> Static:
-    """Lay out what the kernel reads."""
-    num_ops = problem.num_ops
+def make_work(problem: SimulatorInput, schedule: int) -> Work:
+    """Allocate and fill what one thread needs."""
+    num_ops, num_tensors, num_edges = problem.num_ops, len(problem.tensor_bytes), len(problem.consumers)
+    num_devices, num_directions = problem.num_devices, problem.num_directions
     by_priority = np.lexsort((np.arange(num_ops), -problem.remaining_path_s))
-    op_of_rank = by_priority if schedule == PRIORITY else np.arange(num_ops)
-    rank = np.empty(num_ops, dtype=np.int32)
-    rank[op_of_rank] = np.arange(num_ops)
-    local_bytes = np.where(problem.tensor_resident, 0, problem.tensor_bytes)
-    output_bytes = np.zeros(num_ops, dtype=np.int64)
-    np.add.at(output_bytes, problem.tensor_producer, local_bytes)
-    ends = problem.route_offsets[1:][np.diff(problem.route_offsets) > 0] - 1
-    last_directions = np.unique(problem.route_directions[ends])
-    arrival_queue = np.full(problem.num_directions, -1, dtype=np.int32)
-    arrival_queue[last_directions] = np.arange(len(last_directions))
-    level_offsets = [0]
-    words = num_ops
-    while words > 1 or len(level_offsets) == 1:
-        words = -(-words // 64)
-        level_offsets.append(level_offsets[-1] + words)
-    static = Static(
+    op_of_rank = (by_priority if schedule == PRIORITY else np.arange(num_ops)).astype(np.uint32)
+    input_of_edge = np.empty(num_edges, dtype=np.int32)
+    input_of_edge[problem.input_edges] = np.arange(num_edges, dtype=np.int32)
+
+    ops = np.zeros(num_ops + 1, dtype=OP)
+    ops["rank"][op_of_rank] = np.arange(num_ops)
+    ops["num_inputs"][:-1] = problem.num_inputs
+    ops["first_tensor"] = problem.tensor_offsets
+    ops["first_input"] = problem.input_offsets
+    ops["resident_bytes"][:-1] = problem.resident_bytes
+    tensors = np.zeros(num_tensors + 1, dtype=TENSOR)
+    tensors["bytes"][:-1] = problem.tensor_bytes
+    tensors["local_bytes"][:-1] = np.where(problem.tensor_resident, 0, problem.tensor_bytes)
+    tensors["first_edge"] = problem.consumer_offsets
+    tensors["producer"][:-1] = problem.tensor_producer
+    np.add.at(ops["output_bytes"], problem.tensor_producer, tensors["local_bytes"][:-1])
+    edges = np.zeros(num_edges, dtype=EDGE)
+    edges["reader"] = problem.consumers
+    edges["input"] = input_of_edge
+    devices = np.zeros(num_devices, dtype=DEVICE)
+    devices["spec"] = problem.device_spec
+
+    routes = np.zeros(num_devices * num_devices, dtype=ROUTE)
+    routes["latency_s"] = problem.route_latency_s.ravel()
+    routes["bytes_per_s"] = problem.route_bytes_per_s.ravel()
+    routes["begin"], routes["end"] = problem.route_offsets[:-1], problem.route_offsets[1:]
+    between = np.flatnonzero(routes["end"] > routes["begin"])
+    last_direction = problem.route_directions[routes["end"][between] - 1]
+    queue_directions, routes["queue"][between] = np.unique(last_direction, return_inverse=True)
+    blocks = -(-(num_devices + len(queue_directions)) // int(BLOCK))
+
+    first_word, widest = 0, 1
+    while widest * 64 < num_ops:
+        first_word, widest = first_word + widest, widest * 64
+    words = first_word + -(-num_ops // 64)
+    return Work(
         schedule=schedule,
         op_time_s=problem.op_time_s,
-        device_spec=problem.device_spec,
-        rank=rank,
-        op_of_rank=op_of_rank.astype(np.int32),
-        resident_bytes=problem.resident_bytes,
-        output_bytes=output_bytes,
-        num_inputs=problem.num_inputs,
-        sources=np.flatnonzero(problem.num_inputs == 0).astype(np.int32),
-        input_offsets=problem.input_offsets,
-        input_edges=problem.input_edges,
-        tensor_offsets=problem.tensor_offsets,
-        tensor_producer=problem.tensor_producer,
-        tensor_bytes=problem.tensor_bytes,
-        local_bytes=local_bytes,
-        consumer_offsets=problem.consumer_offsets,
-        consumers=problem.consumers,
-        route_latency_s=problem.route_latency_s,
-        route_bytes_per_s=problem.route_bytes_per_s,
-        route_offsets=problem.route_offsets,
-        route_directions=problem.route_directions,
-        arrival_queue=arrival_queue,
-        level_offsets=np.array(level_offsets, dtype=np.int64),
-    )
-    # Numba compiles anew for arrays that differ in writability, so all of them are made read-only.
-    for value in static:
-        if isinstance(value, np.ndarray):
-            value.setflags(write=False)
-    return static
-
-
-def make_work(static: Static) -> Work:
-    """Allocate what one thread needs."""
-    num_ops, num_edges, num_tensors = len(static.num_inputs), len(static.consumers), len(static.tensor_bytes)
-    num_devices, num_directions = len(static.device_spec), len(static.arrival_queue)
-    num_queues = int(static.arrival_queue.max(initial=-1)) + 1
-    leaves = 1 << (num_devices + num_queues - 1).bit_length()
-
-    def ints(size: int) -> NDArray[np.int32]:
-        return np.zeros(size, dtype=np.int32)
-
-    return Work(
-        missing=ints(num_ops),
-        edge_holder=ints(num_edges),
-        next_edge=ints(num_edges),
-        uses=ints(num_tensors + num_edges),
-        op_start_s=np.zeros(num_ops),
-        op_end_s=np.zeros(num_ops),
-        next_op=ints(num_ops),
-        transfer_tensor=ints(num_edges),
-        transfer_destination=ints(num_edges),
-        transfer_start_s=np.zeros(num_edges),
-        transfer_end_s=np.zeros(num_edges),
-        transfer_edge=ints(num_edges),
-        next_arrival=ints(num_edges),
-        first_hooked=ints(num_edges),
-        next_hooked=ints(num_edges),
-        bits=np.zeros((num_devices, int(static.level_offsets[-1])), dtype=np.uint64),
-        memory=np.zeros(num_devices, dtype=np.int64),
-        running=ints(num_devices),
-        first_op=ints(num_devices),
-        last_op=ints(num_devices),
-        reader_count=ints(num_devices),
-        transfer_to=ints(num_devices),
-        destinations=ints(num_devices),
-        ended=ints(num_devices),
-        wake=ints(num_devices),
-        is_awake=np.zeros(num_devices, dtype=np.bool_),
-        touched=ints(num_devices),
-        is_touched=np.zeros(num_devices, dtype=np.bool_),
-        direction_free_s=np.zeros(num_directions),
-        direction_last=ints(num_directions),
-        first_arrival=ints(num_queues),
-        last_arrival=ints(num_queues),
-        leaf_s=np.zeros(leaves),
-        winner=ints(2 * leaves),
-        counts=np.zeros(3, dtype=np.int64),
+        op_of_rank=op_of_rank,
+        sources=np.flatnonzero(problem.num_inputs == 0).astype(np.uint32),
+        route_directions=problem.route_directions.astype(np.uint32),
+        first_word=np.uint64(first_word),
+        ops=ops,
+        tensors=tensors,
+        edges=edges,
+        holders=np.zeros(num_edges, dtype=np.uint32),
+        transfers=np.zeros(num_edges, dtype=TRANSFER),
+        devices=devices,
+        routes=routes,
+        directions=np.zeros(num_directions, dtype=DIRECTION),
+        queues=np.zeros(len(queue_directions), dtype=QUEUE),
+        bits=np.zeros((num_devices, words), dtype=np.uint64),
+        destinations=np.zeros(num_devices, dtype=np.uint32),
+        ended=np.zeros(num_devices, dtype=np.uint32),
+        wake=np.zeros(num_devices, dtype=np.uint32),
+        touched=np.zeros(num_devices, dtype=np.uint32),
+        slot_s=np.zeros(blocks * int(BLOCK)),
+        block_s=np.zeros(blocks),
+        state=np.zeros(1, dtype=STATE),
     )
 
 
@@ -237,353 +259,396 @@ def remaining_paths(
     tensor_offsets: NDArray[np.int32],
     consumer_offsets: NDArray[np.int32],
     consumers: NDArray[np.int32],
-) -> NDArray[np.float64]:
-    """``float64[N]``: for each op the longest sum of `time_s` along a path that starts with it."""
-    num_ops = len(time_s)
-    remaining_s = np.zeros(num_ops)
-    for op in range(num_ops - 1, -1, -1):
+    remaining_s: NDArray[np.float64],
+) -> None:
+    """Fill `remaining_s` ``[N]``: for each op the longest sum of `time_s` along a path that starts with it."""
+    for op in range(len(time_s) - 1, -1, -1):
         longest = 0.0
         for e in range(consumer_offsets[tensor_offsets[op]], consumer_offsets[tensor_offsets[op + 1]]):
             longest = max(longest, remaining_s[consumers[e]])
         remaining_s[op] = time_s[op] + longest
-    return remaining_s
 
 
-@_compiled
-def _insert(bits: NDArray[np.uint64], level_offsets: NDArray[np.int64], number: int) -> None:
-    """Set a bit, and in each level above the bit of its word."""
-    for level in range(len(level_offsets) - 1):
-        word = level_offsets[level] + (number >> 6)
+@_inlined
+def _insert(bits, first_word, number):
+    """Set the bit of a number, and in the words above it the bits of the words below them."""
+    word, bit = first_word + (np.uint64(number) >> _6), np.uint64(number) & _63
+    while True:
         old = bits[word]
-        bits[word] = old | (np.uint64(1) << np.uint64(number & 63))
-        if old != np.uint64(0):
+        bits[word] = old | (_1 << bit)
+        if old != _0 or word == _0:
             return
-        number >>= 6
+        word, bit = (word - _1) >> _6, (word - _1) & _63
 
 
-@_compiled
-def _pop_least(bits: NDArray[np.uint64], level_offsets: NDArray[np.int64]) -> int:
-    """Clear the lowest set bit and return its number, or -1 where none is set."""
-    top = len(level_offsets) - 2
-    if bits[level_offsets[top]] == np.uint64(0):
-        return -1
-    number = 0
-    for level in range(top, -1, -1):
-        number = (number << 6) + _trailing_zeros(bits[level_offsets[level] + number])
-    rest = number
-    for level in range(top + 1):
-        word = level_offsets[level] + (rest >> 6)
-        bits[word] = bits[word] & (bits[word] - np.uint64(1))
-        if bits[word] != np.uint64(0):
-            break
-        rest >>= 6
-    return number
+@_inlined
+def _pop_least(bits, first_word):
+    """Clear the lowest number's bit and return the number, or `NONE` where no bit is set."""
+    if bits[_0] == _0:
+        return NONE
+    word = _0
+    while word < first_word:
+        word = (word << _6) + _1 + _trailing_zeros(bits[word])
+    number = ((word - first_word) << _6) + _trailing_zeros(bits[word])
+    while True:
+        rest = bits[word] & (bits[word] - _1)
+        bits[word] = rest
+        if rest != _0 or word == _0:
+            return np.uint32(number)
+        word = (word - _1) >> _6
 
 
-@_compiled
-def _set_leaf(leaf_s: NDArray[np.float64], winner: NDArray[np.int32], leaf: int, time_s: float) -> None:
-    """Change the time of a leaf's next event and play its matches again up to the root."""
-    leaf_s[leaf] = time_s
-    node = (leaf + len(leaf_s)) >> 1
-    while node > 0:
-        left, right = winner[2 * node], winner[2 * node + 1]
-        winner[node] = left if leaf_s[left] <= leaf_s[right] else right
-        node >>= 1
+@_inlined
+def _least(slot_s, first):
+    """The least of a block of slots; paired, so that the comparisons need not wait for each other."""
+    s0 = min(slot_s[first], slot_s[first + np.uint64(1)])
+    s1 = min(slot_s[first + np.uint64(2)], slot_s[first + np.uint64(3)])
+    s2 = min(slot_s[first + np.uint64(4)], slot_s[first + np.uint64(5)])
+    s3 = min(slot_s[first + np.uint64(6)], slot_s[first + np.uint64(7)])
+    return min(min(s0, s1), min(s2, s3))
 
 
-@_compiled
-def _touch(work: Work, device: int) -> None:
-    if not work.is_touched[device]:
-        work.is_touched[device] = True
-        work.touched[work.counts[_TOUCHED]] = device
-        work.counts[_TOUCHED] += 1
+@_inlined
+def _least_of_all(block_s):
+    """The time of the next event."""
+    least = block_s[_0]
+    for block in range(_1, np.uint64(len(block_s))):
+        least = min(least, block_s[block])
+    return least
 
 
-@_compiled
-def _wake(work: Work, device: int) -> None:
-    if not work.is_awake[device]:
-        work.is_awake[device] = True
-        work.wake[work.counts[_AWAKE]] = device
-        work.counts[_AWAKE] += 1
+@_inlined
+def _advance_slot(slot_s, block_s, slot, time_s):
+    """Give a slot that had no event its next one."""
+    slot_s[slot] = time_s
+    if time_s < block_s[slot // BLOCK]:
+        block_s[slot // BLOCK] = time_s
 
 
-@_compiled
-def _make_ready(static: Static, work: Work, device: int, op: int) -> None:
+@_inlined
+def _touch(devices, touched, state, device):
+    if devices[device].touched == 0:
+        devices[device].touched = 1
+        touched[state[_0].touched] = device
+        state[_0].touched += 1
+
+
+@_inlined
+def _wake(devices, wake, state, device):
+    if devices[device].awake == 0:
+        devices[device].awake = 1
+        wake[state[_0].awake] = device
+        state[_0].awake += 1
+
+
+@_inlined
+def _make_ready(schedule, first_word, ops, devices, bits, wake, touched, state, op):
     """All inputs of the op are on its device."""
-    if static.schedule != PROGRAM_ORDER:
-        _insert(work.bits[device], static.level_offsets, static.rank[op])
-        if static.schedule == FIFO:
-            _touch(work, device)
-    if work.running[device] < 0:
-        _wake(work, device)
+    device = ops[op].device
+    if schedule != PROGRAM_ORDER:
+        _insert(bits[device], first_word, ops[op].rank)
+        if schedule == FIFO:
+            _touch(devices, touched, state, device)
+    if devices[device].running == NONE:
+        _wake(devices, wake, state, device)
 
 
-@_compiled
-def _take_best(static: Static, work: Work, device: int) -> int:
-    """Remove and return the ready op that the device runs next, or -1."""
-    if static.schedule == PRIORITY:
-        rank = _pop_least(work.bits[device], static.level_offsets)
-        return static.op_of_rank[rank] if rank >= 0 else -1
-    op = work.first_op[device]
-    if static.schedule == FIFO:
-        if op < 0:
-            return _pop_least(work.bits[device], static.level_offsets)
-    elif op < 0 or work.missing[op] > 0:
-        return -1
-    work.first_op[device] = work.next_op[op]
+@_inlined
+def _take_best(schedule, op_of_rank, first_word, ops, devices, bits, device):
+    """Remove and return the ready op that the device runs next, or `NONE`."""
+    if schedule == PRIORITY:
+        rank = _pop_least(bits[device], first_word)
+        return op_of_rank[rank] if rank != NONE else NONE
+    op = devices[device].first_op
+    if schedule == FIFO:
+        if op == NONE:
+            return _pop_least(bits[device], first_word)
+    elif op == NONE or ops[op].missing > 0:
+        return NONE
+    devices[device].first_op = ops[op].next_op
     return op
 
 
-@_compiled
-def _close_instant(static: Static, work: Work, peak: NDArray[np.int64]) -> None:
+@_inlined
+def _append_op(ops, device, op):
+    """Put an op at the end of a device's chain."""
+    ops[op].next_op = NONE
+    if device.first_op == NONE:
+        device.first_op = op
+    else:
+        ops[device.last_op].next_op = op
+    device.last_op = op
+
+
+@_inlined
+def _close_instant(schedule, first_word, ops, devices, bits, touched, state, peak):
     """Time is about to advance: note peaks, and under fifo put the ops that became ready behind the older ones."""
-    for i in range(work.counts[_TOUCHED]):
-        device = work.touched[i]
-        work.is_touched[device] = False
-        peak[device] = max(peak[device], work.memory[device])
-        if static.schedule == FIFO:
-            op = _pop_least(work.bits[device], static.level_offsets)
-            while op >= 0:
-                work.next_op[op] = -1
-                if work.first_op[device] < 0:
-                    work.first_op[device] = op
-                else:
-                    work.next_op[work.last_op[device]] = op
-                work.last_op[device] = op
-                op = _pop_least(work.bits[device], static.level_offsets)
-    work.counts[_TOUCHED] = 0
+    for i in range(state[_0].touched):
+        number = touched[i]
+        device = devices[number]
+        device.touched = 0
+        peak[number] = max(peak[number], device.memory)
+        if schedule == FIFO:
+            op = _pop_least(bits[number], first_word)
+            while op != NONE:
+                _append_op(ops, device, op)
+                op = _pop_least(bits[number], first_word)
+    state[_0].touched = 0
 
 
-@_compiled
-def _reserve(static: Static, work: Work, tensor: int, source: int, destination: int, now: float) -> int:
+@_inlined
+def _reserve(
+    route_directions, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
+    tensor, size, source, destination, now,
+):  # fmt: skip
     """Reserve the route for a transfer, and return its number."""
-    number = work.counts[NUM_TRANSFERS]
-    work.counts[NUM_TRANSFERS] = number + 1
-    route = source * len(static.device_spec) + destination
-    begin, end = static.route_offsets[route], static.route_offsets[route + 1]
-    start_s, blocker = now, -1
-    for i in range(begin, end):
-        direction = static.route_directions[i]
-        if work.direction_free_s[direction] > start_s:
-            start_s = work.direction_free_s[direction]
-            blocker = work.direction_last[direction]
-    size = static.tensor_bytes[tensor]
-    duration_s = static.route_latency_s[source, destination] + size / static.route_bytes_per_s[source, destination]
-    end_s = start_s + duration_s
-    for i in range(begin, end):
-        direction = static.route_directions[i]
-        work.direction_free_s[direction] = end_s
-        work.direction_last[direction] = number
-    work.transfer_tensor[number] = tensor
-    work.transfer_destination[number] = destination
-    work.transfer_start_s[number] = start_s
-    work.transfer_end_s[number] = end_s
-    work.transfer_edge[number] = -1
-    work.first_hooked[number] = -1
-    if blocker < 0:
-        work.memory[destination] += size
-        _touch(work, destination)
+    number = state[_0].transfers
+    state[_0].transfers += 1
+    route = routes[source * np.uint64(len(devices)) + destination]
+    start_s, blocker = now, NONE
+    for i in range(route.begin, route.end):
+        direction = directions[route_directions[i]]
+        if direction.free_s > start_s:
+            start_s = direction.free_s
+            blocker = direction.last_transfer
+    end_s = start_s + (route.latency_s + size / route.bytes_per_s)
+    for i in range(route.begin, route.end):
+        direction = directions[route_directions[i]]
+        direction.free_s = end_s
+        direction.last_transfer = number
+    transfer = transfers[number]
+    transfer.start_s = start_s
+    transfer.end_s = end_s
+    transfer.bytes = size
+    transfer.tensor = tensor
+    transfer.destination = destination
+    transfer.uses = devices[destination].readers
+    transfer.first_edge = NONE
+    transfer.next_arrival = NONE
+    transfer.first_hooked = NONE
+    if blocker == NONE:
+        devices[destination].memory += size
+        _touch(devices, touched, state, destination)
     else:
-        work.next_hooked[number] = work.first_hooked[blocker]
-        work.first_hooked[blocker] = number
-    queue = static.arrival_queue[static.route_directions[end - 1]]
-    work.next_arrival[number] = -1
-    if work.first_arrival[queue] < 0:
-        work.first_arrival[queue] = number
-        _set_leaf(work.leaf_s, work.winner, len(static.device_spec) + queue, end_s)
+        transfer.next_hooked = transfers[blocker].first_hooked
+        transfers[blocker].first_hooked = number
+    queue = queues[route.queue]
+    if queue.first == NONE:
+        queue.first = number
+        _advance_slot(slot_s, block_s, np.uint64(len(devices)) + route.queue, end_s)
     else:
-        work.next_arrival[work.last_arrival[queue]] = number
-    work.last_arrival[queue] = number
+        transfers[queue.last].next_arrival = number
+    queue.last = number
     return number
 
 
-@_compiled
-def _send(static: Static, work: Work, place: NDArray[np.int32], tensor: int, device: int, now: float) -> None:
+@_inlined
+def _send(
+    schedule, first_word, route_directions, ops, tensors, edges, holders, transfers, devices, routes, directions,
+    queues, bits, destinations, wake, touched, slot_s, block_s, state, tensor_number, source, now,
+):  # fmt: skip
     """A tensor is made: serve its readers on the device, and reserve a transfer to each other device with readers."""
-    begin, end = static.consumer_offsets[tensor], static.consumer_offsets[tensor + 1]
-    num_tensors = len(static.tensor_bytes)
-    local, remote = 0, 0
+    tensor = tensors[tensor_number]
+    begin, end = tensor.first_edge, tensors[tensor_number + _1].first_edge
+    local, remote = 0, _0
     for e in range(begin, end):
-        reader = static.consumers[e]
-        target = place[reader]
-        if target == device:
+        reader = edges[e].reader
+        target = ops[reader].device
+        if target == source:
             local += 1
-            work.edge_holder[e] = tensor
-            work.missing[reader] -= 1
-            if work.missing[reader] == 0:
-                _make_ready(static, work, device, reader)
+            holders[edges[e].input] = tensor_number << _1
+            ops[reader].missing -= 1
+            if ops[reader].missing == 0:
+                _make_ready(schedule, first_word, ops, devices, bits, wake, touched, state, reader)
         else:
-            if work.reader_count[target] == 0:
+            if devices[target].readers == 0:
                 # Kept sorted: transfers are reserved in device order.
                 i = remote
-                while i > 0 and work.destinations[i - 1] > target:
-                    work.destinations[i] = work.destinations[i - 1]
-                    i -= 1
-                work.destinations[i] = target
-                remote += 1
-            work.reader_count[target] += 1
-    work.uses[tensor] = local + remote
-    if local + remote == 0:
-        work.memory[device] -= static.local_bytes[tensor]
-    if remote == 0:
+                while i > _0 and destinations[i - _1] > target:
+                    destinations[i] = destinations[i - _1]
+                    i -= _1
+                destinations[i] = target
+                remote += _1
+            devices[target].readers += 1
+    tensor.uses = local + np.int64(remote)
+    if tensor.uses == 0:
+        devices[source].memory -= tensor.local_bytes
+    if remote == _0:
         return
     for i in range(remote):
-        target = work.destinations[i]
-        number = _reserve(static, work, tensor, device, target, now)
-        work.uses[num_tensors + number] = work.reader_count[target]
-        work.transfer_to[target] = number
-        work.reader_count[target] = 0
+        target = destinations[i]
+        devices[target].transfer = _reserve(
+            route_directions, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
+            tensor_number, tensor.bytes, source, target, now,
+        )  # fmt: skip
+        devices[target].readers = 0
     for e in range(begin, end):
-        target = place[static.consumers[e]]
-        if target != device:
-            number = work.transfer_to[target]
-            work.edge_holder[e] = num_tensors + number
-            work.next_edge[e] = work.transfer_edge[number]
-            work.transfer_edge[number] = e
+        target = ops[edges[e].reader].device
+        if target != source:
+            number = devices[target].transfer
+            holders[edges[e].input] = (np.uint64(number) << _1) | _1
+            edges[e].next_edge = transfers[number].first_edge
+            transfers[number].first_edge = e
 
 
-@_compiled
-def _end_op(static: Static, work: Work, place: NDArray[np.int32], op: int, now: float) -> None:
-    device = place[op]
-    work.running[device] = -1
-    _wake(work, device)
-    for tensor in range(static.tensor_offsets[op], static.tensor_offsets[op + 1]):
-        _send(static, work, place, tensor, device, now)
-    num_tensors = len(static.tensor_bytes)
-    for i in range(static.input_offsets[op], static.input_offsets[op + 1]):
-        holder = work.edge_holder[static.input_edges[i]]
-        work.uses[holder] -= 1
-        if work.uses[holder] == 0:
-            if holder < num_tensors:
-                work.memory[device] -= static.local_bytes[holder]
-            else:
-                work.memory[device] -= static.tensor_bytes[work.transfer_tensor[holder - num_tensors]]
+@_inlined
+def _drop_inputs(ops, tensors, holders, transfers, devices, op):
+    """An op ended: free what it was the last to read."""
+    device = devices[ops[op].device]
+    for i in range(ops[op].first_input, ops[op + _1].first_input):
+        number = np.uint64(holders[i]) >> _1
+        if np.uint64(holders[i]) & _1 == _0:
+            tensors[number].uses -= 1
+            if tensors[number].uses == 0:
+                device.memory -= tensors[number].local_bytes
+        else:
+            transfers[number].uses -= 1
+            if transfers[number].uses == 0:
+                device.memory -= transfers[number].bytes
 
 
-@_compiled
-def _arrive(static: Static, work: Work, place: NDArray[np.int32], queue: int) -> None:
-    """The first transfer of a queue ends."""
-    number = work.first_arrival[queue]
-    following = work.next_arrival[number]
-    work.first_arrival[queue] = following
-    next_s = work.transfer_end_s[following] if following >= 0 else np.inf
-    _set_leaf(work.leaf_s, work.winner, len(static.device_spec) + queue, next_s)
-    device = work.transfer_destination[number]
-    e = work.transfer_edge[number]
-    while e >= 0:
-        reader = static.consumers[e]
-        work.missing[reader] -= 1
-        if work.missing[reader] == 0:
-            _make_ready(static, work, device, reader)
-        e = work.next_edge[e]
-    tensor = work.transfer_tensor[number]
-    work.uses[tensor] -= 1
-    if work.uses[tensor] == 0:
-        work.memory[place[static.tensor_producer[tensor]]] -= static.local_bytes[tensor]
-    hooked = work.first_hooked[number]
-    while hooked >= 0:
-        work.memory[work.transfer_destination[hooked]] += static.tensor_bytes[work.transfer_tensor[hooked]]
-        _touch(work, work.transfer_destination[hooked])
-        hooked = work.next_hooked[hooked]
+@_inlined
+def _arrive(schedule, first_word, ops, tensors, edges, transfers, devices, queue, bits, wake, touched, state):
+    """The first transfer of a queue ends: return when the next one does."""
+    transfer = transfers[queue.first]
+    queue.first = transfer.next_arrival
+    e = transfer.first_edge
+    while e != NONE:
+        reader = edges[e].reader
+        ops[reader].missing -= 1
+        if ops[reader].missing == 0:
+            _make_ready(schedule, first_word, ops, devices, bits, wake, touched, state, reader)
+        e = edges[e].next_edge
+    tensor = tensors[transfer.tensor]
+    tensor.uses -= 1
+    if tensor.uses == 0:
+        devices[ops[tensor.producer].device].memory -= tensor.local_bytes
+    hooked = transfer.first_hooked
+    while hooked != NONE:
+        starting = transfers[hooked]
+        devices[starting.destination].memory += starting.bytes
+        _touch(devices, touched, state, starting.destination)
+        hooked = starting.next_hooked
+    return transfers[queue.first].end_s if queue.first != NONE else np.inf
 
 
-@_compiled
-def _start_ops(static: Static, work: Work, place: NDArray[np.int32], now: float) -> None:
+@_inlined
+def _start_ops(
+    schedule, op_time_s, op_of_rank, first_word, ops, devices, bits, wake, touched, slot_s, block_s, state, now
+):
     """Every idle device that may have a ready op starts its best one."""
-    for i in range(work.counts[_AWAKE]):
-        device = work.wake[i]
-        work.is_awake[device] = False
-        op = _take_best(static, work, device)
-        if op < 0:
+    for i in range(state[_0].awake):
+        number = wake[i]
+        device = devices[number]
+        device.awake = 0
+        op = _take_best(schedule, op_of_rank, first_word, ops, devices, bits, number)
+        if op == NONE:
             continue
-        work.running[device] = op
-        end_s = now + static.op_time_s[static.device_spec[device], op]
-        work.op_start_s[op] = now
-        work.op_end_s[op] = end_s
-        work.memory[device] += static.output_bytes[op]
-        _touch(work, device)
-        _set_leaf(work.leaf_s, work.winner, device, end_s)
-    work.counts[_AWAKE] = 0
+        device.running = op
+        end_s = now + op_time_s[device.spec, op]
+        ops[op].start_s = now
+        ops[op].end_s = end_s
+        device.memory += ops[op].output_bytes
+        _touch(devices, touched, state, number)
+        _advance_slot(slot_s, block_s, number, end_s)
+    state[_0].awake = 0
 
 
-@_compiled
-def _reset(static: Static, work: Work, place: NDArray[np.int32], peak: NDArray[np.int64]) -> None:
-    work.missing[:] = static.num_inputs
-    work.counts[:] = 0
-    work.running[:] = -1
-    work.first_op[:] = -1
-    work.last_op[:] = -1
-    work.reader_count[:] = 0
-    work.is_awake[:] = False
-    work.is_touched[:] = False
-    work.direction_free_s[:] = 0.0
-    work.direction_last[:] = -1
-    work.first_arrival[:] = -1
-    work.leaf_s[:] = np.inf
-    leaves = len(work.leaf_s)
-    for node in range(2 * leaves - 1, 0, -1):
-        work.winner[node] = node - leaves if node >= leaves else work.winner[2 * node]
-    work.memory[:] = 0
-    for op in range(len(place)):
-        work.memory[place[op]] += static.resident_bytes[op]
-        if static.schedule == PROGRAM_ORDER:
-            device = place[op]
-            if work.first_op[device] < 0:
-                work.first_op[device] = op
-            else:
-                work.next_op[work.last_op[device]] = op
-            work.last_op[device] = op
-            work.next_op[op] = -1
-    peak[:] = work.memory
+@_inlined
+def _reset(schedule, ops, devices, directions, queues, slot_s, block_s, state, place, peak):
+    """Put everything back to the start of a step."""
+    state[_0].transfers = 0
+    state[_0].awake = 0
+    state[_0].touched = 0
+    for device in devices:
+        device.memory = 0
+        device.running = NONE
+        device.first_op = NONE
+        device.awake = 0
+        device.touched = 0
+        device.readers = 0
+    for direction in directions:
+        direction.free_s = 0.0
+    for queue in queues:
+        queue.first = NONE
+    slot_s[:] = np.inf
+    block_s[:] = np.inf
+    for op in range(np.uint64(len(place))):
+        ops[op].missing = ops[op].num_inputs
+        ops[op].device = place[op]
+        device = devices[ops[op].device]
+        device.memory += ops[op].resident_bytes
+        if schedule == PROGRAM_ORDER:
+            _append_op(ops, device, op)
+    for d in range(len(devices)):
+        peak[d] = devices[d].memory
 
 
-@_compiled
-def _simulate(static: Static, work: Work, place: NDArray[np.int32], peak: NDArray[np.int64]) -> float:
+@_inlined
+def _simulate(work, place, peak):
     """Simulate one placement ``[N]``: return the step time, fill `peak` ``[D]`` and the trace in `work`."""
-    _reset(static, work, place, peak)
-    num_devices = len(static.device_spec)
+    (schedule, op_time_s, op_of_rank, sources, route_directions, first_word, ops, tensors, edges, holders, transfers,
+     devices, routes, directions, queues, bits, destinations, ended, wake, touched, slot_s, block_s, state,
+     ) = work  # fmt: skip
+    _reset(schedule, ops, devices, directions, queues, slot_s, block_s, state, place, peak)
+    num_devices, num_blocks = np.uint64(len(devices)), np.uint64(len(block_s))
     now = 0.0
-    for op in static.sources:
-        _make_ready(static, work, place[op], op)
-    _start_ops(static, work, place, now)
-    time_s = work.leaf_s[work.winner[1]]
+    for op in sources:
+        _make_ready(schedule, first_word, ops, devices, bits, wake, touched, state, op)
+    _start_ops(
+        schedule, op_time_s, op_of_rank, first_word, ops, devices, bits, wake, touched, slot_s, block_s, state, now
+    )
+    time_s = _least_of_all(block_s)
     while time_s < np.inf:
         if time_s > now:
-            _close_instant(static, work, peak)
+            _close_instant(schedule, first_word, ops, devices, bits, touched, state, peak)
             now = time_s
         while time_s == now:
-            num_ended = 0
-            while time_s == now:
-                leaf = work.winner[1]
-                if leaf < num_devices:
-                    # Ops end in op index order, which matters where they reserve the same links.
-                    op = work.running[leaf]
-                    i = num_ended
-                    while i > 0 and work.ended[i - 1] > op:
-                        work.ended[i] = work.ended[i - 1]
-                        i -= 1
-                    work.ended[i] = op
-                    num_ended += 1
-                    _set_leaf(work.leaf_s, work.winner, leaf, np.inf)
-                else:
-                    _arrive(static, work, place, leaf - num_devices)
-                time_s = work.leaf_s[work.winner[1]]
+            num_ended = _0
+            for block in range(num_blocks):
+                if block_s[block] != now:
+                    continue
+                for slot in range(block * BLOCK, (block + _1) * BLOCK):
+                    if slot_s[slot] != now:
+                        continue
+                    if slot < num_devices:
+                        # Ops end in op index order, which matters where they reserve the same links.
+                        op = devices[slot].running
+                        i = num_ended
+                        while i > _0 and ended[i - _1] > op:
+                            ended[i] = ended[i - _1]
+                            i -= _1
+                        ended[i] = op
+                        num_ended += _1
+                        slot_s[slot] = np.inf
+                    else:
+                        slot_s[slot] = _arrive(
+                            schedule, first_word, ops, tensors, edges, transfers, devices, queues[slot - num_devices],
+                            bits, wake, touched, state,
+                        )  # fmt: skip
+                block_s[block] = _least(slot_s, block * BLOCK)
             for i in range(num_ended):
-                _end_op(static, work, place, work.ended[i], now)
-            time_s = work.leaf_s[work.winner[1]]  # a transfer that takes no time arrives in the round of its start
-        _start_ops(static, work, place, now)
-        time_s = work.leaf_s[work.winner[1]]
+                op = ended[i]
+                device = ops[op].device
+                devices[device].running = NONE
+                _wake(devices, wake, state, device)
+                for tensor in range(ops[op].first_tensor, ops[op + _1].first_tensor):
+                    _send(
+                        schedule, first_word, route_directions, ops, tensors, edges, holders, transfers, devices,
+                        routes, directions, queues, bits, destinations, wake, touched, slot_s, block_s, state,
+                        tensor, device, now,
+                    )  # fmt: skip
+                _drop_inputs(ops, tensors, holders, transfers, devices, op)
+            time_s = _least_of_all(block_s)  # a transfer that takes no time arrives in the round of its start
+        _start_ops(
+            schedule, op_time_s, op_of_rank, first_word, ops, devices, bits, wake, touched, slot_s, block_s, state, now
+        )
+        time_s = _least_of_all(block_s)
     return now
 
 
 @_compiled
-def simulate_many(
-    static: Static,
-    work: Work,
-    placements: NDArray[np.int32],
-    step_time_s: NDArray[np.float64],
-    peak_memory_bytes: NDArray[np.int64],
-) -> None:
+def simulate_many(work, placements, step_time_s, peak_memory_bytes):
     """Simulate placements ``[B, N]`` into ``[B]`` and ``[B, D]``."""
     for b in range(len(placements)):
-        step_time_s[b] = _simulate(static, work, placements[b], peak_memory_bytes[b])
+        step_time_s[b] = _simulate(work, placements[b], peak_memory_bytes[b])

@@ -30,108 +30,118 @@ class _Step:
     """One step while it runs."""
 
     def __init__(self, problem: SimulatorInput, placement: list[int]) -> None:
-        self.problem = problem
+        self.schedule = problem.schedule
         self.placement = placement
+        self.num_devices = problem.num_devices
         num_ops, devices = problem.num_ops, range(problem.num_devices)
+        self.op_time_s = problem.op_time_s[problem.device_spec[placement], np.arange(num_ops)].tolist()
+        self.remaining_path_s = problem.remaining_path_s.tolist()
         self.tensors_of = _rows(list(range(len(problem.tensor_bytes))), problem.tensor_offsets)
         self.readers_of = _rows(problem.consumers.tolist(), problem.consumer_offsets)
+        self.bytes = problem.tensor_bytes.tolist()
+        self.bytes_at_home = np.where(problem.tensor_resident, 0, problem.tensor_bytes).tolist()
+        self.home = [placement[op] for op in problem.tensor_producer.tolist()]
         self.route = _rows(problem.route_directions.tolist(), problem.route_offsets)
-        self.producer = [op for op in range(num_ops) for _ in self.tensors_of[op]]
+        self.latency_s = problem.route_latency_s.tolist()
+        self.bytes_per_s = problem.route_bytes_per_s.tolist()
         self.inputs_of: list[list[int]] = [[] for _ in range(num_ops)]
         for tensor, readers in enumerate(self.readers_of):
             for reader in readers:
                 self.inputs_of[reader].append(tensor)
 
+        self.now = 0.0
         self.missing = [len(inputs) for inputs in self.inputs_of]
-        self.ready_s = [0.0] * num_ops
-        self.ready: list[set[int]] = [set() for _ in devices]
-        self.program = [[op for op in range(num_ops) if placement[op] == d] for d in devices]
-        self.running: list[int | None] = [None for _ in devices]
+        self.ready: list[list[tuple[float, int]]] = [[] for _ in devices]  # heaps of (key, op), the best first
+        self.program = [iter([op for op in range(num_ops) if placement[op] == d]) for d in devices]
+        self.next_in_program = [next(program, -1) for program in self.program]
+        self.idle = [True for _ in devices]
         self.direction_free_s = [0.0] * problem.num_directions
-        self.events: list[tuple[float, int, int]] = []
+        self.events: list[tuple[float, int, int]] = []  # a heap of (time, kind, op or transfer)
 
         self.op_start_s = [0.0] * num_ops
         self.op_end_s = [0.0] * num_ops
         self.transfers: list[tuple[int, int, int, float, float]] = []  # tensor, source, destination, start, end
         self.uses: defaultdict[tuple[int, int], int] = defaultdict(int)  # of a tensor on a device: reasons to keep it
-        self.memory = [sum(int(problem.resident_bytes[op]) for op in program) for program in self.program]
+        self.memory = [0 for _ in devices]
+        for op, size in enumerate(problem.resident_bytes.tolist()):
+            self.memory[placement[op]] += size
         self.peak = list(self.memory)
-        self.memory_steps: list[list[tuple[float, int]]] = [[] for _ in devices]
+        self.memory_steps: list[list[tuple[float, int]]] = [[(0.0, -1)] for _ in devices]
+        self.changed: set[int] = set(devices)  # devices whose memory changed at this instant
 
     def run(self) -> None:
         for op, missing in enumerate(self.missing):
             if missing == 0:
-                self.ready[self.placement[op]].add(op)
-        now = 0.0
-        self.start_ops(now)
+                self.make_ready(op)
+        self.start_ops()
         while self.events:
-            if self.events[0][0] > now:
-                self.close_instant(now)
-                now = self.events[0][0]
-                self.peak = [max(pair) for pair in zip(self.peak, self.memory, strict=True)]
-            while self.events and self.events[0][0] == now:
+            time_s = self.events[0][0]
+            if time_s > self.now:
+                self.close_instant()
+                for device in self.changed:
+                    self.peak[device] = max(self.peak[device], self.memory[device])
+                self.changed.clear()
+                self.now = time_s
+            while self.events and self.events[0][0] == time_s:
                 _, kind, number = heapq.heappop(self.events)
                 if kind == _OP_END:
-                    self.end_op(number, now)
+                    self.end_op(number)
                 elif kind == _TRANSFER_START:
                     self.start_transfer(number)
                 else:
-                    self.end_transfer(number, now)
-            self.start_ops(now)
-        self.close_instant(now)
+                    self.end_transfer(number)
+            self.start_ops()
+        self.close_instant()
 
-    def close_instant(self, now: float) -> None:
-        for device, used in enumerate(self.memory):
-            steps = self.memory_steps[device]
-            if not steps or steps[-1][1] != used:
-                steps.append((now, used))
+    def close_instant(self) -> None:
+        for device in self.changed:
+            if self.memory[device] != self.memory_steps[device][-1][1]:
+                self.memory_steps[device].append((self.now, self.memory[device]))
 
-    def start_ops(self, now: float) -> None:
-        for device, running in enumerate(self.running):
-            op = self.best_ready(device) if running is None else None
-            if op is None:
-                continue
-            self.ready[device].remove(op)
-            self.running[device] = op
-            self.op_start_s[op] = now
-            self.op_end_s[op] = now + float(self.problem.op_time_s[self.problem.device_spec[device], op])
-            heapq.heappush(self.events, (self.op_end_s[op], _OP_END, op))
-            for tensor in self.tensors_of[op]:
-                self.memory[device] += self.size_on(tensor, device)
+    def start_ops(self) -> None:
+        for device, idle in enumerate(self.idle):
+            op = self.take_best(device) if idle else None
+            if op is not None:
+                self.idle[device] = False
+                self.op_start_s[op] = self.now
+                self.op_end_s[op] = self.now + self.op_time_s[op]
+                heapq.heappush(self.events, (self.op_end_s[op], _OP_END, op))
+                for tensor in self.tensors_of[op]:
+                    self.use_memory(device, self.bytes_at_home[tensor])
 
-    def best_ready(self, device: int) -> int | None:
+    def make_ready(self, op: int) -> None:
+        key = {"priority": -self.remaining_path_s[op], "fifo": self.now, "program_order": 0.0}[self.schedule]
+        heapq.heappush(self.ready[self.placement[op]], (key, op))
+
+    def take_best(self, device: int) -> int | None:
         ready = self.ready[device]
-        if self.problem.schedule == "program_order":
-            op = self.program[device][0] if self.program[device] else None
-            if op in ready:
-                self.program[device].pop(0)
-                return op
+        if not ready:
             return None
-        if self.problem.schedule == "fifo":
-            return min(ready, key=lambda op: (self.ready_s[op], op), default=None)
-        return min(ready, key=lambda op: (-self.problem.remaining_path_s[op], op), default=None)
+        if self.schedule == "program_order":
+            if ready[0][1] != self.next_in_program[device]:
+                return None
+            self.next_in_program[device] = next(self.program[device], -1)
+        return heapq.heappop(ready)[1]
 
-    def end_op(self, op: int, now: float) -> None:
+    def end_op(self, op: int) -> None:
         device = self.placement[op]
-        self.running[device] = None
+        self.idle[device] = True
         for tensor in self.tensors_of[op]:
-            destinations = sorted({self.placement[reader] for reader in self.readers_of[tensor]})
-            for destination in destinations:
-                if destination != device:
-                    self.reserve(tensor, device, destination, now)
-            self.uses[tensor, device] += sum(d != device for d in destinations)
-            self.arrive(tensor, device, now)
+            destinations = {self.placement[reader] for reader in self.readers_of[tensor]} - {device}
+            for destination in sorted(destinations):
+                self.reserve(tensor, device, destination)
+            self.uses[tensor, device] += len(destinations)
+            self.arrive(tensor, device)
             self.drop_if_unused(tensor, device)
         for tensor in self.inputs_of[op]:
             self.uses[tensor, device] -= 1
             self.drop_if_unused(tensor, device)
 
-    def reserve(self, tensor: int, source: int, destination: int, now: float) -> None:
-        route = self.route[source * self.problem.num_devices + destination]
-        start_s = max([now, *(self.direction_free_s[direction] for direction in route)])
-        bandwidth = float(self.problem.route_bytes_per_s[source, destination])
-        latency_s = float(self.problem.route_latency_s[source, destination])
-        end_s = start_s + (latency_s + int(self.problem.tensor_bytes[tensor]) / bandwidth)
+    def reserve(self, tensor: int, source: int, destination: int) -> None:
+        route = self.route[source * self.num_devices + destination]
+        start_s = max([self.now, *(self.direction_free_s[direction] for direction in route)])
+        duration_s = self.latency_s[source][destination] + self.bytes[tensor] / self.bytes_per_s[source][destination]
+        end_s = start_s + duration_s
         for direction in route:
             self.direction_free_s[direction] = end_s
         heapq.heappush(self.events, (start_s, _TRANSFER_START, len(self.transfers)))
@@ -140,32 +150,31 @@ class _Step:
 
     def start_transfer(self, number: int) -> None:
         tensor, _, destination, _, _ = self.transfers[number]
-        self.memory[destination] += self.size_on(tensor, destination)
+        self.use_memory(destination, self.bytes[tensor])
 
-    def end_transfer(self, number: int, now: float) -> None:
+    def end_transfer(self, number: int) -> None:
         tensor, source, destination, _, _ = self.transfers[number]
-        self.arrive(tensor, destination, now)
+        self.arrive(tensor, destination)
         self.uses[tensor, source] -= 1
         self.drop_if_unused(tensor, source)
 
-    def arrive(self, tensor: int, device: int, now: float) -> None:
+    def arrive(self, tensor: int, device: int) -> None:
         """The tensor is there: its readers on the device lack one input less, and keep it until they end."""
         for reader in self.readers_of[tensor]:
             if self.placement[reader] == device:
                 self.uses[tensor, device] += 1
                 self.missing[reader] -= 1
                 if self.missing[reader] == 0:
-                    self.ready_s[reader] = now
-                    self.ready[device].add(reader)
+                    self.make_ready(reader)
 
     def drop_if_unused(self, tensor: int, device: int) -> None:
         if self.uses[tensor, device] == 0:
-            self.memory[device] -= self.size_on(tensor, device)
+            at_home = device == self.home[tensor]
+            self.use_memory(device, -(self.bytes_at_home if at_home else self.bytes)[tensor])
 
-    def size_on(self, tensor: int, device: int) -> int:
-        """Bytes beyond the residents that the tensor takes there: none where it is itself resident."""
-        resident = self.problem.tensor_resident[tensor] and self.placement[self.producer[tensor]] == device
-        return 0 if resident else int(self.problem.tensor_bytes[tensor])
+    def use_memory(self, device: int, size: int) -> None:
+        self.memory[device] += size
+        self.changed.add(device)
 
     def trace(self) -> Trace:
         columns = zip(*self.transfers, strict=True) if self.transfers else [()] * 5
@@ -181,8 +190,8 @@ class _Step:
             transfer_destination=np.array(destination, dtype=np.int32),
             transfer_start_s=np.array(start_s, dtype=np.float64),
             transfer_end_s=np.array(end_s, dtype=np.float64),
-            memory_time_s=tuple(np.array([t for t, _ in steps]) for steps in self.memory_steps),
-            memory_bytes=tuple(np.array([b for _, b in steps], dtype=np.int64) for steps in self.memory_steps),
+            memory_time_s=tuple(np.array([t for t, _ in steps]) for _, *steps in self.memory_steps),
+            memory_bytes=tuple(np.array([b for _, b in steps], dtype=np.int64) for _, *steps in self.memory_steps),
         )
 
 
