@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
+from graphs.zoo.cache import cached
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ ZOO: dict[str, Workload] = {
 
 
 def load(spec: str) -> ComputationGraph:
-    """The graph of a workload, by its name and optional sizes.
+    """The graph of a workload, by its name and optional sizes; from the cache where it has been captured before.
 
     Args:
         spec: For example ``"rnnlm"`` or ``"nmt:layers=4,batch=128"``.
@@ -130,7 +131,7 @@ def load(spec: str) -> ComputationGraph:
     """
     workload, sizes = parse(spec)
     name = canonical_name(workload, sizes)
-    return _capture(workload, sizes, name)
+    return cached(name, lambda: _capture(workload, sizes, name))
 
 
 def parse(spec: str) -> tuple[Workload, dict[str, int | str]]:

@@ -8,12 +8,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from graphs import zoo
 from graphs.computation_graph import RESIDENT_PARTS
 from graphs.errors import InputError
+from graphs.zoo.cache import cache_file
 
 SMALL = {
     "rnnlm": "rnnlm:hidden=16,steps=3,vocabulary=20,batch=4",
     "nmt": "nmt:hidden=16,steps=3,vocabulary=20,batch=4",
     "inception_v3": "inception_v3:batch=2,image=75,classes=10,aux=0",
 }
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("graphs.zoo.cache.user_cache_path", lambda app: tmp_path / app)
 
 
 def real_step(spec: str):
@@ -69,3 +75,36 @@ def test_bad_names_are_refused(spec, message):
 def test_names_are_shortest():
     workload, sizes = zoo.parse("nmt:batch=64,layers=4")
     assert zoo.canonical_name(workload, sizes) == "nmt:layers=4"
+
+
+def test_a_second_load_comes_from_the_cache_and_is_equal(monkeypatch):
+    first = zoo.load(SMALL["rnnlm"])
+    monkeypatch.setattr(zoo, "_capture", lambda *args: pytest.fail("captured again"))
+    again = zoo.load("rnnlm:batch=4,vocabulary=20,steps=3,hidden=16")
+    assert (again.name, again.sha256) == (first.name, first.sha256)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no gzip"])
+def test_a_damaged_cache_file_is_replaced(damage, caplog):
+    first = zoo.load(SMALL["rnnlm"])
+    path = cache_file(first.name)
+    whole = path.read_bytes()
+    path.write_bytes(damage or whole[: len(whole) // 2])
+    assert zoo.load(SMALL["rnnlm"]).sha256 == first.sha256
+    assert path.read_bytes() == whole
+    assert "capturing again" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_costs_no_result(tmp_path, caplog):
+    (tmp_path / "device-placement").write_text("a file where the directory should be")
+    assert zoo.load(SMALL["rnnlm"]).num_ops > 0
+    assert "is not cached" in caplog.text
+
+
+def test_the_cache_depends_on_sizes_torch_and_source(monkeypatch):
+    names = {cache_file("rnnlm"), cache_file("rnnlm:batch=4")}
+    monkeypatch.setattr("graphs.zoo.cache.version", lambda package: "9.9")
+    names.add(cache_file("rnnlm"))
+    monkeypatch.setattr("graphs.zoo.cache._source_digest", lambda: "other source")
+    names.add(cache_file("rnnlm"))
+    assert len(names) == 4
