@@ -1,1 +1,47 @@
-"""Placers, learned and not; training, results, comparison, and the command `placement`."""
+"""Placers, learned and not; training, results, comparison, and the command `placement`.
+
+What most people need is here: `make_problem`, `train`, `compare`, `simulate`, and `read_placement`, `write_placement`,
+`check_placement`. They are imported when they are first asked for; only training loads torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from placement.api import compare, make_problem, simulate, train
+    from placement.result import check_placement, read_placement, write_placement
+
+_HOME = {
+    "check_placement": "placement.result",
+    "compare": "placement.api",
+    "make_problem": "placement.api",
+    "read_placement": "placement.result",
+    "simulate": "placement.api",
+    "train": "placement.api",
+    "write_placement": "placement.result",
+}
+
+__all__ = [
+    "check_placement",
+    "compare",
+    "make_problem",
+    "read_placement",
+    "simulate",
+    "train",
+    "write_placement",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'placement' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -20,8 +20,8 @@ from graphs.computation_graph import DEVICE_KINDS, ComputationGraph
 from graphs.errors import InputError
 from graphs.files import write_atomically
 
-FORMAT = "device-placement"
-VERSION = 1
+FORMAT: Final = "device-placement"
+VERSION: Final = 1
 
 
 class GraphReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

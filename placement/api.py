@@ -1,0 +1,203 @@
+"""The verbs of the command, for Python.
+
+The whole job::
+
+    import placement
+
+    problem = placement.make_problem("nmt", "k80x4")
+    run = placement.train(problem, time_limit_s=60, out="runs/nmt")
+    print(run.result.step_time_s, run.result.ops)
+    for row in run.comparison.ranked():
+        print(row.placer, row.step_time_s)
+
+A graph may also be a `ComputationGraph`, for example from `graphs.capture.capture`, and a cluster a `Cluster`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from envs.catalog import load_cluster
+from envs.cluster import Cluster
+from envs.problem import PlacementProblem
+from graphs.colocation import colocate
+from graphs.computation_graph import ComputationGraph
+from graphs.errors import InputError, unknown_name
+from graphs.sources import load_graph
+from placement import run_directory
+from placement.comparison import Comparison, Row, compare_placers, quick_placers
+from placement.placers import PLACERS, get_placer
+from placement.placers.base import Budget
+from placement.result import PlacementResult, check_placement, read_placement
+from placement.simulated import Simulated, simulate_ops
+
+if TYPE_CHECKING:
+    from placement.stats import UpdateStats
+    from placement.training_run import TrainedRun
+
+DEFAULT_TRAIN_S = 60.0
+"""Seconds of training where neither a time limit nor a number of updates is given."""
+
+DEFAULT_SEARCH_S = 20.0
+"""Seconds that each searching placer of a comparison gets where no time limit is given."""
+
+
+def make_problem(
+    graph: str | ComputationGraph, cluster: str | Cluster, *, schedule: str = "priority", groups: int = 256
+) -> PlacementProblem:
+    """Load, group and join: the problem that everything else takes.
+
+    Args:
+        graph: A graph, or what names one on the command line: a zoo name with optional sizes, a graph file, or
+            ``python:package.module:function``.
+        cluster: A cluster, or a known name with optional overrides, or a YAML file.
+        schedule: One of `envs.simulator.SCHEDULES`.
+        groups: Wanted number of co-location groups.
+
+    Raises:
+        InputError: Something of it does not exist or is not valid.
+    """
+    if groups < 1:
+        raise InputError(f"the wanted number of groups is {groups}; it must be at least 1")
+    # The cluster first: a typing error in its name should not wait for a capture.
+    loaded_cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    loaded_graph = load_graph(graph) if isinstance(graph, str) else graph
+    return PlacementProblem(loaded_graph, colocate(loaded_graph, wanted_groups=groups), loaded_cluster, schedule)
+
+
+def train(
+    problem: PlacementProblem,
+    *,
+    time_limit_s: float | None = None,
+    updates: int | None = None,
+    preset: str = "default",
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    on_update: Callable[[UpdateStats], None] | None = None,
+) -> TrainedRun:
+    """Learn a placement, and compare it with the placers that do not search.
+
+    Args:
+        problem: From `make_problem`.
+        time_limit_s: Seconds of training; by default a minute where `updates` is None, too.
+        updates: Updates in all. Only where they alone limit the run does the same seed give the same placement.
+        preset: A name in `placement.reinforce.PRESETS`.
+        seed: Of all random numbers.
+        out: The run directory; None writes no files.
+        resume: Go on with the run in `out`: `updates` then counts those before, `time_limit_s` does not.
+        on_update: Called with `placement.stats.UpdateStats` after each update.
+
+    Raises:
+        InputError: Bad input; the message says what.
+        NoFeasiblePlacementError: Nothing fits; the message says which memory is short by how much.
+    """
+    from placement.training_run import make_trainer, run_training  # here, because it loads torch
+
+    if time_limit_s is None and updates is None:
+        time_limit_s = DEFAULT_TRAIN_S
+    problem.check_can_fit()
+    run_dir = None if out is None else Path(out)
+    if resume:
+        if run_dir is None:
+            raise InputError("resume needs the run's directory: give it as out")
+        config = run_directory.read_config(run_dir)
+        run_directory.check_same_problem(run_dir, config, problem)
+        preset, seed = config.preset, config.seed
+    elif run_dir is not None:
+        config = run_directory.make_run_config(
+            problem,
+            graph=problem.graph.name,
+            cluster=problem.cluster.name,
+            groups=problem.num_groups,
+            preset=preset,
+            seed=seed,
+            updates=updates,
+            time_limit_s=time_limit_s,
+        )
+        run_directory.create(run_dir, config)
+    others = compare_placers(problem, quick_placers(), budget=Budget(), seed=seed)
+    trainer = make_trainer(problem, preset=preset, seed=seed, run_dir=run_dir)
+    return run_training(trainer, others, updates=updates, time_limit_s=time_limit_s, on_update=on_update)
+
+
+def compare(
+    problem: PlacementProblem,
+    placers: Sequence[str] | None = None,
+    *,
+    time_limit_s: float | None = DEFAULT_SEARCH_S,
+    evaluations: int | None = None,
+    seed: int = 0,
+    on_start: Callable[[str], None] | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> Comparison:
+    """Run several placers under one budget.
+
+    Args:
+        problem: From `make_problem`.
+        placers: Names in `placement.placers.PLACERS`; all by default.
+        time_limit_s: Seconds that each may take; only those that search use them up.
+        evaluations: Placements that each may evaluate.
+        seed: Of each placer's random numbers.
+        on_start: Called with a placer's name before it runs.
+        on_row: Called with each finished row.
+
+    Raises:
+        InputError: A placer is unknown, or a placer that searches has no limit.
+    """
+    names = list(PLACERS) if placers is None else list(placers)
+    searching = [name for name in names if get_placer(name).searches]
+    if searching and time_limit_s is None and evaluations is None:
+        raise InputError(f"placer '{searching[0]}' searches until it is stopped; give a time limit or evaluations")
+    budget = Budget(time_limit_s=time_limit_s, evaluations=evaluations)
+    return compare_placers(problem, names, budget=budget, seed=seed, on_start=on_start, on_row=on_row)
+
+
+def simulate(
+    problem: PlacementProblem,
+    placement: str | Path | PlacementResult,
+    *,
+    time_limit_s: float = DEFAULT_SEARCH_S,
+    seed: int = 0,
+) -> Simulated:
+    """Simulate one step under a placement.
+
+    Args:
+        problem: From `make_problem`.
+        placement: A placement file, its content, or the name of a placer, which is then asked for one.
+        time_limit_s: Seconds that a placer may take.
+        seed: Of a placer's random numbers.
+
+    Raises:
+        InputError: The placement is of another graph, or names a device that the cluster lacks, or there is neither a
+            file nor a placer of that name.
+    """
+    found = placement if isinstance(placement, PlacementResult) else load_placement(placement)
+    if isinstance(found, PlacementResult):
+        ops = check_placement(found, problem.graph, problem.cluster)
+        made_by = f"{found.placer.name}, for cluster {found.cluster.name}, schedule {found.schedule}"
+        return simulate_ops(problem, ops, made_by=made_by)
+    placed = get_placer(found).function(
+        problem, budget=Budget(time_limit_s=time_limit_s), rng=np.random.default_rng(seed)
+    )
+    made_by = f"{found}, {placed.note}" if placed.note else found
+    return simulate_ops(problem, problem.groups.to_ops(placed.placement), made_by=made_by)
+
+
+def load_placement(text: str | Path) -> PlacementResult | str:
+    """A placement file's content, or the name of a placer, whichever a text means.
+
+    Raises:
+        InputError: It is neither; or the file is not a placement file.
+    """
+    name = str(text)
+    if name in PLACERS:
+        return name
+    if not Path(name).exists() and not re.search(r"[/\\.]", name):
+        raise unknown_name("placer, and there is no placement file,", name, PLACERS)
+    return read_placement(name)

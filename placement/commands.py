@@ -1,0 +1,259 @@
+"""What each verb of the command does: load, run, show, write."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from graphs.errors import InputError
+from placement import verbs
+from placement.text import size
+
+if TYPE_CHECKING:
+    from envs.problem import PlacementProblem
+    from placement.run_directory import RunConfig
+    from placement.training_run import TrainedRun
+
+# What is not `list` imports its needs inside its function: the lists should come at once.
+
+_PLAIN_WIDTH = 100
+"""Columns of a table that does not go to a terminal."""
+
+
+def run(verb: verbs.Verb) -> int:
+    """Do what a verb asks and return the exit code.
+
+    Raises:
+        InputError: Bad input; one sentence.
+        NoFeasiblePlacementError: Nothing fits; one sentence.
+    """
+    if isinstance(verb, verbs.Train):
+        return _train(verb)
+    if isinstance(verb, verbs.Compare):
+        return _compare(verb)
+    if isinstance(verb, verbs.Simulate):
+        return _simulate(verb)
+    if isinstance(verb, verbs.Import):
+        return _import(verb)
+    return _list(verb)
+
+
+def _list(verb: verbs.List) -> int:
+    from placement.listing import LISTS
+
+    _console().print(LISTS[verb.what](), highlight=False)
+    return 0
+
+
+def _import(verb: verbs.Import) -> int:
+    from graphs.files import SUFFIXES, save_graph_file
+    from graphs.sources import load_graph
+
+    if not verb.out.name.endswith(SUFFIXES):  # before the capture, which may take a while
+        raise InputError(f"--out '{verb.out}' is not the name of a graph file: it must end in {' or '.join(SUFFIXES)}")
+    _check_can_write(verb.out)
+    with _console(stderr=True).status(f"reading {verb.source}"):
+        graph = load_graph(verb.source)
+    save_graph_file(graph, verb.out)
+    _console().print(
+        f"{verb.out}: {graph.name}, {graph.num_ops:,} ops, {graph.num_tensors:,} tensors, "
+        f"{size(graph.parameter_bytes)} of parameters, {graph.total_flops / 1e9:,.1f} GFLOP a step",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _compare(verb: verbs.Compare) -> int:
+    from graphs.files import write_atomically
+    from placement import api
+    from placement.comparison import choose_placers, encode_comparison, encode_comparison_csv
+    from placement.progress import ComparisonDisplay
+    from placement.report import comparison_report
+
+    placers = choose_placers(verb.placers)
+    _check_positive("--time-limit-s", verb.time_limit_s)
+    _check_can_write(verb.json, verb.csv)
+    out, err = _console(), _console(stderr=True)
+    problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
+    with ComparisonDisplay(err, time_limit_s=verb.time_limit_s) as display:
+        comparison = api.compare(
+            problem,
+            placers,
+            time_limit_s=verb.time_limit_s,
+            seed=verb.seed,
+            on_start=display.start,
+            on_row=display.row,
+        )
+    out.print()
+    out.print(comparison_report(comparison, width=out.width), highlight=False)
+    if verb.json is not None:
+        write_atomically(verb.json, encode_comparison(comparison))
+    if verb.csv is not None:
+        write_atomically(verb.csv, encode_comparison_csv(comparison))
+    comparison.check_feasible()
+    return 0
+
+
+def _simulate(verb: verbs.Simulate) -> int:
+
+    from graphs.files import write_atomically
+    from placement import api
+    from placement.report import simulated_report
+    from placement.simulated import encode_simulated
+
+    _check_positive("--time-limit-s", verb.time_limit_s)
+    _check_can_write(verb.json)
+    out = _console()
+    placement = api.load_placement(verb.placement)  # before the graph: a typing error should not wait for a capture
+    problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
+    with _console(stderr=True).status("placing and simulating"):
+        simulated = api.simulate(problem, placement, time_limit_s=verb.time_limit_s, seed=verb.seed)
+    out.print(simulated_report(simulated), highlight=False)
+    if verb.json is not None:
+        write_atomically(verb.json, encode_simulated(simulated))
+    simulated.check_feasible()
+    return 0
+
+
+def _train(verb: verbs.Train) -> int:
+    from envs.catalog import load_cluster
+    from placement import api, run_directory
+
+    _check_positive("--time-limit-s", verb.time_limit_s)
+    _check_positive("--updates", verb.updates)
+    if verb.resume is not None:
+        if verb.out is not None:
+            raise InputError("--resume goes on in the run's own directory; leave out --out")
+        config = run_directory.read_config(verb.resume)
+        _check_agrees(verb, config)
+        problem = _load(config.graph, config.cluster, config.schedule, config.groups)
+        run_directory.check_same_problem(verb.resume, config, problem)
+        return _run_training(problem, config, verb.resume, verb)
+    if verb.graph is None or verb.cluster is None:
+        raise InputError("train needs a GRAPH and a --cluster (or --resume DIR); see: placement train --help")
+    cluster = load_cluster(verb.cluster)
+    out = verb.out or run_directory.free_directory(Path("runs"), f"{_file_name(verb.graph)}-{_file_name(cluster.name)}")
+    run_directory.check_free(out)
+    problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
+    time_limit_s = api.DEFAULT_TRAIN_S if verb.time_limit_s is None and verb.updates is None else verb.time_limit_s
+    config = run_directory.make_run_config(
+        problem,
+        graph=verb.graph,
+        cluster=verb.cluster,
+        groups=verb.groups,
+        preset=verb.preset,
+        seed=verb.seed,
+        updates=verb.updates,
+        time_limit_s=time_limit_s,
+    )
+    return _run_training(problem, config, out, verb)
+
+
+def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, verb: verbs.Train) -> int:
+    """Compare the others, train, show; `run_dir` is made where it is new."""
+    from placement import run_directory
+    from placement.comparison import compare_placers, quick_placers
+    from placement.placers.base import Budget
+    from placement.progress import ComparisonDisplay, TrainingDisplay
+    from placement.report import problem_line
+
+    out, err = _console(), _console(stderr=True)
+    problem.check_can_fit()
+    out.print(problem_line(problem), highlight=False, soft_wrap=True)
+    with ComparisonDisplay(err) as display:
+        others = compare_placers(
+            problem, quick_placers(), budget=Budget(), seed=config.seed, on_start=display.start, on_row=display.row
+        )
+    if verb.resume is None:
+        run_directory.create(run_dir, config)
+    with err.status("starting the training"):
+        from placement.training_run import make_trainer, run_training
+
+        trainer = make_trainer(problem, preset=config.preset, seed=config.seed, run_dir=run_dir)
+    updates, time_limit_s = _limits(verb, config, trainer.elapsed_s)
+    if trainer.updates:
+        err.print(f"going on after update {trainer.updates:,}", highlight=False)
+    with TrainingDisplay(err, others, updates=updates, time_limit_s=time_limit_s) as training:
+        trained = run_training(trainer, others, updates=updates, time_limit_s=time_limit_s, on_update=training.update)
+    _show_trained(out, trained)
+    return 0
+
+
+def _limits(verb: verbs.Train, config: RunConfig, elapsed_s: float) -> tuple[int | None, float | None]:
+    """Updates in all and seconds more: as asked for now, or else what is left of what was asked for at first."""
+    if verb.resume is None:
+        return config.updates, config.time_limit_s
+    if verb.updates is not None or verb.time_limit_s is not None:
+        return verb.updates, verb.time_limit_s
+    left_s = None if config.time_limit_s is None else max(config.time_limit_s - elapsed_s, 0.0)
+    return config.updates, left_s
+
+
+def _show_trained(out: Console, trained: TrainedRun) -> None:
+    from placement.report import comparison_report
+
+    out.print()
+    out.print(comparison_report(trained.comparison, width=out.width), highlight=False)
+    out.print()
+    if trained.interrupted:
+        out.print("Stopped before the limit; the best placement so far is kept.", style="yellow")
+    out.print(f"placement   {trained.run_dir}/placement.json", highlight=False, soft_wrap=True)
+    out.print(
+        f"go on       placement train --resume {trained.run_dir} --time-limit-s 60", highlight=False, soft_wrap=True
+    )
+    out.print(f"watch       tensorboard --logdir {trained.run_dir}", highlight=False, soft_wrap=True)
+
+
+def _check_agrees(verb: verbs.Train, config: RunConfig) -> None:
+    """Raise where a resumed run is asked to be another one.
+
+    Raises:
+        InputError: A setting is given that differs from the run's.
+    """
+    defaults = verbs.Train()
+    for name in ("graph", "cluster", "schedule", "groups", "preset", "seed"):
+        wanted, was = getattr(verb, name), getattr(config, name)
+        if wanted not in (getattr(defaults, name), was):
+            raise InputError(
+                f"cannot resume '{verb.resume}' with {name} '{wanted}': the run has '{was}'; leave it out, or start a "
+                "new run with --out"
+            )
+
+
+def _load(graph: str, cluster: str, schedule: str, groups: int) -> PlacementProblem:
+    with _console(stderr=True).status(f"reading {graph}"):
+        from placement import api
+
+        return api.make_problem(graph, cluster, schedule=schedule, groups=groups)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    console = Console(stderr=stderr)
+    return console if console.is_terminal or console.width != 80 else Console(stderr=stderr, width=_PLAIN_WIDTH)
+
+
+def _check_positive(option: str, value: float | None) -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise InputError(f"{option} is {value}; it must be positive")
+
+
+def _check_can_write(*paths: Path | None) -> None:
+    """Raise before a long search, not after it.
+
+    Raises:
+        InputError: A file cannot be written where it should be.
+    """
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"cannot write '{path}': there is no directory '{path.parent}'; make it first")
+
+
+def _file_name(name: str) -> str:
+    """A name that is safe in a path: of a file its name without the endings, of others what is left of odd signs."""
+    stem = Path(name).name if name.endswith((".json", ".gz", ".yaml", ".yml")) else name
+    stem = re.sub(r"\.(graph\.json(\.gz)?|ya?ml)$", "", stem)
+    return re.sub(r"[^A-Za-z0-9_.=,-]+", "-", stem).strip("-.") or "run"

@@ -1,0 +1,177 @@
+"""What people see of a comparison and of a simulated step, as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from envs.problem import PlacementProblem
+from placement.comparison import SINGLE_DEVICE, Comparison, Row
+from placement.simulated import Simulated, describe_short
+from placement.text import bar, seconds, size, table
+
+
+def problem_line(problem: PlacementProblem) -> str:
+    """What is placed and where to, in one line."""
+    graph, cluster = problem.graph, problem.cluster
+    return (
+        f"{graph.name} on {cluster.name}: {graph.num_ops:,} ops in {problem.num_groups:,} groups, "
+        f"{size(graph.parameter_bytes)} of parameters, {graph.total_flops / 1e9:,.1f} GFLOP a step; "
+        f"{problem.num_devices} devices; schedule {problem.schedule}"
+    )
+
+
+def comparison_report(comparison: Comparison, *, width: int) -> RenderableType:
+    """The rows, fastest first, with their ratios; then each device's share; then why rows failed.
+
+    Args:
+        comparison: What to show.
+        width: Columns of the terminal.
+    """
+    rows = _merge_like_devices(comparison)
+    parts: list[RenderableType] = [_ratio_table(comparison, rows)]
+    shown = [(label, row) for label, row in rows if row.peak_memory_bytes is not None]
+    if shown:
+        parts += ["", *_device_tables(comparison, shown, width)]
+    notes = _notes(comparison, rows)
+    if notes:
+        parts += ["", *notes]
+    return Group(*parts)
+
+
+def _merge_like_devices(comparison: Comparison) -> list[tuple[str, Row]]:
+    """Ranked rows with their labels; single devices that do equally well become one row."""
+    merged: list[tuple[list[str], Row]] = []
+    for row in comparison.ranked():
+        name, _, device = row.placer.partition(":")
+        if name == SINGLE_DEVICE and device:
+            like = next(
+                (m for m in merged if m[1].placer.startswith(f"{name}:") and _does_equally(m[1], row)),
+                None,
+            )
+            if like is not None:
+                like[0].append(device)
+                continue
+        merged.append(([device] if name == SINGLE_DEVICE and device else [], row))
+    labels = [f"{SINGLE_DEVICE} {_device_range(devices)}" if devices else row.placer for devices, row in merged]
+    return [(label, row) for label, (_, row) in zip(labels, merged, strict=True)]
+
+
+def _does_equally(a: Row, b: Row) -> bool:
+    if a.step_time_s != b.step_time_s or a.feasible != b.feasible:
+        return False
+    if a.peak_memory_bytes is None or b.peak_memory_bytes is None:
+        return False
+    return sorted(a.peak_memory_bytes.tolist()) == sorted(b.peak_memory_bytes.tolist())
+
+
+def _device_range(names: Sequence[str]) -> str:
+    """``["gpu:0", "gpu:1", "gpu:2"]`` as ``"gpu:0-2"``; other names joined by commas."""
+    ordered = sorted(names, key=lambda n: (n.rpartition(":")[0], len(n), n))
+    kind = ordered[0].rpartition(":")[0]
+    numbers = [n.rpartition(":")[2] for n in ordered]
+    same_kind = all(n.rpartition(":")[0] == kind for n in ordered) and all(n.isdigit() for n in numbers)
+    if len(ordered) > 1 and same_kind and int(numbers[-1]) - int(numbers[0]) == len(ordered) - 1:
+        return f"{kind}:{numbers[0]}-{numbers[-1]}"
+    return ",".join(ordered)
+
+
+def _ratio_table(comparison: Comparison, rows: Sequence[tuple[str, Row]]) -> Table:
+    best, single_s, bound_s = comparison.best, comparison.best_single_device_s, comparison.lower_bound_s
+    head = ("placer", "step time", "x best", "x one device", "x bound", "evaluations", "search")
+    made = table(*head, right=head[1:])
+    for label, row in rows:
+        style = "bold green" if row is best else "" if row.feasible else "dim"
+        if row.step_time_s is None or not row.feasible:
+            time_s = "no placement" if row.step_time_s is None else "does not fit"
+            ratios = ["-", "-", "-"]
+        else:
+            time_s = seconds(row.step_time_s)
+            references = (best.step_time_s if best is not None else None, single_s, bound_s)
+            ratios = [f"{row.step_time_s / r:.2f}" if r else "-" for r in references]
+        made.add_row(label, time_s, *ratios, f"{row.evaluations:,}", seconds(row.search_s), style=style)
+    made.add_row("lower bound", seconds(bound_s), *_bound_ratios(comparison), "", "", style="dim italic")
+    return made
+
+
+def _bound_ratios(comparison: Comparison) -> list[str]:
+    best, single_s, bound_s = comparison.best, comparison.best_single_device_s, comparison.lower_bound_s
+    best_s = best.step_time_s if best is not None else None
+    return [f"{bound_s / best_s:.2f}" if best_s else "-", f"{bound_s / single_s:.2f}" if single_s else "-", "1.00"]
+
+
+def _device_tables(comparison: Comparison, rows: Sequence[tuple[str, Row]], width: int) -> list[RenderableType]:
+    """Share of the step for which each device computes, and its peak memory; as many tables as the width needs."""
+    cluster = comparison.problem.cluster
+    label_width = max(len(label) for label, _ in rows) + 2
+    cell_width = max(15, *(len(name) + 2 for name in cluster.device_names))
+    at_once = max(1, (width - label_width) // cell_width)
+    tables: list[RenderableType] = []
+    for first in range(0, cluster.num_devices, at_once):
+        devices = range(first, min(first + at_once, cluster.num_devices))
+        names = [cluster.device_names[d] for d in devices]
+        made = table("busy, peak memory" if first == 0 else "", *names, right=names)
+        made.columns[0].no_wrap = True
+        made.add_row("memory", *(size(cluster.memory_bytes[d]) for d in devices), style="dim")
+        for label, row in rows:
+            made.add_row(label, *(_device_cell(comparison, row, d) for d in devices))
+        tables.append(made)
+    return tables
+
+
+def _device_cell(comparison: Comparison, row: Row, device: int) -> Text:
+    assert row.busy_share is not None
+    assert row.peak_memory_bytes is not None
+    share, peak = float(row.busy_share[device]), int(row.peak_memory_bytes[device])
+    if share == 0 and peak == 0:
+        return Text("-", style="dim")
+    short = peak > comparison.problem.cluster.memory_bytes[device]
+    cell = Text(f"{bar(share)}{share:4.0%} ", style="" if row.feasible else "dim")
+    cell.append(size(peak).rjust(7), style="bold red" if short else "")
+    return cell
+
+
+def _notes(comparison: Comparison, rows: Sequence[tuple[str, Row]]) -> list[Text]:
+    notes = []
+    for label, row in rows:
+        if row.step_time_s is None:
+            text = row.note
+        elif not row.feasible and row.peak_memory_bytes is not None:
+            text = describe_short(comparison.problem, row.peak_memory_bytes)
+        else:
+            continue
+        notes.append(Text.assemble((f"{label}: ", "yellow"), text))
+    return notes
+
+
+def simulated_report(simulated: Simulated) -> RenderableType:
+    """The step time, and for each device its ops, its share of computing, its transfers and its peak memory."""
+    problem, trace = simulated.problem, simulated.trace
+    memory = problem.cluster.memory_bytes
+    busy_s, sizes = trace.busy_s(), simulated.transfer_bytes
+    right = ("ops", "computes", "busy", "sends", "receives", "peak memory", "of")
+    made = table("device", *right, right=right)
+    for d, device in enumerate(problem.cluster.devices):
+        share = busy_s[d] / simulated.step_time_s if simulated.step_time_s > 0 else 0.0
+        peak = int(trace.peak_memory_bytes[d])
+        made.add_row(
+            f"{device.name} ({device.spec.name})",
+            f"{int((simulated.op_placement == d).sum()):,}",
+            seconds(float(busy_s[d])),
+            f"{bar(share)}{share:4.0%}",
+            size(int(sizes[trace.transfer_source == d].sum())),
+            size(int(sizes[trace.transfer_destination == d].sum())),
+            Text(size(peak), style="bold red" if peak > memory[d] else ""),
+            size(int(memory[d])),
+        )
+    heading = Text.assemble(
+        ("step time  ", "dim"),
+        (seconds(simulated.step_time_s), "bold green" if simulated.feasible else "bold red"),
+        "" if simulated.feasible else " if memory were no limit",
+        (f"  (placed by {simulated.made_by})", "dim"),
+    )
+    transfers = f"{trace.num_transfers:,} transfers, {size(int(sizes.sum()))}"
+    return Group(Text(problem_line(problem)), heading, "", made, "", Text(transfers, style="dim"))

@@ -1,0 +1,171 @@
+"""The directory of a training run: which files it holds, and the record from which it can be resumed.
+
+========================  ==============================================================================================
+``config.json``           what was asked for, and which versions did it (`RunConfig`)
+``placement.json``        the best placement so far (`placement.result`), replaced whole whenever it improves
+``comparison.json``       the other placers and the learned one (`placement.comparison`), at the end
+``checkpoint.pt``         the trainer's state
+``events.out.tfevents.*``  TensorBoard's events
+========================  ==============================================================================================
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from envs.problem import PlacementProblem
+from graphs.errors import InputError
+from graphs.files import write_atomically
+
+CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
+
+_VERSIONS_OF = ("device-placement", "numba", "numpy", "torch")
+
+
+class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a training run was asked to do; the content of `config.json`.
+
+    Attributes:
+        graph: As the user named it.
+        graph_sha256: Digest of what that was.
+        cluster: As the user named it.
+        cluster_sha256: Digest of what that was.
+        schedule: The simulator's.
+        groups: Wanted number of co-location groups.
+        preset: Of the learning.
+        seed: Of all random numbers.
+        updates: Updates in all; None where only the time limits the run.
+        time_limit_s: Seconds of the first run; None where only the updates do.
+        versions: By package.
+    """
+
+    format: Literal["device-placement-run"] = "device-placement-run"
+    version: Literal[1] = 1
+    graph: str
+    graph_sha256: str
+    cluster: str
+    cluster_sha256: str
+    schedule: str
+    groups: int
+    preset: str
+    seed: int
+    updates: int | None
+    time_limit_s: float | None
+    versions: dict[str, str]
+
+
+def make_run_config(
+    problem: PlacementProblem,
+    *,
+    graph: str,
+    cluster: str,
+    groups: int,
+    preset: str,
+    seed: int,
+    updates: int | None,
+    time_limit_s: float | None,
+) -> RunConfig:
+    """The record of a run that is about to begin; the arguments are `RunConfig`'s fields."""
+    return RunConfig(
+        graph=graph,
+        graph_sha256=problem.graph.sha256,
+        cluster=cluster,
+        cluster_sha256=problem.cluster.sha256,
+        schedule=problem.schedule,
+        groups=groups,
+        preset=preset,
+        seed=seed,
+        updates=updates,
+        time_limit_s=time_limit_s,
+        versions=_versions(),
+    )
+
+
+def create(run_dir: Path, config: RunConfig) -> None:
+    """Make a run directory; its `config.json` is what marks it as taken.
+
+    Raises:
+        InputError: There is a run in it already, or it cannot be made.
+    """
+    check_free(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make run directory '{run_dir}': {error.strerror}; give another --out") from error
+    write_atomically(
+        run_dir / CONFIG, msgspec.json.format(msgspec.json.encode(config, order="sorted"), indent=2) + b"\n"
+    )
+
+
+def check_free(run_dir: Path) -> None:
+    """Raise where a run would overwrite another.
+
+    Raises:
+        InputError: There is a run in the directory already.
+    """
+    if (run_dir / CONFIG).exists():
+        raise InputError(
+            f"'{run_dir}' holds a run already; continue it with --resume {run_dir}, or give another directory to --out"
+        )
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"--out '{run_dir}' is a file; give a directory")
+
+
+def read_config(run_dir: Path) -> RunConfig:
+    """Read a run directory's `config.json`.
+
+    Raises:
+        InputError: There is no run there, or the file is damaged.
+    """
+    path = run_dir / CONFIG
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunConfig)
+    except OSError as error:
+        raise InputError(
+            f"'{run_dir}' holds no run to resume: cannot read '{path}' ({error.strerror}); give a run's directory"
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"'{path}' is not a run's configuration: {error}") from error
+
+
+def check_same_problem(run_dir: Path, config: RunConfig, problem: PlacementProblem) -> None:
+    """Raise where what a run was about has changed since.
+
+    Raises:
+        InputError: The graph or the cluster is not the one that the run began with.
+    """
+    changed = [
+        f"{what} '{name}'"
+        for what, name, before, now in (
+            ("graph", config.graph, config.graph_sha256, problem.graph.sha256),
+            ("cluster", config.cluster, config.cluster_sha256, problem.cluster.sha256),
+        )
+        if before != now
+    ]
+    if changed:
+        raise InputError(
+            f"cannot resume '{run_dir}': {' and '.join(changed)} changed since; start a new run with --out"
+        )
+
+
+def free_directory(parent: Path, name: str) -> Path:
+    """The first of ``parent/name-1``, ``parent/name-2``, ... that does not exist."""
+    number = 1
+    while (parent / f"{name}-{number}").exists():
+        number += 1
+    return parent / f"{name}-{number}"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _VERSIONS_OF:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

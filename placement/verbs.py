@@ -1,0 +1,116 @@
+"""The verbs of the command `placement`: one frozen dataclass each, from which arguments and help are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+# Arguments that several verbs have, with the help that stands for a docstring line of each.
+_GRAPH = arg(
+    metavar="GRAPH",
+    help="What to place: a zoo name with optional sizes (nmt:layers=4), a graph file, or python:module:function.",
+)
+_CLUSTER = arg(
+    metavar="CLUSTER",
+    help="Where to: a known cluster with optional overrides (k80x4:link_bytes_per_s=2.5e9), or a .yaml file.",
+)
+GraphArg = Annotated[Positional[str], _GRAPH]
+OptionalGraphArg = Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless --resume)")]
+ClusterArg = Annotated[str, _CLUSTER]
+OptionalClusterArg = Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless --resume)")]
+ScheduleArg = Annotated[Literal["priority", "fifo", "program_order"], arg(help="Which ready op a device runs first.")]
+GroupsArg = Annotated[int, arg(metavar="N", help="Wanted number of co-location groups.")]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Learn a placement, compare it with the other placers, and leave both in a run directory."""
+
+    graph: OptionalGraphArg = None
+    cluster: OptionalClusterArg = None
+    schedule: ScheduleArg = "priority"
+    time_limit_s: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
+    """Seconds of training; a minute where --updates is not given either. With --resume: seconds more."""
+    updates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Updates in all, those before --resume included; the same seed then gives the same placement."""
+    seed: Annotated[int, arg(metavar="K")] = 0
+    """Of all random numbers."""
+    preset: Literal["default", "paper"] = "default"
+    """How to learn: our best, or as published in 2017."""
+    groups: GroupsArg = 256
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Run directory to make; by default runs/GRAPH-CLUSTER-1, or the next number that is free."""
+    resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Run directory to go on with; GRAPH, --cluster and the settings are then read from it."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Run several placers on one problem and compare their step times."""
+
+    graph: GraphArg
+    cluster: ClusterArg
+    placers: Annotated[str, arg(metavar="A,B,...")] = "all"
+    """Which placers, separated by commas; see: placement list placers."""
+    schedule: ScheduleArg = "priority"
+    time_limit_s: Annotated[float, arg(metavar="S")] = 20.0
+    """Seconds that each placer may take; only those that search use them up."""
+    seed: Annotated[int, arg(metavar="K")] = 0
+    """Of each placer's random numbers."""
+    groups: GroupsArg = 256
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the rows there as JSON."""
+    csv: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the rows there as CSV."""
+
+
+@dataclass(frozen=True)
+class Simulate:
+    """Simulate one step under a placement: its time, each device's load and memory, and a trace."""
+
+    graph: GraphArg
+    cluster: ClusterArg
+    placement: Annotated[str, arg(metavar="FILE|PLACER")]
+    """A placement file, or the name of a placer to ask for one."""
+    schedule: ScheduleArg = "priority"
+    time_limit_s: Annotated[float, arg(metavar="S")] = 20.0
+    """Seconds that a placer may take; only those that search use them up."""
+    seed: Annotated[int, arg(metavar="K")] = 0
+    """Of a placer's random numbers."""
+    groups: GroupsArg = 256
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the figures there as JSON."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """Turn a model into a graph file, which needs neither the model nor its code any more."""
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """A zoo name with optional sizes, a graph file, or python:package.module:function (model, example batch, loss)."""
+    out: Annotated[Path, arg(metavar="FILE.graph.json.gz")]
+    """The graph file to write: .graph.json.gz or .graph.json."""
+
+
+@dataclass(frozen=True)
+class List:
+    """List what is known: the zoo's graphs, clusters, devices with their figures, or placers."""
+
+    what: Positional[Literal["graphs", "clusters", "devices", "placers"]]
+    """Which list."""
+
+
+Verb = Train | Compare | Simulate | Import | List
+
+VERBS: dict[str, Callable[..., Verb]] = {
+    "train": Train,
+    "compare": Compare,
+    "simulate": Simulate,
+    "import": Import,
+    "list": List,
+}
+"""The verbs by name."""
