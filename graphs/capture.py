@@ -18,9 +18,11 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.overrides import TorchFunctionMode
 
 from graphs.capture_build import OPTIMIZER_STATES, add_update, to_graph
-from graphs.capture_recorder import Recorder
+from graphs.capture_recorder import Recorder, fake_like
+from graphs.capture_tags import Tags
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 
@@ -102,14 +104,15 @@ def capture(
         fakes = _Fakes()
         inputs = fakes.of_batch(inputs, "input")
         targets = fakes.of_batch(targets, "target") if training else ()
-        recorder = Recorder(next((t.shape[0] for t in fakes.batch.values() if t.dim()), 0))
+        tags = Tags()
+        recorder = Recorder(tags, next((t.shape[0] for t in fakes.batch.values() if t.dim()), 0))
         for key, tensor in fakes.batch.items():
             recorder.add_source(tensor, key, "", None)
         states = OPTIMIZER_STATES[optimizer] if training else 0
-        state, parameters = _fake_state(recorder, fakes, model, states)
+        state, parameters = _fake_state(recorder, model, states)
         model.train(training)
         try:
-            gradients = _run(recorder, model, state, list(parameters), inputs, targets, loss, training)
+            gradients = _run(recorder, tags, model, state, list(parameters), inputs, targets, loss, training)
         except InputError:
             raise
         except Exception as error:
@@ -123,6 +126,7 @@ def capture(
 
 def _run(
     recorder: Recorder,
+    tags: Tags,
     model: nn.Module,
     state: Mapping[str, torch.Tensor],
     trained: Sequence[str],
@@ -136,11 +140,12 @@ def _run(
     kwargs: dict[str, Any] = {}
     if isinstance(inputs, dict):
         args, kwargs = (), inputs
-    with recorder, recorder.tagging(model):
-        output = torch.func.functional_call(model, dict(state), args, kwargs)
+
+    def step(model: nn.Module) -> Sequence[torch.Tensor | None]:
+        output = model(*args, **kwargs)
         if not training:
             return [None] * len(trained)
-        recorder.set_tag(("loss", 0))
+        tags.set(("loss", 0))
         value = loss(output, *targets) if loss is not None else _own_loss(output)
         if not isinstance(value, torch.Tensor) or value.numel() != 1:
             shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
@@ -149,9 +154,27 @@ def _run(
             raise InputError(
                 "the loss does not depend on any parameter that requires a gradient; capture with training=False"
             )
-        recorder.tag_backward(value)
-        wanted = [state[key] for key in trained]
-        return torch.autograd.grad(value.reshape(()), wanted, allow_unused=True)
+        tags.begin_backward(value)
+        return torch.autograd.grad(value, [state[key] for key in trained], allow_unused=True)
+
+    with _DevicesIgnored(), recorder, tags.following(model):
+        return torch.func.functional_call(_Step(model, step), {f"model.{k}": v for k, v in state.items()}, ())
+
+
+class _Step(nn.Module):
+    """A whole step as a module, so that the stand-ins for parameters are in place during the backward as well.
+
+    A checkpoint calls parts of the model again in the backward.
+    """
+
+    def __init__(self, model: nn.Module, step: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.step = step
+
+    def forward(self) -> Any:
+        """Run the step."""
+        return self.step(self.model)
 
 
 def _update(recorder: Recorder, parameter: torch.Tensor, op: int, gradient: torch.Tensor, optimizer: str) -> list[int]:
@@ -164,13 +187,13 @@ def _update(recorder: Recorder, parameter: torch.Tensor, op: int, gradient: torc
 
 
 def _fake_state(
-    recorder: Recorder, fakes: _Fakes, model: nn.Module, optimizer_states: int
+    recorder: Recorder, model: nn.Module, optimizer_states: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Stand-ins for all parameters and buffers by name, and the ops of those that are trained, by name."""
     state: dict[str, torch.Tensor] = {}
     trained: dict[str, int] = {}
     for key, parameter in model.named_parameters():
-        fake = fakes.of(parameter.detach()).requires_grad_(parameter.requires_grad)
+        fake = fake_like(parameter.detach()).requires_grad_(parameter.requires_grad)
         size = fake.untyped_storage().nbytes()
         resident = {"parameter": size}
         if parameter.requires_grad and optimizer_states:
@@ -180,31 +203,36 @@ def _fake_state(
         if parameter.requires_grad:
             trained[key] = op
     for key, buffer in model.named_buffers():
-        state[key] = fakes.of(buffer.detach())
+        state[key] = fake_like(buffer.detach())
         size = state[key].untyped_storage().nbytes()
         recorder.add_source(state[key], key, key.rpartition(".")[0], {"constant": size})
     return state, trained
 
 
+class _DevicesIgnored(TorchFunctionMode):
+    """Makes ``.to("cuda")`` and ``.cuda()`` in a model mean nothing, also where there is no GPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, without the device."""
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.to:
+            args = tuple("cpu" if isinstance(a, (str, torch.device)) else a for a in args)
+        return func(*args, **(kwargs or {}))
+
+
 class _Fakes:
-    """Makes fake CPU tensors of the size, strides and dtype of real ones, one for each."""
+    """Makes fake tensors for real ones, one for each, and names those of the batch."""
 
     def __init__(self) -> None:
         self.batch: dict[str, torch.Tensor] = {}
         self._known: dict[int, torch.Tensor] = {}
 
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A new fake; dense layouts are kept, others (a part of a larger tensor) become contiguous."""
-        extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-        if tensor.numel() == extent:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-
     def of_batch(self, value: Any, path: str) -> Any:
         """The batch with every tensor replaced by a fake; a tensor that occurs twice stays one tensor."""
         if isinstance(value, torch.Tensor):
             if id(value) not in self._known:
-                fake = self.of(value.detach())
+                fake = fake_like(value.detach()).requires_grad_(value.requires_grad)
                 self._known[id(value)] = self.batch[path] = fake
             return self._known[id(value)]
         if isinstance(value, Mapping):
@@ -235,6 +263,8 @@ def _own_loss(output: Any) -> torch.Tensor:
 
 
 def _check_model(model: nn.Module, name: str, training: bool) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, not {name}")
     for key, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if torch.nn.parameter.is_lazy(parameter):
             raise InputError(f"model '{name}' has not initialised '{key}' yet; call it once on a real batch first")
@@ -282,6 +312,8 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:297] + "..."
     hint = ""
-    if isinstance(error, TypeError) and "argument" in text:
+    if "SparseTensor" in text:
+        hint = "; sparse tensors cannot be traced: use dense ones (an embedding with sparse=False)"
+    if isinstance(error, TypeError) and "positional argument" in text:
         hint = "; an example batch that is a tuple is (inputs, *targets), with inputs a tuple for several arguments"
     return f"{type(error).__name__}: {text}{hint}"

@@ -6,21 +6,19 @@ the value (or a slice of it). An op that writes in place makes a new value of wh
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from graphs.capture_costs import batch_rows, bytes_accessed, compute_dtype, flops, op_type
 from graphs.capture_slices import Slice, disjoint, slice_bytes, slice_of
+from graphs.capture_tags import Tag, Tags
 from graphs.computation_graph import INPUT, PARAMETER, Shape
-
-Tag = tuple[str, int]
-"""Module path and the how-manieth call of that module."""
 
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 """Ops that make room and cost nothing; the first op that writes into it is the producer."""
@@ -96,6 +94,7 @@ class _Signature:
     type: str
     writes: tuple[int, ...]
     writes_by_name: tuple[str, ...]
+    makes_no_tensor: bool
 
 
 class Recorder(TorchDispatchMode):
@@ -105,25 +104,19 @@ class Recorder(TorchDispatchMode):
         ops: What was recorded, in program order; parameters, buffers, inputs and constants are ops as well.
         values: All contents of all storages.
         at_home: Pairs of ops (a parameter or buffer, an op that writes it) that must share a device.
-        tag: Where the next op belongs; None between autograd's nodes.
-        phase: Part of the step.
     """
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, tags: Tags, batch: int) -> None:
         super().__init__()
         self.ops: list[RawOp] = []
         self.values: list[Value] = []
         self.at_home: list[tuple[int, int]] = []
-        self.tag: Tag | None = ("", 0)
-        self.phase = "forward"
+        self._tags = tags
         self._batch = batch
         self._storages: dict[int, _Storage] = {}
         self._signatures: dict[Any, _Signature] = {}
-        self._outer_tags: list[Tag | None] = []
-        self._calls: dict[str, int] = {}
-        self._recalls: dict[str, int] = {}
-        self._boundaries: list[int] = []
-        self._boundary_tags: list[Tag | None] = []
+        self._constants: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._num_constants = 0
 
     def add_source(self, tensor: torch.Tensor, name: str, module: str, resident: Mapping[str, int] | None) -> int:
         """Record a tensor that exists before the step; `resident` is None for an input of the step.
@@ -171,6 +164,13 @@ class Recorder(TorchDispatchMode):
             # All fake tensors are on the CPU, whatever device the model names: placing is what comes later.
             kwargs = {**kwargs, "device": torch.device("cpu")}
         signature = self._signature(func)
+        if signature.type not in _LIFTS:
+            real = [t for t in _tensors([*args, *kwargs.values()]) if not isinstance(t, FakeTensor)]
+            if real and signature.makes_no_tensor:
+                # The value of a tensor that is no parameter, buffer or input is known: it may decide the control flow.
+                return func(*args, **kwargs)
+            if real:
+                args, kwargs = tree_map_only(torch.Tensor, self._fake_constant, (args, kwargs))
         inputs = list(_tensors([*args, *kwargs.values()]))
         out = func(*args, **kwargs)
         if signature.type in _METADATA:
@@ -192,85 +192,6 @@ class Recorder(TorchDispatchMode):
         elif made or written:
             self._record(func, signature.type, args, kwargs, inputs, written, list(made.values()), out)
         return out
-
-    @contextmanager
-    def tagging(self, model: torch.nn.Module) -> Iterator[None]:
-        """Follow which module is being called, by hooks that are removed at the end."""
-        handles = []
-        for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(self._enter_hook(path), prepend=True))
-            handles.append(module.register_forward_hook(self._leave_hook(), always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def tag_backward(self, loss: torch.Tensor) -> None:
-        """Give every node of autograd's graph the tag of the forward op that made it, and begin the backward phase.
-
-        Nodes carry a sequence number that grows as the forward pass makes them, so the number tells which module was
-        running. Between two nodes the tag is None: there autograd sums gradients.
-        """
-        self.phase = "backward"
-        self.tag = None
-        node = loss.grad_fn
-        seen = {node}
-        waiting = [node]
-        while waiting:
-            node = waiting.pop()
-            if node is None:
-                continue
-            last = bisect_right(self._boundaries, node._sequence_nr()) - 1
-            node.register_prehook(self._set_tag_hook(self._boundary_tags[max(last, 0)]))
-            node.register_hook(self._clear_tag_hook())
-            for following, _ in node.next_functions:
-                if following is not None and following not in seen:
-                    seen.add(following)
-                    waiting.append(following)
-
-    def set_tag(self, tag: Tag | None) -> None:
-        """Change where the following ops of the forward pass belong."""
-        self.tag = tag
-        self._boundaries.append(torch.autograd._get_sequence_nr())
-        self._boundary_tags.append(tag)
-
-    def _enter_hook(self, path: str) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: Any) -> None:
-            self._outer_tags.append(self.tag)
-            calls = self._calls.get(path, 0)
-            if self.phase == "forward":
-                self._calls[path] = calls + 1
-                self.set_tag((path, calls))
-            else:
-                # A checkpoint computes the call again; segments are recomputed last first.
-                again = self._recalls.get(path, 0)
-                self._recalls[path] = again + 1
-                self.tag = (path, max(calls - 1 - again, 0))
-
-        return hook
-
-    def _leave_hook(self) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
-            outer = self._outer_tags.pop()
-            if self.phase == "forward":
-                self.set_tag(outer)
-            else:
-                self.tag = outer
-
-        return hook
-
-    def _set_tag_hook(self, tag: Tag | None) -> Callable[..., None]:
-        def hook(grad_outputs: Any) -> None:
-            self.tag = tag
-
-        return hook
-
-    def _clear_tag_hook(self) -> Callable[..., None]:
-        def hook(grad_inputs: Any, grad_outputs: Any) -> None:
-            self.tag = None
-
-        return hook
 
     def _record(
         self,
@@ -305,8 +226,8 @@ class Recorder(TorchDispatchMode):
         self.ops.append(
             RawOp(
                 kind,
-                self.tag,
-                self.phase,
+                self._tags.tag,
+                self._tags.phase,
                 flops=flops(func, args, kwargs, out),
                 bytes_accessed=bytes_accessed(kind, args, distinct, made, written),
                 dtype=compute_dtype([*inputs, *made]),
@@ -365,10 +286,20 @@ class Recorder(TorchDispatchMode):
 
     def _add_constant(self, tensor: torch.Tensor) -> None:
         """A tensor that the model holds without naming it (a plain attribute, or made from Python numbers)."""
-        module = self.tag[0] if self.tag else ""
-        number = sum(op.type == PARAMETER and op.name.startswith("constant/") for op in self.ops)
-        size = tensor.untyped_storage().nbytes()
-        self.add_source(tensor, f"constant/{number}", module, {"constant": size})
+        module = self._tags.tag[0] if self._tags.tag else ""
+        name = f"constant/{self._num_constants}"
+        self._num_constants += 1
+        self.add_source(tensor, name, module, {"constant": tensor.untyped_storage().nbytes()})
+
+    def _fake_constant(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The stand-in for a real tensor that the model holds in a plain attribute."""
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        if id(tensor) not in self._constants:
+            fake = fake_like(tensor)
+            self._add_constant(fake)
+            self._constants[id(tensor)] = (tensor, fake)
+        return self._constants[id(tensor)][1]
 
     def _new_value(self, producer: int, size: int, *, from_data: bool, resident: bool = False) -> int:
         self.values.append(Value(producer, size, from_data, resident))
@@ -383,9 +314,21 @@ class Recorder(TorchDispatchMode):
                 op_type(func),
                 tuple(i for i in writes if not arguments[i].kwarg_only),
                 tuple(arguments[i].name for i in writes),
+                not any("Tensor" in str(r.type) for r in func._schema.returns),
             )
             self._signatures[func] = signature
         return signature
+
+
+def fake_like(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU of the size and dtype of another; a fake one inside a `FakeTensorMode`.
+
+    Dense layouts are kept; others (a part of a larger tensor) become contiguous.
+    """
+    extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    if tensor.numel() == extent:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
