@@ -270,6 +270,7 @@ class Recorder(TorchDispatchMode):
             state.base = None
 
     def _content(self, state: _Storage, part: Slice | None) -> list[tuple[int, Slice | None]]:
+        """As `content`; where newer slices lie over a part of what is asked for, all of the old value is read too."""
         if part is not None and part in state.overlays:
             return [(state.overlays[part], None)]
         base: list[tuple[int, Slice | None]] = [] if state.base is None else [(state.base, part)]

@@ -98,7 +98,7 @@ ZOO: dict[str, Workload] = {
                 "vocabulary": Knob(32_000, "words of each language", minimum=2),
                 "batch": Knob(64, "sentence pairs a step"),
                 "attention": Knob(
-                    "bottom", "the decoder layer whose last state asks: bottom or top", choices=("bottom", "top")
+                    "top", "the decoder layer whose last state asks: bottom or top", choices=("bottom", "top")
                 ),
                 "training": TRAINING,
             },

@@ -5,9 +5,10 @@ attention of Bahdanau, Cho, Bengio (2014), https://arxiv.org/abs/1409.0473, at t
 section 4.1. The context goes into the decoder's bottom layer beside the embedding, and into the softmax beside the top
 layer's state. Which layer's last state asks for the context decides how much of the decoder can overlap:
 
-- ``bottom`` (the default): the bottom layer, as in Wu et al., "Google's Neural Machine Translation System" (2016),
-  https://arxiv.org/abs/1609.08144, section 3: a step's bottom layer need not wait for the last step's top layer;
-- ``top``: the top layer, as Bahdanau's single layer would have it; decoder steps then follow one another strictly.
+- ``top`` (the default): the top layer, whose state predicts the words; decoder steps then follow one another strictly.
+  It is the layer that the 2017 paper's expert places on one device with the attention;
+- ``bottom``: the bottom layer, as in Wu et al., "Google's Neural Machine Translation System" (2016),
+  https://arxiv.org/abs/1609.08144, section 3: a step's bottom layer need not wait for the last step's top layer.
 
 Letters: ``B`` sentence pairs, ``T`` time steps of the decoder, ``S`` of the encoder, ``H`` hidden, ``V`` vocabulary.
 """
