@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from graphs.capture_costs import batch_rows, bytes_accessed, compute_dtype, flops, op_type
@@ -168,7 +168,8 @@ class Recorder(TorchDispatchMode):
             real = [t for t in _tensors([*args, *kwargs.values()]) if not isinstance(t, FakeTensor)]
             if real and signature.makes_no_tensor:
                 # The value of a tensor that is no parameter, buffer or input is known: it may decide the control flow.
-                return func(*args, **kwargs)
+                with _disable_current_modes():
+                    return func(*args, **kwargs)
             if real:
                 args, kwargs = tree_map_only(torch.Tensor, self._fake_constant, (args, kwargs))
         inputs = list(_tensors([*args, *kwargs.values()]))
