@@ -100,6 +100,13 @@ class Search:
         limit, most = self.budget.time_limit_s, self.budget.evaluations
         return (limit is not None and self.elapsed_s >= limit) or (most is not None and self.evaluations >= most)
 
+    @property
+    def spent_share(self) -> float:
+        """Share of the budget that is spent: of time or of evaluations, whichever is more; 0 without a limit."""
+        limit, most = self.budget.time_limit_s, self.budget.evaluations
+        time_share = 0.0 if limit is None else self.elapsed_s / max(limit, 1e-9)
+        return max(time_share, 0.0 if most is None else self.evaluations / max(most, 1))
+
     def evaluate(self, placements: NDArray[np.integer]) -> Evaluation:
         """Evaluate ``int[B, G]`` placements; with a limit on evaluations, only the first that still fit in it."""
         if self.budget.evaluations is not None:

@@ -90,6 +90,29 @@ def upward_rank(time_s, out_offsets, outputs, consumer_offsets, consumers, trans
 
 
 @numba.njit(cache=True)
+def optimistic_cost_s(time_s, out_offsets, outputs, consumer_offsets, consumers, transfer_s):
+    """``float64[K, D]``: the least time from a task's end on a device to the end of the step, if nothing queued.
+
+    Source: Arabnejad and Barbosa, 2014, equation 6: for the worst consumer, the best of its devices.
+    """
+    num_tasks, num_devices = time_s.shape
+    cost = np.zeros((num_tasks, num_devices))
+    for task in range(num_tasks - 1, -1, -1):
+        for i in range(out_offsets[task], out_offsets[task + 1]):
+            tensor = outputs[i]
+            for j in range(consumer_offsets[tensor], consumer_offsets[tensor + 1]):
+                consumer = consumers[j]
+                away_s = np.inf
+                for device in range(num_devices):
+                    away_s = min(away_s, cost[consumer, device] + time_s[consumer, device])
+                away_s += transfer_s[tensor]
+                for device in range(num_devices):
+                    stay_s = cost[consumer, device] + time_s[consumer, device]
+                    cost[task, device] = max(cost[task, device], min(stay_s, away_s))
+    return cost
+
+
+@numba.njit(cache=True)
 def insertion_schedule(picture, state, order, bias_s, ports):
     """See `placement.placers.list_scheduling.insertion_schedule`."""
     num_tasks, num_devices = picture.time_s.shape
@@ -127,7 +150,7 @@ def insertion_schedule(picture, state, order, bias_s, ports):
 
 
 @numba.njit(cache=True)
-def earliest_start_schedule(picture, state, priority, narrow, favourite):
+def earliest_start_schedule(picture, state, priority, narrow, favourite, ports):
     """See `placement.placers.list_scheduling.earliest_start_schedule`."""
     num_tasks, num_devices = picture.time_s.shape
     free_s = np.zeros(num_devices)
@@ -142,7 +165,7 @@ def earliest_start_schedule(picture, state, priority, narrow, favourite):
             num_ready += 1
     for task in range(num_tasks):
         if picture.free_source[task]:
-            num_ready = _release(picture, state, task, waiting, ready, num_ready, ready_s)
+            num_ready = _release(picture, state, task, waiting, ready, num_ready, ready_s, ports)
     while num_ready > 0:
         at, best, start_s = _first_to_start(
             picture, state, ready[:num_ready], ready_s, free_s, kept_for, priority, narrow
@@ -153,11 +176,11 @@ def earliest_start_schedule(picture, state, priority, narrow, favourite):
             start_s = max(ready_s[task, best], free_s[best])
         num_ready -= 1
         ready[at] = ready[num_ready]
-        _commit(picture, state, task, best, start_s, False)
+        _commit(picture, state, task, best, start_s, ports)
         free_s[best] = state.end_s[task]
         if kept_for[best] == task:
             kept_for[best] = -1
-        num_ready = _release(picture, state, task, waiting, ready, num_ready, ready_s)
+        num_ready = _release(picture, state, task, waiting, ready, num_ready, ready_s, ports)
         child = favourite[task]
         if child >= 0 and waiting[child] == 0 and state.placed[child] < 0:
             kept_for[best] = child
@@ -205,7 +228,7 @@ def _first_to_start(picture, state, ready, ready_s, free_s, kept_for, priority, 
 
 
 @numba.njit(cache=True)
-def _release(picture, state, task, waiting, ready, num_ready, ready_s):
+def _release(picture, state, task, waiting, ready, num_ready, ready_s, ports):
     """Take a placed task (or a free source) off its consumers' waits; those that wait for nothing become ready."""
     for i in range(picture.out_offsets[task], picture.out_offsets[task + 1]):
         tensor = picture.outputs[i]
@@ -214,7 +237,7 @@ def _release(picture, state, task, waiting, ready, num_ready, ready_s):
             waiting[consumer] -= 1
             if waiting[consumer] == 0:
                 for device in range(ready_s.shape[1]):
-                    ready_s[consumer, device] = _arrival(picture, state, consumer, device, False)
+                    ready_s[consumer, device] = _arrival(picture, state, consumer, device, ports)
                 ready[num_ready] = consumer
                 num_ready += 1
     return num_ready

@@ -128,6 +128,7 @@ def earliest_start_schedule(
     *,
     allowed: NDArray[np.bool_] | None = None,
     favourite: NDArray[np.int64] | None = None,
+    ports: bool = False,
 ) -> NDArray[np.int64]:
     """Place, again and again, the ready task that can start first on any device; ties by priority.
 
@@ -139,6 +140,7 @@ def earliest_start_schedule(
             anywhere that it is allowed.
         favourite: ``int64[K]``, each task's favourite child or -1: while that child waits only for this task, no other
             task may take its place on this task's device (m-SCT).
+        ports: As in `insertion_schedule`.
 
     Returns:
         ``int64[K]``: a device for each task.
@@ -146,7 +148,7 @@ def earliest_start_schedule(
     picture, state = _pictures(problem, tasks)
     narrow = tasks.unit_allowed if allowed is None else allowed
     children = favourite if favourite is not None else np.full(tasks.num_tasks, -1, dtype=np.int64)
-    return list_kernels.earliest_start_schedule(picture, state, priority, narrow, children)
+    return list_kernels.earliest_start_schedule(picture, state, priority, narrow, children, ports)
 
 
 def _pictures(problem: PlacementProblem, tasks: TaskGraph) -> tuple[Picture, State]:

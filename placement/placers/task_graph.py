@@ -71,6 +71,13 @@ class TaskGraph:
         counts = np.bincount(self.producer, minlength=self.num_tasks)
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), order.astype(np.int32)
 
+    def readers(self, task: int) -> NDArray[np.int64]:
+        """The tasks that read what a task makes, in order, each once."""
+        offsets, outputs = self.outputs
+        tensors = outputs[offsets[task] : offsets[task + 1]]
+        parts = [self.consumers[self.consumer_offsets[t] : self.consumer_offsets[t + 1]] for t in tensors]
+        return np.unique(np.concatenate(parts)).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+
     @cached_property
     def free_source(self) -> NDArray[np.bool_]:
         """``bool[K]``: tasks that read nothing and take no time, as parameters.

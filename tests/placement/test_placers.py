@@ -55,7 +55,7 @@ def test_a_placer_finds_what_fits_and_never_beats_the_optimum(name: str, seed: i
 
 @pytest.mark.parametrize("name", GENERAL)
 def test_the_same_seed_gives_the_same_answer(name: str) -> None:
-    problem = training_problem(12, 3, seed=1, room=0.5)
+    problem = training_problem(9, 2, seed=1, room=0.5)
     first, second = place(name, problem, seed=3), place(name, problem, seed=3)
     assert np.array_equal(first.placement, second.placement)
     assert first.evaluations == second.evaluations

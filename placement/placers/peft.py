@@ -1,0 +1,30 @@
+"""PEFT: predict earliest finish time.
+
+Arabnejad and Barbosa, "List scheduling algorithm for heterogeneous systems by an optimistic cost table", IEEE TPDS
+25(3), 2014, doi:10.1109/TPDS.2013.57. Deviations as in `placement.placers.heft`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.problem import PlacementProblem
+from placement.placers import list_kernels
+from placement.placers.base import Budget, Placed, Search
+from placement.placers.list_scheduling import insertion_schedule, mean_transfer_s, place_both_ways, priority_order
+from placement.placers.task_graph import TaskGraph
+
+
+def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+    """Tasks by mean optimistic cost, each where its end plus that cost is least; on groups and on ops."""
+    return place_both_ways(Search(problem, budget), _rule)
+
+
+def _rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:
+    offsets, outputs = tasks.outputs
+    cost_s = list_kernels.optimistic_cost_s(
+        tasks.time_s, offsets, outputs, tasks.consumer_offsets, tasks.consumers, mean_transfer_s(problem, tasks)
+    )  # [K, D]
+    order = priority_order(tasks, cost_s.mean(axis=1))
+    return insertion_schedule(problem, tasks, order, bias_s=cost_s, ports=ports)
