@@ -12,9 +12,10 @@ OUT ?= runs/$(GRAPH)-$(CLUSTER)
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	touch $@
+	@echo "Installing into $(VENV): about a minute where packages are near, no output unless something is wrong."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --editable '.[test]'
+	@touch $@
 
 train: install  ## learn a placement of Inception-V3 on four K80 dies, and compare it with the other placers
 	$(BIN)/placement train $(GRAPH) --cluster $(CLUSTER) --time-limit-s $(TIME_LIMIT_S) --out $(OUT)
