@@ -1,11 +1,15 @@
 """Captured graphs against an independent tracer: `make_fx`, made functional, its views followed to their source."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphs.capture import capture
@@ -107,6 +111,61 @@ def traced(model, batch):
                 edges |= {(made_by[source], len(types)) for source in node.all_input_nodes}
             types.append(kind)
     return types, edges
+
+
+class Living(TorchDispatchMode):
+    """Follows the bytes of all tensors that a real step makes and has not freed yet."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = {t.untyped_storage()._cdata for t in known}
+        self.living = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.living = {key: (ref, size) for key, (ref, size) in self.living.items() if not ref.expired()}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                storage = tensor.untyped_storage()
+                self.living[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.peak = max(self.peak, sum(size for _, size in self.living.values()))
+        return out
+
+
+def peak_in_program_order(graph):
+    """Bytes at the peak of one device that runs the ops in their order, without residents and inputs."""
+    change = np.zeros(graph.num_ops + 1, dtype=np.int64)
+    for t, producer in enumerate(graph.tensor_producer.tolist()):
+        if graph.type_names[graph.op_type[producer]] in (INPUT, PARAMETER):
+            continue
+        readers = graph.consumers[graph.consumer_offsets[t] : graph.consumer_offsets[t + 1]]
+        change[producer] += graph.tensor_bytes[t]
+        change[(readers[-1] if len(readers) else producer) + 1] -= graph.tensor_bytes[t]
+    return int(np.cumsum(change).max())
+
+
+def deep_transformer():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    return nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "batch"),
+    [
+        (Unrolled, torch.zeros(16, 30, 8)),
+        (conv_net, torch.zeros(8, 3, 8, 8)),
+        (deep_transformer, torch.zeros(4, 9, 16)),
+    ],
+)
+def test_memory_at_the_peak_is_that_of_a_real_step(make, batch, plain_kernels):
+    model = make()
+    with Living([*model.parameters(), *model.buffers(), batch]) as living:
+        parameters = list(model.parameters())
+        gradients = torch.autograd.grad(model(batch).mean(), parameters)
+    assert len(gradients) == len(parameters)
+    # The rest is what one node of autograd holds until all its ops are done.
+    assert peak_in_program_order(capture(make(), batch, torch.mean)) == pytest.approx(living.peak, rel=0.02)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import networkx
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -109,3 +110,63 @@ def test_the_cache_depends_on_sizes_torch_and_source(monkeypatch):
     monkeypatch.setattr("graphs.zoo.cache._source_digest", lambda: "other source")
     names.add(cache_file("rnnlm"))
     assert len(names) == 4
+
+
+def calls(graph, module):
+    return {int(graph.module_call[i]) for i in range(graph.num_ops) if graph.module_names[graph.module[i]] == module}
+
+
+@pytest.mark.parametrize(("name", "training"), [(name, t) for name in SMALL for t in (0, 1)])
+def test_every_op_is_in_a_module_of_the_model(name, training):
+    graph = zoo.load(f"{SMALL[name]},training={training}")
+    model, flops = uncaptured_step(f"{SMALL[name]},training={training}")
+    assert set(graph.module_names) <= {path for path, _ in model.named_modules()}
+    assert graph.total_flops == flops
+    if not training:
+        assert (graph.phase == 0).all()
+    # The model itself does no more than cut its inputs, join what modules give and average the loss.
+    own = {graph.type_names[t] for t, m in zip(graph.op_type, graph.module, strict=True) if not graph.module_names[m]}
+    assert own <= {"input", "new_zeros", "stack", "cat", "mean", "div", "ones_like", "add", "mul"} | {
+        "nll_loss_forward",
+        "nll_loss_backward",
+        "_log_softmax",
+        "_log_softmax_backward_data",
+    }
+
+
+def test_unrolled_steps_are_calls():
+    graph = zoo.load("nmt:hidden=8,steps=3,vocabulary=20,batch=4")
+    steps = {"encoder.0", "encoder.1", "attention", "decoder.0", "decoder.1", "softmax"}
+    assert {module: calls(graph, module) for module in steps} == {module: {0, 1, 2} for module in steps}
+    assert calls(graph, "encoder_embedding") == calls(graph, "attention_keys") == {0}
+
+
+@pytest.mark.parametrize(("variant", "waits"), [("top", True), ("bottom", False)])
+def test_whether_attention_waits_for_the_top_layer(variant, waits):
+    graph = zoo.load(f"nmt:hidden=8,steps=3,vocabulary=20,batch=4,attention={variant},training=0")
+    names = [f"{graph.module_names[m]}@{c}" for m, c in zip(graph.module, graph.module_call, strict=True)]
+    edges = networkx.DiGraph(zip(graph.edge_producer.tolist(), graph.consumers.tolist(), strict=True))
+    attention = [i for i, name in enumerate(names) if name == "attention@2"][-1]
+    before = {names[i] for i in networkx.ancestors(edges, attention)}
+    assert "decoder.0@1" in before
+    assert ("decoder.1@1" in before) == waits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spec", "ops", "gflop", "parameter_mb"),
+    [
+        ("rnnlm", 3294, 1341.1, 432.4),
+        ("nmt", 7115, 1618.9, 683.9),
+        ("inception_v3", 1653, 1096.8, 108.6),
+        ("inception_v3:aux=0", 1601, 1095.7, 95.3),
+    ],
+)
+def test_sizes_of_the_paper(spec, ops, gflop, parameter_mb):
+    graph = zoo.load(spec)
+    _, flops = uncaptured_step(spec)
+    assert graph.total_flops == flops
+    assert round(graph.total_flops / 1e9, 1) == gflop
+    assert round(graph.parameter_bytes / 1e6, 1) == parameter_mb
+    # Other versions of PyTorch may have an op more or less here and there.
+    assert graph.num_ops == pytest.approx(ops, rel=0.05)
