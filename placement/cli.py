@@ -71,10 +71,15 @@ def parse(args: Sequence[str]) -> Verb | None:
 
 def _one_sentence(box: str, args: Sequence[str]) -> str:
     """What tyro says in a box of many lines, as one sentence that ends with where to read more."""
-    lines = [line.strip("│").rstrip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    paragraphs = [" ".join(p.split()) for p in re.split(r"\n?\s*─{5,}\n?", "\n".join(lines))]
+    rows = box.splitlines()
+    if box.startswith("╭"):
+        lines = [row.strip("│").rstrip() for row in rows[1:-1]]
+    else:  # the terminal has no Unicode: a title, a rule, and rows that stand one column further right
+        lines = [row[1:].rstrip() for row in rows[2:]]
+    lines = ["" if re.fullmatch(r"\s*[─-]{5,}", line) else line for line in lines]
+    paragraphs = [" ".join(p.split()) for p in re.split(r"\n{2,}", "\n".join(lines))]
     unrecognized = [p for p in paragraphs if p.startswith("Unrecognized options:")]
-    first = itertools.takewhile(lambda line: "─────" not in line, lines)
+    first = itertools.takewhile(bool, lines)
     missing = [line.strip() for line in first if re.match(r" {5}\S", line)]  # their help stands further right
     if unrecognized:
         said = unrecognized[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,13 +73,14 @@ def _compare(verb: verbs.Compare) -> int:
     from placement import api
     from placement.comparison import choose_placers, encode_comparison, encode_comparison_csv
     from placement.progress import ComparisonDisplay
-    from placement.report import comparison_report
+    from placement.report import comparison_report, problem_heading
 
     placers = choose_placers(verb.placers)
     _check_positive("--time-limit-s", verb.time_limit_s)
     _check_can_write(verb.json, verb.csv)
     out, err = _console(), _console(stderr=True)
     problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
+    out.print(problem_heading(problem), highlight=False)
     with ComparisonDisplay(err, time_limit_s=verb.time_limit_s) as display:
         comparison = api.compare(
             problem,
@@ -159,11 +161,11 @@ def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, v
     from placement.comparison import compare_placers, quick_placers
     from placement.placers.base import Budget
     from placement.progress import ComparisonDisplay, TrainingDisplay
-    from placement.report import problem_line
+    from placement.report import problem_heading
 
     out, err = _console(), _console(stderr=True)
     problem.check_can_fit()
-    out.print(problem_line(problem), highlight=False, soft_wrap=True)
+    out.print(problem_heading(problem), highlight=False)
     with ComparisonDisplay(err) as display:
         others = compare_placers(
             problem, quick_placers(), budget=Budget(), seed=config.seed, on_start=display.start, on_row=display.row
@@ -233,7 +235,8 @@ def _load(graph: str, cluster: str, schedule: str, groups: int) -> PlacementProb
 
 def _console(*, stderr: bool = False) -> Console:
     console = Console(stderr=stderr)
-    return console if console.is_terminal or console.width != 80 else Console(stderr=stderr, width=_PLAIN_WIDTH)
+    known = console.is_terminal or "COLUMNS" in os.environ
+    return console if known else Console(stderr=stderr, width=_PLAIN_WIDTH)
 
 
 def _check_positive(option: str, value: float | None) -> None:

@@ -165,6 +165,7 @@ def compare_placers(
     """
     for name in placers:
         get_placer(name)
+    problem.check_can_fit()
     bound_s = float(lower_bound_s(problem))  # first: it may prove that nothing fits
     rows = []
     for name in placers:

@@ -14,14 +14,14 @@ from placement.simulated import Simulated, describe_short
 from placement.text import bar, seconds, size, table
 
 
-def problem_line(problem: PlacementProblem) -> str:
-    """What is placed and where to, in one line."""
+def problem_heading(problem: PlacementProblem) -> RenderableType:
+    """What is placed and where to."""
     graph, cluster = problem.graph, problem.cluster
-    return (
-        f"{graph.name} on {cluster.name}: {graph.num_ops:,} ops in {problem.num_groups:,} groups, "
-        f"{size(graph.parameter_bytes)} of parameters, {graph.total_flops / 1e9:,.1f} GFLOP a step; "
-        f"{problem.num_devices} devices; schedule {problem.schedule}"
+    what = (
+        f"{graph.num_ops:,} ops in {problem.num_groups:,} groups, {size(graph.parameter_bytes)} of parameters, "
+        f"{graph.total_flops / 1e9:,.1f} GFLOP a step; {problem.num_devices} devices, schedule {problem.schedule}"
     )
+    return Group(Text(f"{graph.name} on {cluster.name}", style="bold"), Text(what, style="dim"))
 
 
 def comparison_report(comparison: Comparison, *, width: int) -> RenderableType:
@@ -81,8 +81,9 @@ def _device_range(names: Sequence[str]) -> str:
 
 def _ratio_table(comparison: Comparison, rows: Sequence[tuple[str, Row]]) -> Table:
     best, single_s, bound_s = comparison.best, comparison.best_single_device_s, comparison.lower_bound_s
-    head = ("placer", "step time", "x best", "x one device", "x bound", "evaluations", "search")
+    head = ("placer", "step time", "x best", "x one\ndevice", "x bound", "evaluated", "search")
     made = table(*head, right=head[1:])
+    made.columns[0].no_wrap = True
     for label, row in rows:
         style = "bold green" if row is best else "" if row.feasible else "dim"
         if row.step_time_s is None or not row.feasible:
@@ -109,24 +110,36 @@ def _device_tables(comparison: Comparison, rows: Sequence[tuple[str, Row]], widt
     label_width = max(len(label) for label, _ in rows) + 2
     cell_width = max(15, *(len(name) + 2 for name in cluster.device_names))
     at_once = max(1, (width - label_width) // cell_width)
+    used = [d for d in range(cluster.num_devices) if any(_is_used(row, d) for _, row in rows)]
     tables: list[RenderableType] = []
-    for first in range(0, cluster.num_devices, at_once):
-        devices = range(first, min(first + at_once, cluster.num_devices))
+    for first in range(0, len(used), at_once):
+        devices = used[first : first + at_once]
         names = [cluster.device_names[d] for d in devices]
-        made = table("busy, peak memory" if first == 0 else "", *names, right=names)
+        if tables:
+            tables.append("")
+        made = table("busy, peak memory", *names, right=names)
         made.columns[0].no_wrap = True
         made.add_row("memory", *(size(cluster.memory_bytes[d]) for d in devices), style="dim")
         for label, row in rows:
             made.add_row(label, *(_device_cell(comparison, row, d) for d in devices))
         tables.append(made)
+    if len(used) < cluster.num_devices:
+        idle = [name for d, name in enumerate(cluster.device_names) if d not in used]
+        tables.append(Text(f"{_device_range(idle)}: not used by these placements", style="dim"))
     return tables
+
+
+def _is_used(row: Row, device: int) -> bool:
+    assert row.peak_memory_bytes is not None
+    assert row.busy_share is not None
+    return bool(row.busy_share[device] > 0 or row.peak_memory_bytes[device] > 0)
 
 
 def _device_cell(comparison: Comparison, row: Row, device: int) -> Text:
     assert row.busy_share is not None
     assert row.peak_memory_bytes is not None
     share, peak = float(row.busy_share[device]), int(row.peak_memory_bytes[device])
-    if share == 0 and peak == 0:
+    if not _is_used(row, device):
         return Text("-", style="dim")
     short = peak > comparison.problem.cluster.memory_bytes[device]
     cell = Text(f"{bar(share)}{share:4.0%} ", style="" if row.feasible else "dim")
@@ -174,4 +187,4 @@ def simulated_report(simulated: Simulated) -> RenderableType:
         (f"  (placed by {simulated.made_by})", "dim"),
     )
     transfers = f"{trace.num_transfers:,} transfers, {size(int(sizes.sum()))}"
-    return Group(Text(problem_line(problem)), heading, "", made, "", Text(transfers, style="dim"))
+    return Group(problem_heading(problem), "", heading, "", made, "", Text(transfers, style="dim"))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from envs.problem import PlacementProblem
 from envs.trace import Trace
 from graphs.errors import NoFeasiblePlacementError
+from placement.text import size
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +73,12 @@ def describe_short(problem: PlacementProblem, peak_memory_bytes: NDArray[np.int6
         peak_memory_bytes: ``int64[D]``, of a placement that is not feasible.
     """
     memory = problem.cluster.memory_bytes
-    short = np.flatnonzero(peak_memory_bytes > memory)
+    names, short = problem.cluster.device_names, np.flatnonzero(peak_memory_bytes > memory)
     if short.size == 0:
         return "puts an op where it may not run"
     return ", ".join(
-        f"needs {peak_memory_bytes[d] / 1e9:.2f} GB on {problem.cluster.device_names[d]}, which has "
-        f"{memory[d] / 1e9:.2f} GB: short by {(peak_memory_bytes[d] - memory[d]) / 1e9:.2f} GB"
+        f"needs {size(peak_memory_bytes[d])} on {names[d]}, which has {size(memory[d])}: short by "
+        f"{size(peak_memory_bytes[d] - memory[d])}"
         for d in short
     )
 

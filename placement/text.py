@@ -24,9 +24,9 @@ def seconds(value_s: float | None) -> str:
     """A duration in the unit that suits it, three or four digits: ``"412.3 ms"``."""
     if value_s is None or not math.isfinite(value_s):
         return "-"
-    scale, unit = next((u for u in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")) if value_s >= u[0] * 0.9995), (1e-9, "ns"))
     if value_s == 0:
-        scale, unit = 1.0, "s"
+        return "0 s"
+    scale, unit = next((u for u in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")) if value_s >= u[0] * 0.9995), (1e-9, "ns"))
     scaled = value_s / scale
     return f"{scaled:,.{max(0, 3 - len(str(int(scaled))))}f} {unit}"
 
