@@ -18,6 +18,9 @@ from graphs.errors import NoFeasiblePlacementError
 _ROUNDING = 1e-9
 """The bound is lowered by this share, more than any order of adding the same float64 figures can differ."""
 
+_FAR_LARGER = 1e9
+"""Times, and memories, this many times those of the whole step are as good as infinite to the solver."""
+
 _CUTS = 12
 """Heads, and tails, that windows are tried at."""
 
@@ -144,7 +147,9 @@ class _Work:
         scale = float((self.devices * second).sum())
         cost = second * time_s + byte * self.resident_bytes[:, None]  # [G, C]
         total = np.where(self.allowed, cost, np.inf).min(axis=1).sum()
-        return float(total - (byte * self.memory_bytes * self.devices).sum()) / scale
+        room = (byte * self.memory_bytes * self.devices).sum()
+        # The two may nearly cancel, so each is rounded to the safe side.
+        return float(total * (1 - _ROUNDING / 1000) - room * (1 + _ROUNDING / 1000)) / scale
 
 
 def _work_bound_s(problem: PlacementProblem, head: Floats, tail: Floats) -> float:
@@ -192,17 +197,22 @@ def _least_load(problem: PlacementProblem, work: _Work, time_s: Floats) -> tuple
     rows, copies = np.unique(rows, axis=0, return_counts=True)
     count, classes = len(rows), len(work.devices)
     times, resident, allowed = rows[:, :classes], rows[:, classes], rows[:, classes + 1 :] > 0
-    # Seconds and bytes in units that are near 1, as the solver's tolerances expect.
-    unit_s = max(float((np.where(allowed, times, np.inf).min(axis=1) * copies).sum()), np.finfo(float).tiny)
+    # Seconds and bytes in units that are near 1, as the solver's tolerances expect; what is far larger is cut off
+    # there, which can only make the prices worse, not the bound wrong.
+    unit_s = float((np.where(allowed, times, np.inf).min(axis=1) * copies).sum())
     unit_bytes = max(float((resident * copies).sum()), 1.0)
+    if unit_s == 0:
+        unit_s = max(float(times.max()), 1.0)
+    scaled = np.minimum(times, unit_s * _FAR_LARGER) / unit_s
+    room = np.minimum(work.devices * work.memory_bytes, unit_bytes * _FAR_LARGER) / unit_bytes
     column = np.arange(count * classes)  # share of row r on class c is variable r * classes + c; the load is the last
     in_class = sparse.csr_array((np.ones(column.size), (column % classes, column)), shape=(classes, column.size))
-    load = sparse.hstack([in_class * (times.ravel() / unit_s), -work.devices[:, None]])
+    load = sparse.hstack([in_class * scaled.ravel(), -work.devices[:, None]])
     memory = sparse.hstack([in_class * np.repeat(resident / unit_bytes, classes), np.zeros((classes, 1))])
     total = sparse.csr_array((np.ones(column.size), (column // classes, column)), shape=(count, column.size + 1))
     upper = np.append(np.where(allowed, copies[:, None], 0).ravel().astype(np.float64), np.inf)
     # A hair more memory, so that residents that fit exactly are not lost to rounding.
-    limit = np.concatenate([np.zeros(classes), work.devices * work.memory_bytes / unit_bytes * (1 + 1e-9)])
+    limit = np.concatenate([np.zeros(classes), room * (1 + 1e-9)])
     solution = linprog(
         np.append(np.zeros(column.size), 1.0),
         A_ub=sparse.vstack([load, memory]).tocsr(),

@@ -220,7 +220,8 @@ def make_input(
 def _check_magnitudes(graph: ComputationGraph, cluster: Cluster, times: NDArray[np.float64]) -> None:
     """Raise where a step could overflow: then no event could be told from "never", nor a size from a negative one."""
     routes = cluster.routes
-    slowest_s = float(times.max(axis=0).sum())
+    with np.errstate(over="ignore"):  # a sum that becomes infinite is refused below
+        slowest_s = float(times.max(axis=0).sum())
     crossing_s = float(routes.latency_s.max(initial=0.0)) + graph.tensor_bytes / float(routes.bytes_per_s.min())
     copies = np.minimum(np.diff(graph.consumer_offsets), cluster.num_devices)
     if not np.isfinite(slowest_s + float((crossing_s * copies).sum())):
@@ -230,8 +231,11 @@ def _check_magnitudes(graph: ComputationGraph, cluster: Cluster, times: NDArray[
         )
     total = sum(map(int, graph.tensor_bytes)) * (cluster.num_devices + 1) + sum(map(int, graph.resident_bytes.ravel()))
     if total > np.iinfo(np.int64).max:
+        made = np.bincount(graph.tensor_producer, graph.tensor_bytes, graph.num_ops)
+        largest = int(np.argmax(made + graph.resident_bytes.astype(np.float64).sum(axis=1)))
         raise InputError(
-            f"graph '{graph.name}': its tensors and residents add up to {total:.3g} bytes, too many for int64"
+            f"graph '{graph.name}': its tensors and residents add up to {total:.3g} bytes, too many for int64; the op "
+            f"with the most is '{graph.op_names[largest]}'"
         )
 
 

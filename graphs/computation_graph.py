@@ -148,12 +148,12 @@ class ComputationGraph:
     @property
     def total_flops(self) -> int:
         """FLOPs of the whole step."""
-        return int(self.flops.sum())
+        return sum(map(int, self.flops))  # in Python's integers, which cannot overflow
 
     @property
     def parameter_bytes(self) -> int:
         """Bytes of all parameters (without gradients, optimizer state and buffers)."""
-        return int(self.resident_bytes[:, RESIDENT_PARTS.index("parameter")].sum())
+        return sum(map(int, self.resident_bytes[:, RESIDENT_PARTS.index("parameter")]))
 
     @cached_property
     def tensor_offsets(self) -> NDArray[np.int64]:
@@ -450,7 +450,7 @@ def _check(graph: ComputationGraph) -> None:
     limits |= {"phase": len(PHASES), "dtype": len(DTYPES), "allowed_kinds": ANY_KIND + 1}
     for key in per_op:
         column = getattr(graph, key)
-        bad = np.flatnonzero((column < 0) | (column >= limits.get(key, np.iinfo(column.dtype).max)))
+        bad = np.flatnonzero((column < 0) | (column > limits.get(key, np.iinfo(column.dtype).max + 1) - 1))
         if bad.size:
             fail(f"op '{graph.op_names[bad[0]]}' has {key} = {column[bad[0]]}, which is out of range")
     bad = np.flatnonzero(graph.allowed_kinds == 0)

@@ -7,7 +7,14 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input: the message is one sentence that names the culprit and the remedy (exit code 2)."""
+    """Bad input: the message is one sentence that names the culprit and the remedy (exit code 2).
+
+    What cannot be printed in the message (a line break in a name that a user gave) is shown as its escape, so that it
+    stays one line.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 class NoFeasiblePlacementError(RuntimeError):
