@@ -1,5 +1,6 @@
 import itertools
 import pickle
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -215,4 +216,5 @@ def test_an_input_survives_pickling() -> None:
     before = simulate(problem.simulator_input, placement)
     copy = pickle.loads(pickle.dumps(problem.simulator_input))
     assert_same_trace(simulate(copy, placement), before)
-    assert all(not v.flags.writeable for v in vars(copy).values() if isinstance(v, np.ndarray))
+    arrays = [getattr(copy, f.name) for f in fields(copy)]
+    assert all(not a.flags.writeable for a in arrays if isinstance(a, np.ndarray))
