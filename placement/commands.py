@@ -77,7 +77,7 @@ def _compare(verb: verbs.Compare) -> int:
 
     placers = choose_placers(verb.placers)
     _check_positive("--time-limit-s", verb.time_limit_s)
-    _check_can_write(verb.json, verb.csv)
+    _check_can_write(verb.json, verb.csv, verb.plot)
     out, err = _console(), _console(stderr=True)
     problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
     out.print(problem_heading(problem), highlight=False)
@@ -96,6 +96,10 @@ def _compare(verb: verbs.Compare) -> int:
         write_atomically(verb.json, encode_comparison(comparison))
     if verb.csv is not None:
         write_atomically(verb.csv, encode_comparison_csv(comparison))
+    if verb.plot is not None:
+        from placement.comparison_plot import comparison_png
+
+        write_atomically(verb.plot, comparison_png(comparison))
     comparison.check_feasible()
     return 0
 
@@ -108,7 +112,7 @@ def _simulate(verb: verbs.Simulate) -> int:
     from placement.simulated import encode_simulated
 
     _check_positive("--time-limit-s", verb.time_limit_s)
-    _check_can_write(verb.json)
+    _check_can_write(verb.json, verb.trace, verb.plot)
     out = _console()
     placement = api.load_placement(verb.placement)  # before the graph: a typing error should not wait for a capture
     problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
@@ -117,6 +121,14 @@ def _simulate(verb: verbs.Simulate) -> int:
     out.print(simulated_report(simulated), highlight=False)
     if verb.json is not None:
         write_atomically(verb.json, encode_simulated(simulated))
+    if verb.trace is not None:
+        from envs.trace_file import write_chrome_trace
+
+        write_chrome_trace(verb.trace, simulated.trace, problem.graph, problem.cluster)
+    if verb.plot is not None:
+        from placement.trace_plot import write_trace_png
+
+        write_trace_png(verb.plot, simulated.trace, problem.graph, problem.cluster)
     simulated.check_feasible()
     return 0
 

@@ -98,7 +98,7 @@ class TrainingDisplay:
 
     def _line(self, stats: UpdateStats) -> str:
         return (
-            f"update {stats.update:,}: best {seconds(stats.best_s)}, mean {seconds(stats.mean_s)}, "
+            f"update {stats.update:,}: best {seconds(stats.best_s, digits=4)}, mean {seconds(stats.mean_s, digits=4)}, "
             f"{stats.infeasible_rate:.0%} infeasible, {stats.placements_per_s:,.0f} placements/s, {self._left(stats)}"
         )
 
@@ -111,9 +111,13 @@ class TrainingDisplay:
         if stats is None:
             grid.add_row("best", Text("-"), Text("the first update is under way", style="dim"))
         else:
-            grid.add_row("best", Text(seconds(stats.best_s), style="bold green"), self._against_others(stats.best_s))
-            grid.add_row("mean", seconds(stats.mean_s), Text(sparkline(self._curve, _CURVE_WIDTH), style="cyan"))
-            grid.add_row("greedy", seconds(stats.greedy_s), "")
+            grid.add_row(
+                "best", Text(seconds(stats.best_s, digits=4), style="bold green"), self._against_others(stats.best_s)
+            )
+            grid.add_row(
+                "mean", seconds(stats.mean_s, digits=4), Text(sparkline(self._curve, _CURVE_WIDTH), style="cyan")
+            )
+            grid.add_row("greedy", seconds(stats.greedy_s, digits=4), "")
             grid.add_row("infeasible", f"{stats.infeasible_rate:.0%}", "")
             grid.add_row(
                 "placements/s",
@@ -174,7 +178,7 @@ class ComparisonDisplay:
         if row.step_time_s is None:
             outcome = f"no placement: {row.note}"
         else:
-            outcome = seconds(row.step_time_s) if row.feasible else "does not fit"
+            outcome = seconds(row.step_time_s, digits=4) if row.feasible else "does not fit"
         self._lines.append(f"  {row.placer:<24} {outcome}")
         if not self._console.is_terminal:
             self._console.print(self._lines[-1], highlight=False, soft_wrap=True)

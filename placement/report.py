@@ -31,7 +31,7 @@ def comparison_report(comparison: Comparison, *, width: int) -> RenderableType:
         comparison: What to show.
         width: Columns of the terminal.
     """
-    rows = _merge_like_devices(comparison)
+    rows = merge_like_devices(comparison)
     parts: list[RenderableType] = [_ratio_table(comparison, rows)]
     shown = [(label, row) for label, row in rows if row.peak_memory_bytes is not None]
     if shown:
@@ -42,7 +42,7 @@ def comparison_report(comparison: Comparison, *, width: int) -> RenderableType:
     return Group(*parts)
 
 
-def _merge_like_devices(comparison: Comparison) -> list[tuple[str, Row]]:
+def merge_like_devices(comparison: Comparison) -> list[tuple[str, Row]]:
     """Ranked rows with their labels; single devices that do equally well become one row."""
     merged: list[tuple[list[str], Row]] = []
     for row in comparison.ranked():
@@ -90,11 +90,11 @@ def _ratio_table(comparison: Comparison, rows: Sequence[tuple[str, Row]]) -> Tab
             time_s = "no placement" if row.step_time_s is None else "does not fit"
             ratios = ["-", "-", "-"]
         else:
-            time_s = seconds(row.step_time_s)
+            time_s = seconds(row.step_time_s, digits=4)
             references = (best.step_time_s if best is not None else None, single_s, bound_s)
             ratios = [f"{row.step_time_s / r:.2f}" if r else "-" for r in references]
         made.add_row(label, time_s, *ratios, f"{row.evaluations:,}", seconds(row.search_s), style=style)
-    made.add_row("lower bound", seconds(bound_s), *_bound_ratios(comparison), "", "", style="dim italic")
+    made.add_row("lower bound", seconds(bound_s, digits=4), *_bound_ratios(comparison), "", "", style="dim italic")
     return made
 
 
@@ -182,7 +182,7 @@ def simulated_report(simulated: Simulated) -> RenderableType:
         )
     heading = Text.assemble(
         ("step time  ", "dim"),
-        (seconds(simulated.step_time_s), "bold green" if simulated.feasible else "bold red"),
+        (seconds(simulated.step_time_s, digits=4), "bold green" if simulated.feasible else "bold red"),
         "" if simulated.feasible else " if memory were no limit",
         (f"  (placed by {simulated.made_by})", "dim"),
     )

@@ -20,15 +20,15 @@ def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) ->
     return made
 
 
-def seconds(value_s: float | None) -> str:
-    """A duration in the unit that suits it, three or four digits: ``"412.3 ms"``."""
+def seconds(value_s: float | None, *, digits: int = 3) -> str:
+    """A duration in the unit that suits it, with so many digits: ``"12.3 ms"``."""
     if value_s is None or not math.isfinite(value_s):
         return "-"
     if value_s == 0:
         return "0 s"
     scale, unit = next((u for u in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")) if value_s >= u[0] * 0.9995), (1e-9, "ns"))
     scaled = value_s / scale
-    return f"{scaled:,.{max(0, 3 - len(str(int(scaled))))}f} {unit}"
+    return f"{scaled:,.{max(0, digits - len(str(int(scaled))))}f} {unit}"
 
 
 def size(value_bytes: float) -> str:

@@ -66,6 +66,8 @@ class Compare:
     """Write the rows there as JSON."""
     csv: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as CSV."""
+    plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
+    """Draw the step times there."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class Simulate:
     groups: GroupsArg = 256
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the figures there as JSON."""
+    trace: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="")] = None
+    """Write the trace there, for ui.perfetto.dev or chrome://tracing."""
+    plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
+    """Draw the trace there."""
 
 
 @dataclass(frozen=True)

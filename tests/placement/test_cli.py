@@ -128,7 +128,8 @@ def test_import_captures_a_model_of_the_users(here: Path, monkeypatch: pytest.Mo
 def test_compare_shows_and_writes_every_row(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     placers = "single_device,round_robin,etf,expert"
     args = ["compare", "g.graph.json", "--cluster", "c.yaml", "--placers", placers]
-    assert main([*args, "--json", "c.json", "--csv", "c.csv"]) == 0
+    assert main([*args, "--json", "c.json", "--csv", "c.csv", "--plot", "c.png"]) == 0
+    assert Path("c.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     content = json.loads(Path("c.json").read_text())
     assert set(content) == {"graph", "cluster", "schedule", "seed", "lower_bound_s", "rows"}
@@ -151,7 +152,10 @@ def test_simulate_a_placer_then_the_file_that_train_writes(here: Path, capsys: p
     problem = ["g.graph.json", "--cluster", "c.yaml"]
     assert main(["train", *problem, "--updates", "2", "--out", "run"]) == 0
     capsys.readouterr()
-    assert main(["simulate", *problem, "--placement", "run/placement.json", "--json", "s.json"]) == 0
+    files = ["--json", "s.json", "--trace", "trace.json", "--plot", "trace.png"]
+    assert main(["simulate", *problem, "--placement", "run/placement.json", *files]) == 0
+    assert json.loads(Path("trace.json").read_text())["traceEvents"]
+    assert Path("trace.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     content = json.loads(Path("s.json").read_text())
     trained = read_placement("run/placement.json")

@@ -151,8 +151,8 @@ def test_the_table_shows_ratios_and_fits_the_terminal(problem: PlacementProblem)
         text = render(comparison, width)
         assert max(len(line) for line in text.splitlines()) <= width
         lines = {line.split("  ")[0]: line.split() for line in text.splitlines()[:6]}
-        assert lines["round_robin"][1:5] == ["1.01", "ms", "1.00", "0.50"]
-        assert lines["single_device gpu:0-1"][2:6] == ["2.01", "ms", "2.00", "1.00"]
+        assert lines["round_robin"][1:5] == ["1.006", "ms", "1.00", "0.50"]
+        assert lines["single_device gpu:0-1"][2:6] == ["2.012", "ms", "2.00", "1.00"]
 
 
 def test_an_infeasible_row_names_the_memory_that_is_short(tight: PlacementProblem) -> None:
