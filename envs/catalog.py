@@ -126,8 +126,8 @@ _SPECS = (
         tflops=1.325,
         gb_per_s=54,
         source="Intel Xeon E5-2699 v3, 18 cores at 2.3 GHz x 32 FLOP a cycle (two 256-bit FMA units), four channels of "
-        "DDR4-2133 = 68 GB/s (Intel ARK, 2014); 80% of the bandwidth counted. The paper names '18-core Haswell 2.3 "
-        "GHz' (Mirhoseini et al., 2017, section 4.2) but not its memory: 256 GB is assumed.",
+        "DDR4-2133 = 68 GB/s (Intel ARK, 2014); 80% of the bandwidth counted. Mirhoseini et al., 2017, "
+        "name an 18-core Haswell at 2.3 GHz but not its memory: 256 GB is assumed.",
     ),
     _cpu(
         "broadwell_2x20c",
@@ -157,7 +157,7 @@ _K80_LINK = (10e9, 7.5e-6)
 _PCIE3_TO_SWITCH = (12e9, 7.5e-6)
 _PCIE3 = (12e9, 15e-6)
 _PCIE4 = (25e9, 10e-6)
-# 25 GB/s each way a brick (NVLink 2 and 3), of which copies reach about 90%.
+# 25 GB/s each way a brick (NVLink 2 and 3), of which we count 90%; long copies reach 96% (Dell on V100-SXM2, 2018).
 _NVLINK_BYTES_PER_S = 22.5e9
 _NVLINK_LATENCY_S = 10e-6
 

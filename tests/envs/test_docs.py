@@ -1,0 +1,38 @@
+"""What docs/clusters.md and docs/environments.md show works as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import envs.cluster_file
+from envs.catalog import DEVICE_SPECS
+from envs.cluster_file import _SpecRecord, parse_cluster
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [(page, i) for page in ("clusters.md", "environments.md") for i in range(len(blocks(page, "python")))],
+)
+def test_python_examples_run(page: str, number: int) -> None:
+    exec(compile(blocks(page, "python")[number], f"{page}[{number}]", "exec"), {})
+
+
+def test_the_cluster_file_is_read_and_is_the_one_of_the_docstring() -> None:
+    (text,) = blocks("clusters.md", "yaml")
+    (documented,) = re.findall(r"```yaml\n(.*?)```", str(envs.cluster_file.__doc__), re.DOTALL)
+    assert parse_cluster(text, DEVICE_SPECS).sha256 == parse_cluster(documented, DEVICE_SPECS).sha256
+
+
+def test_every_field_of_a_spec_is_explained() -> None:
+    page = (DOCS / "clusters.md").read_text()
+    for field in _SpecRecord.__struct_fields__:
+        assert f"| `{field}` |" in page
