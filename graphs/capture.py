@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.overrides import TorchFunctionMode
 
-from graphs.capture_build import OPTIMIZER_STATES, add_update, to_graph
+from graphs.capture_build import OPTIMIZER_STATES, add_update, to_graph, update_bytes
 from graphs.capture_recorder import Recorder, fake_like
+from graphs.capture_sparse import is_sparse
 from graphs.capture_tags import Tags
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
@@ -68,6 +69,9 @@ def capture(
     - A slice that is read (of a split, a concatenation's gradient, ...) is a tensor of its own where slices do not
       overlap; it may be freed before the rest, which eager PyTorch would keep.
     - FLOPs are PyTorch's own formulas; they are 0 for all but products, convolutions and attention.
+    - A sparse gradient (``nn.Embedding(..., sparse=True)``) is its indices and values, and the update touches its rows.
+    - What one op does with many ops inside is one op only if it is an ATen op: ``nn.LSTM`` is unrolled, as one call of
+      one module. To place its layers and time steps apart, call an ``nn.LSTMCell`` for each.
 
     Every tensor is faked on the CPU, wherever it is and whatever device the model names, so the model may be on any
     device, or on ``"meta"`` so that it needs no memory at all. Ops that differ by device are those of the CPU: dropout
@@ -180,8 +184,12 @@ class _Step(nn.Module):
 def _update(recorder: Recorder, parameter: torch.Tensor, op: int, gradient: torch.Tensor, optimizer: str) -> list[int]:
     """Add the update of one parameter, which reads the parameter and its gradient."""
     pieces = recorder.content(gradient)
-    size = parameter.untyped_storage().nbytes()
-    together = add_update(recorder, op, recorder.values[pieces[-1][0]].producer, size, optimizer)
+    if is_sparse(gradient):
+        indices, values = gradient._indices(), gradient._values()
+        accessed = indices.nbytes + update_bytes(values.nbytes, optimizer)
+    else:
+        accessed = update_bytes(parameter.nbytes, optimizer)
+    together = add_update(recorder, op, [value for value, _ in pieces], accessed, optimizer)
     recorder.read(together[1], [*recorder.content(parameter), *pieces])
     return together
 
@@ -312,8 +320,6 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:297] + "..."
     hint = ""
-    if "SparseTensor" in text:
-        hint = "; sparse tensors cannot be traced: use dense ones (an embedding with sparse=False)"
     if isinstance(error, TypeError) and "positional argument" in text:
         hint = "; an example batch that is a tuple is (inputs, *targets), with inputs a tuple for several arguments"
     return f"{type(error).__name__}: {text}{hint}"

@@ -15,16 +15,23 @@ OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "rmsprop": 1, "adam": 2}
 AdamW."""
 
 
-def add_update(recorder: Recorder, parameter: int, gradient: int, size: int, optimizer: str) -> list[int]:
-    """Record the optimizer's update of one parameter, as one fused op.
+_SUMS = {"add", "add_", "cat"}
+"""Ops by which autograd sums gradients; sparse ones by concatenating their entries."""
 
-    A fused update reads parameter, gradient and states and writes parameter and states.
+
+def update_bytes(size: int, optimizer: str) -> int:
+    """Bytes a fused update accesses: it reads parameter, gradient and states, and writes parameter and states."""
+    return size * (3 + 2 * OPTIMIZER_STATES[optimizer])
+
+
+def add_update(recorder: Recorder, parameter: int, gradient: Sequence[int], accessed: int, optimizer: str) -> list[int]:
+    """Record the optimizer's update of one parameter, as one fused op.
 
     Args:
         recorder: What was recorded so far; the op is added to it.
         parameter: The op that stands for the parameter.
-        gradient: The op that made its gradient (the last op of the accumulation).
-        size: Bytes of the parameter.
+        gradient: The values that its gradient consists of.
+        accessed: Bytes that the update reads and writes.
         optimizer: A key of `OPTIMIZER_STATES`.
 
     Returns:
@@ -32,7 +39,6 @@ def add_update(recorder: Recorder, parameter: int, gradient: int, size: int, opt
     """
     source = recorder.ops[parameter]
     assert source.tag is not None
-    states = OPTIMIZER_STATES[optimizer]
     update = len(recorder.ops)
     recorder.ops.append(
         RawOp(
@@ -40,19 +46,19 @@ def add_update(recorder: Recorder, parameter: int, gradient: int, size: int, opt
             source.tag,
             "update",
             name=f"{source.name}/{optimizer}_update",
-            bytes_accessed=size * (3 + 2 * states),
+            bytes_accessed=accessed,
             dtype=source.dtype,
             output_shapes=list(source.output_shapes),
         )
     )
     together = [parameter, update]
-    waiting = [gradient]
+    waiting = list(gradient)
     while waiting:
-        op = waiting.pop()
-        if recorder.ops[op].tag is None and recorder.ops[op].type in ("add", "add_"):
+        op = recorder.values[waiting.pop()].producer
+        if recorder.ops[op].tag is None and recorder.ops[op].type in _SUMS:
             recorder.ops[op].tag = source.tag
             together.append(op)
-            waiting.extend(recorder.values[value].producer for value in recorder.ops[op].reads)
+            waiting.extend(recorder.ops[op].reads)
     return together
 
 

@@ -7,10 +7,11 @@ each output. `bytes_accessed` makes the exceptions where that rule is plainly wr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_flop_count
 
 from graphs.computation_graph import DTYPE_BYTES, Shape
 
@@ -41,13 +42,14 @@ def compute_dtype(tensors: Sequence[torch.Tensor]) -> str:
 def flops(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
     """Floating-point operations of one call, a multiply-add counting two; 0 for ops that are not products.
 
-    The formulas are PyTorch's own (`torch.utils.flop_counter`), and ours for the products that it lacks.
+    The formulas are PyTorch's own (`torch.utils.flop_counter`), and ours for the products that it lacks and for the
+    backward of a convolution, which it overcounts where the convolution has groups.
     """
     packet = func._overloadpacket
-    if packet in flop_registry:
-        return int(flop_registry[packet](*args, **kwargs, out_val=out))
-    formula = _MORE_FLOPS.get(op_type(func))
-    return formula(args) if formula else 0
+    formula = _OWN_FLOPS.get(op_type(func))
+    if formula:
+        return formula(args)
+    return int(flop_registry[packet](*args, **kwargs, out_val=out)) if packet in flop_registry else 0
 
 
 def op_type(func: torch._ops.OpOverload) -> str:
@@ -79,7 +81,15 @@ def _attention_backward_flops(args: Sequence[Any]) -> int:
     return 2 * batch * heads * length_q * length_k * (3 * width + 2 * width_v)
 
 
-_MORE_FLOPS = {
+def _convolution_backward_flops(args: Sequence[Any]) -> int:
+    """As many as the forward for each of the two gradients that are wanted, of the input and of the weight."""
+    grad_output, image, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]
+    forward = conv_flop_count(image.shape, weight.shape, grad_output.shape, transposed=transposed)
+    return int(forward) * (int(wanted[0]) + int(wanted[1]))
+
+
+_OWN_FLOPS = {
+    "convolution_backward": _convolution_backward_flops,
     "mv": _matrix_vector_flops,
     "addmv": lambda args: 2 * int(args[1].numel()),
     "dot": _matrix_vector_flops,
@@ -123,9 +133,12 @@ def bytes_accessed(
     if base in _ROW_READERS and isinstance(args[0], torch.Tensor):
         table = distinct_bytes(args[0])
         return read - table + min(table, made) + made
-    if name == "embedding_dense_backward":
-        # A dense gradient of the whole table is filled with zeros; then each row of grad_output is added to one row.
-        return read + made + 2 * distinct_bytes(args[0])
+    if name in ("_embedding_bag", "_embedding_bag_forward_only"):
+        table = distinct_bytes(args[0])
+        return read - table + min(table, _rows_bytes(args[1], args[0])) + made
+    if name in ("embedding_dense_backward", "_embedding_bag_backward", "_embedding_bag_dense_backward"):
+        # A dense gradient of the whole table is filled with zeros; then a row is read and written for every index.
+        return read + made + 2 * _rows_bytes(args[1], args[0])
     if base in _SCATTERS:
         target = distinct_bytes(args[0])
         values = max((distinct_bytes(t) for t in inputs if t is not args[0]), default=0)
@@ -138,11 +151,17 @@ def bytes_accessed(
     return read + made
 
 
+def _rows_bytes(indices: torch.Tensor, rows: torch.Tensor) -> int:
+    """Bytes of as many rows as there are indices."""
+    return int(indices.numel() * rows.shape[-1] * rows.itemsize)
+
+
 def batch_rows(name: str, args: Sequence[Any], from_data: Sequence[bool], outputs: Sequence[Shape], batch: int) -> int:
     """Size of the batch dimension that an op works over, 0 where it has none.
 
-    For a product that is the dimension that stems from the data: the rows of the operand that is not a weight, or,
-    where neither is (a weight's gradient), the dimension that is summed over.
+    For a product that is how many rows stem from the data: the rows of the operand that is not a weight (of one matrix
+    in a batch of them); where neither is a weight, the dimension that is summed over in a weight's gradient, and all
+    rows of a batch of matrices (attention). A convolution is a product with a row for each pixel that it puts out.
 
     Args:
         name: The op's type.
@@ -156,8 +175,9 @@ def batch_rows(name: str, args: Sequence[Any], from_data: Sequence[bool], output
         first, second = args[skip].shape, args[skip + 1].shape
         left, right = from_data[skip], from_data[skip + 1]
         if left and right:
-            return int(first[0] if len(first) == 3 else first[1])
+            return int(first[0] * first[1] if len(first) == 3 else first[1])
         return int(first[-2] if left else second[-1] if right else 0)
     if name in ("convolution", "convolution_backward"):
-        return int(args[0].shape[0])
+        grid = outputs[0] if name == "convolution" else args[0].shape
+        return int(grid[0] * prod(grid[2:]))
     return batch if outputs and outputs[0] and outputs[0][0] == batch else 0

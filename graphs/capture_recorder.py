@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from graphs.capture_costs import batch_rows, bytes_accessed, compute_dtype, flops, op_type
 from graphs.capture_slices import Slice, disjoint, slice_bytes, slice_of
+from graphs.capture_sparse import check_sparse, is_sparse, sparse_bag_gradient, sparse_sum
 from graphs.capture_tags import Tag, Tags
 from graphs.computation_graph import INPUT, PARAMETER, Shape
 
@@ -144,7 +145,7 @@ class Recorder(TorchDispatchMode):
 
     def content(self, tensor: torch.Tensor) -> list[tuple[int, Slice | None]]:
         """The values (and which slice of each) that make up a tensor now."""
-        return self._content(self._storage_of(tensor), slice_of(tensor))
+        return [piece for t in _tensors([tensor]) for piece in self._content(self._storage_of(t), slice_of(t))]
 
     def read(self, op: int, pieces: Sequence[tuple[int, Slice | None]]) -> None:
         """Note that an op reads values."""
@@ -173,7 +174,14 @@ class Recorder(TorchDispatchMode):
             if real:
                 args, kwargs = tree_map_only(torch.Tensor, self._fake_constant, (args, kwargs))
         inputs = list(_tensors([*args, *kwargs.values()]))
+        if signature.type == "add" and all(map(is_sparse, args[:2])):
+            with self:
+                return sparse_sum(args[0], args[1])
+        if signature.type == "_embedding_bag_backward" and args[9]:
+            with self:
+                return sparse_bag_gradient(args[0], args[1], args[6])
         out = func(*args, **kwargs)
+        check_sparse(signature.type, out)
         if signature.type in _METADATA:
             return out
         written = [args[i] for i in signature.writes if i < len(args)]
@@ -334,9 +342,12 @@ def fake_like(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
-    """The tensors in arguments or results, also those in lists."""
+    """The tensors in arguments or results, also those in lists; of a sparse tensor its indices and values."""
     for value in values:
         if isinstance(value, torch.Tensor):
-            yield value
+            if is_sparse(value):
+                yield from (value._indices(), value._values())
+            else:
+                yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)

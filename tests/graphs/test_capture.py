@@ -130,7 +130,66 @@ def test_an_embedding_is_charged_for_its_rows_and_its_gradient_for_the_table():
     cost = {row[0]: row[5] for row in rows(graph)}
     indices, out, table = 8 * 4, 4 * 4 * 8, 4 * 1000 * 8
     assert cost["./embedding_0"] == indices + out + out
-    assert cost["./bwd/embedding_dense_backward_0"] == 4 + indices + table + 2 * 4
+    assert cost["./bwd/embedding_dense_backward_0"] == 4 + indices + table + 2 * out
+
+
+def test_a_bag_of_embeddings_is_charged_for_its_rows():
+    graph = capture(nn.EmbeddingBag(1000, 8, mode="sum"), torch.zeros(4, 3, dtype=torch.int64), total)
+    cost = {row[0]: row[5] for row in rows(graph)}
+    table, twelve_rows = 4 * 1000 * 8, 12 * 4 * 8
+    assert twelve_rows < cost["./_embedding_bag_0"] < 3 * twelve_rows
+    assert table + 2 * twelve_rows < cost["./bwd/_embedding_bag_backward_0"] < table + 5 * twelve_rows
+
+
+class SharedTable(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.table = nn.Embedding(1000, 8, **settings)
+
+    def forward(self, x):
+        return self.table(x) + self.table(x + 1)
+
+
+def test_a_sparse_gradient_is_its_indices_and_values():
+    graph = capture(SharedTable(sparse=True), torch.zeros(4, dtype=torch.int64), total)
+    cost = {row[0]: row[5] for row in rows(graph)}
+    indices, values = 8 * 8, 4 * 8 * 8  # of eight rows
+    assert cost["table.weight/adam_update"] == indices + 7 * values
+    assert max(cost.values()) == indices + 7 * values
+    bound = {graph.op_names[i] for i in np.flatnonzero(graph.colocation >= 0)}
+    assert bound == {"table.weight", "table.weight/adam_update", "table/bwd/cat_0", "table/bwd/cat_1"}
+    bag = capture(nn.EmbeddingBag(1000, 8, mode="sum", sparse=True), torch.zeros(4, 3, dtype=torch.int64), total)
+    update = bag.op_names.index("weight/adam_update")
+    assert bag.bytes_accessed[update] == 12 * 8 + 7 * 12 * 8 * 4
+
+
+def test_the_backward_of_a_grouped_convolution_is_twice_its_forward():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 3, padding=1, groups=4))
+    graph = capture(model, torch.zeros(2, 8, 5, 5), total)
+    flops = {row[0]: row[4] for row in rows(graph)}
+    first, second = 2 * 2 * 8 * 25 * 9, 2 * 2 * 8 * 25 * 9 * 2
+    assert flops["0/convolution_0"] == flops["0/bwd/convolution_backward_0"] == first
+    assert flops["1/convolution_0"] == second
+    assert flops["1/bwd/convolution_backward_0"] == 2 * second
+
+
+def test_rows_of_products():
+    class Products(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.Parameter(torch.zeros(3, 8, 8))
+            self.conv = nn.Conv1d(3, 8, 1)
+
+        def forward(self, x):  # [2, 3, 5, 8]
+            y = torch.bmm(x[0], self.experts)
+            scores = torch.bmm(y, x[0].transpose(1, 2))
+            return scores.sum() + self.conv(x[:, :, 0]).sum()
+
+    graph = capture(Products(), torch.zeros(2, 3, 5, 8), total)
+    batch = dict(zip(graph.op_names, graph.batch.tolist(), strict=True))
+    assert batch["./bmm_0"] == 5  # rows that one expert gets
+    assert batch["./bmm_1"] == 3 * 5  # no weight in it
+    assert batch["conv/convolution_0"] == batch["conv/bwd/convolution_backward_0"] == 2 * 8
 
 
 def test_buffers_are_resident_and_their_updates_stay_with_them():
@@ -364,7 +423,7 @@ def test_gradients_switched_off_around_the_capture_do_not_matter():
         (nn.Linear(8, 8), (), total, "the example batch is an empty tuple"),
         (nn.ReLU(), torch.zeros(4, 8), total, "no parameter of model 'ReLU' requires a gradient"),
         (nn.LazyLinear(8), torch.zeros(4, 8), total, "has not initialised 'weight' yet"),
-        (nn.Embedding(9, 8, sparse=True), torch.zeros(4, dtype=torch.int64), total, "sparse tensors cannot be traced"),
+        (Odd(lambda s, y: y.to_sparse()), torch.zeros(4, 8), total, "how many entries the sparse result of _to_sparse"),
         (Odd(lambda s, y: checkpoint(s.layer, y, use_reentrant=True)), torch.zeros(4, 8), total, "use_reentrant=False"),
         (total, torch.zeros(4, 8), total, "the model must be a torch.nn.Module, not function"),
     ],

@@ -18,9 +18,21 @@ SMALL = {
 }
 
 
+@pytest.fixture(scope="module")
+def shared_path(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def shared_cache(shared_path, monkeypatch):
+    """One cache for all tests of this file, so that most of them capture nothing."""
+    monkeypatch.setattr("graphs.zoo.cache.user_cache_path", lambda app: shared_path / app)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch, shared_cache):
     monkeypatch.setattr("graphs.zoo.cache.user_cache_path", lambda app: tmp_path / app)
+    return tmp_path
 
 
 def uncaptured_step(spec: str):
@@ -79,7 +91,7 @@ def test_names_are_shortest():
     assert zoo.canonical_name(workload, sizes) == "nmt:layers=4"
 
 
-def test_a_second_load_comes_from_the_cache_and_is_equal(monkeypatch):
+def test_a_second_load_comes_from_the_cache_and_is_equal(own_cache, monkeypatch):
     first = zoo.load(SMALL["rnnlm"])
     monkeypatch.setattr(zoo, "_capture", lambda *args: pytest.fail("captured again"))
     again = zoo.load("rnnlm:batch=4,vocabulary=20,steps=3,hidden=16")
@@ -87,7 +99,7 @@ def test_a_second_load_comes_from_the_cache_and_is_equal(monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [b"", b"no gzip"])
-def test_a_damaged_cache_file_is_replaced(damage, caplog):
+def test_a_damaged_cache_file_is_replaced(damage, own_cache, caplog):
     first = zoo.load(SMALL["rnnlm"])
     path = cache_file(first.name)
     whole = path.read_bytes()
@@ -97,8 +109,8 @@ def test_a_damaged_cache_file_is_replaced(damage, caplog):
     assert "capturing again" in caplog.text
 
 
-def test_a_cache_that_cannot_be_written_costs_no_result(tmp_path, caplog):
-    (tmp_path / "device-placement").write_text("a file where the directory should be")
+def test_a_cache_that_cannot_be_written_costs_no_result(own_cache, caplog):
+    (own_cache / "device-placement").write_text("a file where the directory should be")
     assert zoo.load(SMALL["rnnlm"]).num_ops > 0
     assert "is not cached" in caplog.text
 
@@ -135,7 +147,7 @@ def test_every_op_is_in_a_module_of_the_model(name, training):
 
 
 def test_unrolled_steps_are_calls():
-    graph = zoo.load("nmt:hidden=8,steps=3,vocabulary=20,batch=4")
+    graph = zoo.load(SMALL["nmt"])
     steps = {"encoder.0", "encoder.1", "attention", "decoder.0", "decoder.1", "softmax"}
     assert {module: calls(graph, module) for module in steps} == {module: {0, 1, 2} for module in steps}
     assert calls(graph, "encoder_embedding") == calls(graph, "attention_keys") == {0}
@@ -143,7 +155,7 @@ def test_unrolled_steps_are_calls():
 
 @pytest.mark.parametrize(("variant", "waits"), [("top", True), ("bottom", False)])
 def test_whether_attention_waits_for_the_top_layer(variant, waits):
-    graph = zoo.load(f"nmt:hidden=8,steps=3,vocabulary=20,batch=4,attention={variant},training=0")
+    graph = zoo.load(f"{SMALL['nmt']},attention={variant},training=0")
     names = [f"{graph.module_names[m]}@{c}" for m, c in zip(graph.module, graph.module_call, strict=True)]
     edges = networkx.DiGraph(zip(graph.edge_producer.tolist(), graph.consumers.tolist(), strict=True))
     attention = [i for i, name in enumerate(names) if name == "attention@2"][-1]
