@@ -101,7 +101,6 @@ def train(
 
     if time_limit_s is None and updates is None:
         time_limit_s = DEFAULT_TRAIN_S
-    problem.check_can_fit()
     run_dir = None if out is None else Path(out)
     if resume:
         if run_dir is None:
@@ -110,6 +109,10 @@ def train(
         run_directory.check_same_problem(run_dir, config, problem)
         preset, seed = config.preset, config.seed
     elif run_dir is not None:
+        run_directory.check_free(run_dir)
+    others = compare_placers(problem, quick_placers(), budget=Budget(), seed=seed)
+    trainer = make_trainer(problem, preset=preset, seed=seed, run_dir=run_dir, resume=resume)
+    if run_dir is not None and not resume:
         config = run_directory.make_run_config(
             problem,
             graph=problem.graph.name,
@@ -121,8 +124,6 @@ def train(
             time_limit_s=time_limit_s,
         )
         run_directory.create(run_dir, config)
-    others = compare_placers(problem, quick_placers(), budget=Budget(), seed=seed)
-    trainer = make_trainer(problem, preset=preset, seed=seed, run_dir=run_dir)
     return run_training(trainer, others, updates=updates, time_limit_s=time_limit_s, on_update=on_update)
 
 

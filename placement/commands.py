@@ -182,12 +182,14 @@ def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, v
         others = compare_placers(
             problem, quick_placers(), budget=Budget(), seed=config.seed, on_start=display.start, on_row=display.row
         )
-    if verb.resume is None:
-        run_directory.create(run_dir, config)
     with err.status("starting the training"):
         from placement.training_run import make_trainer, run_training
 
-        trainer = make_trainer(problem, preset=config.preset, seed=config.seed, run_dir=run_dir)
+        trainer = make_trainer(
+            problem, preset=config.preset, seed=config.seed, run_dir=run_dir, resume=verb.resume is not None
+        )
+    if verb.resume is None:
+        run_directory.create(run_dir, config)
     updates, time_limit_s = _limits(verb, config, trainer.elapsed_s)
     if trainer.updates:
         err.print(f"going on after update {trainer.updates:,}", highlight=False)
@@ -208,11 +210,12 @@ def _limits(verb: verbs.Train, config: RunConfig, elapsed_s: float) -> tuple[int
 
 
 def _show_trained(out: Console, trained: TrainedRun) -> None:
-    from placement.report import comparison_report
+    from placement.report import comparison_report, summary
 
     out.print()
     out.print(comparison_report(trained.comparison, width=out.width), highlight=False)
     out.print()
+    out.print(summary(trained.comparison, trained.comparison.rows[-1]), style="bold", highlight=False)
     if trained.interrupted:
         out.print("Stopped before the limit; the best placement so far is kept.", style="yellow")
     out.print(f"placement   {trained.run_dir}/placement.json", highlight=False, soft_wrap=True)

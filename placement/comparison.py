@@ -136,8 +136,8 @@ def choose_placers(text: str) -> list[str]:
 
 
 def quick_placers() -> list[str]:
-    """Names of the placers that answer as soon as they are done, and so need no time limit."""
-    return [name for name, info in PLACERS.items() if not info.searches]
+    """Names of the placers that answer any problem as soon as they are done, and so need no time limit."""
+    return [name for name, info in PLACERS.items() if not info.searches and not info.exact]
 
 
 def compare_placers(

@@ -10,7 +10,9 @@ from rich.text import Text
 
 from envs.catalog import CLUSTERS, DEVICE_SPECS, OVERRIDES
 from envs.cluster import Cluster, DeviceSpec
-from graphs.zoo import ZOO
+from graphs.colocation import colocate
+from graphs.zoo import ZOO, load
+from graphs.zoo.cache import cache_file
 from placement.placers import PLACERS
 from placement.text import seconds, size, table
 
@@ -19,7 +21,10 @@ def graphs() -> RenderableType:
     """The zoo: what each workload is, and the sizes that its name may set."""
     parts: list[RenderableType] = []
     for workload in ZOO.values():
-        parts += [Text.assemble((workload.name, "bold"), f"  {workload.about}; trained with {workload.optimizer}")]
+        parts += [
+            Text.assemble((workload.name, "bold"), f"  {workload.about}; trained with {workload.optimizer}"),
+            Text(f"  {_figures(workload.name)}"),
+        ]
         knobs = Table.grid(padding=(0, 2, 0, 0))
         for key, knob in workload.knobs.items():
             knobs.add_row(f"  {key}={knob.default}", Text(knob.about, style="dim"))
@@ -78,7 +83,9 @@ def placers() -> RenderableType:
     """Every placer and what it does."""
     made = table("placer", "what it does")
     for info in PLACERS.values():
-        traits = [name for name, has in (("learns", info.learns), ("searches", info.searches)) if has]
+        traits = [
+            name for name, has in (("learns", info.learns), ("searches", info.searches), ("exact", info.exact)) if has
+        ]
         made.add_row(info.name, f"{info.summary} \\[{', '.join(traits)}]" if traits else info.summary)
     hint = "A placer that searches uses all of --time-limit-s; the others answer as soon as they are done."
     return Group(made, "", Text(hint, style="dim"))
@@ -91,6 +98,17 @@ LISTS: dict[str, Callable[[], RenderableType]] = {
     "placers": placers,
 }
 """What ``placement list`` can show."""
+
+
+def _figures(name: str) -> str:
+    """What a workload amounts to in its default sizes, where it has been captured before: that takes PyTorch."""
+    if not cache_file(name).exists():
+        return "its figures stand here once it has been used"
+    graph = load(name)
+    return (
+        f"{graph.num_ops:,} ops, {colocate(graph).num_groups:,} groups, {size(graph.parameter_bytes)} of parameters, "
+        f"{graph.total_flops / 1e9:,.0f} GFLOP a step"
+    )
 
 
 def _count_specs(cluster: Cluster) -> str:

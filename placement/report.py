@@ -42,6 +42,30 @@ def comparison_report(comparison: Comparison, *, width: int) -> RenderableType:
     return Group(*parts)
 
 
+def summary(comparison: Comparison, row: Row) -> str:
+    """How a row stands against the best single device, the best other placer and the lower bound, in one sentence."""
+    assert row.step_time_s is not None
+    parts = []
+    single_s, bound_s = comparison.best_single_device_s, comparison.lower_bound_s
+    if single_s is not None:
+        parts.append(f"{_against(row.step_time_s, single_s)} on the best single device")
+    else:
+        parts.append("no single device holds it")
+    others = [other for other in comparison.ranked() if other.feasible and other.placer != row.placer]
+    if others and others[0].step_time_s is not None and not others[0].placer.startswith(SINGLE_DEVICE):
+        parts.append(f"{_against(row.step_time_s, others[0].step_time_s)} with {others[0].placer}")
+    if bound_s > 0:
+        parts.append(f"at most {row.step_time_s / bound_s - 1:.0%} above what any placement of these groups can reach")
+    return f"A step takes {seconds(row.step_time_s, digits=4)}: {', '.join(parts)}."
+
+
+def _against(step_time_s: float, other_s: float) -> str:
+    share = step_time_s / other_s - 1
+    if abs(share) < 0.0005:
+        return "as long as"
+    return f"{abs(share):.1%} {'less' if share < 0 else 'more'} than"
+
+
 def merge_like_devices(comparison: Comparison) -> list[tuple[str, Row]]:
     """Ranked rows with their labels; single devices that do equally well become one row."""
     merged: list[tuple[list[str], Row]] = []

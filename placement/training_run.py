@@ -53,17 +53,25 @@ class TrainedRun:
     interrupted: bool
 
 
-def make_trainer(problem: PlacementProblem, *, preset: str, seed: int, run_dir: Path | None) -> Trainer:
-    """The trainer of a run: a new one, or the one whose checkpoint its directory holds.
+def make_trainer(
+    problem: PlacementProblem, *, preset: str, seed: int, run_dir: Path | None, resume: bool = False
+) -> Trainer:
+    """The trainer of a run.
 
-    A run that was killed before its first checkpoint begins anew, which is the same as going on.
+    Args:
+        problem: What to place.
+        preset: A name in `PRESETS`.
+        seed: Of all random numbers.
+        run_dir: Where its files go; None writes none.
+        resume: Go on from the checkpoint in `run_dir`. A run that was killed before its first checkpoint begins anew,
+            which comes to the same.
 
     Raises:
         InputError: The preset is unknown, or the checkpoint is damaged or of another problem.
     """
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    if run_dir is not None and (run_dir / run_directory.CHECKPOINT).exists():
+    if resume and run_dir is not None and (run_dir / run_directory.CHECKPOINT).exists():
         return Trainer.resume(problem, run_dir)
     return Trainer(problem, config=PRESETS[preset], seed=seed, run_dir=run_dir)
 

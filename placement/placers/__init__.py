@@ -26,6 +26,7 @@ class PlacerInfo:
         summary: One line for ``placement list placers``.
         learns: True where it learns from the placements that it evaluates.
         searches: True where it uses all of the time that it is given; others answer as soon as they are done.
+        exact: True where it serves small problems only and, given the time, proves its answer optimal.
     """
 
     name: str
@@ -33,6 +34,7 @@ class PlacerInfo:
     summary: str
     learns: bool = False
     searches: bool = False
+    exact: bool = False
 
     @property
     def function(self) -> Placer:
@@ -42,8 +44,8 @@ class PlacerInfo:
         return placer
 
 
-def _info(name: str, summary: str, *, learns: bool = False, searches: bool = False) -> PlacerInfo:
-    return PlacerInfo(name, f"placement.placers.{name}:place", summary, learns=learns, searches=searches)
+def _info(name: str, summary: str, *, learns: bool = False, searches: bool = False, exact: bool = False) -> PlacerInfo:
+    return PlacerInfo(name, f"placement.placers.{name}:place", summary, learns=learns, searches=searches, exact=exact)
 
 
 PLACERS: dict[str, PlacerInfo] = {
@@ -67,7 +69,7 @@ PLACERS: dict[str, PlacerInfo] = {
         _info("annealing", "simulated annealing, coarse to fine (Kirkpatrick et al., 1983)", searches=True),
         _info("genetic", "a genetic search with biased random keys (Gonçalves and Resende, 2011)", searches=True),
         _info("cross_entropy", "a categorical distribution for each group (Rubinstein, 1999)", searches=True),
-        _info("brute_force", "every placement, where there are few"),
+        _info("brute_force", "every placement, where there are few", exact=True),
         _info("reinforce", "the learned seq2seq policy (Mirhoseini et al., 2017)", learns=True, searches=True),
     )
 }

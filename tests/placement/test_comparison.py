@@ -26,7 +26,7 @@ from placement.comparison import (
 )
 from placement.placers import PLACERS, PlacerInfo
 from placement.placers.base import Budget, Placed
-from placement.report import comparison_report
+from placement.report import comparison_report, summary
 from placement.text import clock, seconds, size, sparkline
 
 
@@ -155,6 +155,19 @@ def test_the_table_shows_ratios_and_fits_the_terminal(problem: PlacementProblem)
         assert lines["single_device gpu:0-1"][2:6] == ["2.012", "ms", "2.00", "1.00"]
 
 
+def test_the_summary_sets_a_row_against_the_others(problem: PlacementProblem) -> None:
+    comparison = compare_placers(problem, ["single_device", "round_robin"], budget=Budget())
+    slow = row_of(problem, "mine", [1, 1])
+    text = summary(comparison.with_row(slow), slow)
+    assert text.startswith(
+        "A step takes 2.012 ms: as long as on the best single device, 100.0% more than with round_robin"
+    )
+    above = slow.step_time_s / comparison.lower_bound_s - 1 if slow.step_time_s is not None else 0
+    assert text.endswith(f"at most {above:.0%} above what any placement of these groups can reach.")
+    fast = row_of(problem, "mine", [1, 2])
+    assert "50.0% less than on the best single device, as long as with round_robin" in summary(comparison, fast)
+
+
 def test_an_infeasible_row_names_the_memory_that_is_short(tight: PlacementProblem) -> None:
     row = row_of(tight, "gpu", [1] * 12)
     text = " ".join(render(Comparison(tight, 0, 1e-6, (row,)), 100).split())
@@ -187,6 +200,7 @@ def test_choosing_placers() -> None:
     with pytest.raises(InputError, match="names no placer"):
         choose_placers(",")
     assert "reinforce" not in quick_placers()
+    assert "brute_force" not in quick_placers()
     assert "heft" in quick_placers()
     assert all(isinstance(PLACERS[name], PlacerInfo) for name in quick_placers())
 

@@ -1,0 +1,105 @@
+"""The verbs as Python functions: what the package exports, and the whole job in a few lines."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import placement
+from envs.catalog import load_cluster
+from envs.problem import PlacementProblem
+from graphs.errors import InputError
+from graphs.files import save_graph_file
+from graphs.synthetic import random_graph
+from placement.result import encode_placement
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def problem() -> PlacementProblem:
+    return placement.make_problem(random_graph(12, seed=1, name="small"), load_cluster("k80x2"), groups=8)
+
+
+def test_the_whole_job(problem: PlacementProblem, tmp_path: Path) -> None:
+    updates = []
+    run = placement.train(
+        problem, updates=3, seed=4, out=tmp_path / "run", on_update=lambda stats: updates.append(stats.update)
+    )
+    assert updates == [1, 2, 3]
+    assert (run.updates, run.interrupted, run.run_dir) == (3, False, tmp_path / "run")
+    assert run.comparison.rows[-1].placer == "reinforce"
+    assert run.comparison.rows[-1].step_time_s == run.result.step_time_s
+    assert run.result == placement.read_placement(tmp_path / "run" / "placement.json")
+    ops = placement.check_placement(run.result, problem.graph, problem.cluster)
+    assert problem.evaluate_ops(ops[None]).step_time_s[0] == run.result.step_time_s
+    for given in (run.result, tmp_path / "run" / "placement.json"):
+        simulated = placement.simulate(problem, given)
+        assert simulated.step_time_s == run.result.step_time_s == simulated.trace.step_time_s
+        assert simulated.feasible
+
+
+def test_without_a_directory_no_file_is_written_and_the_placement_is_the_same(
+    problem: PlacementProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    alone = placement.train(problem, updates=2, seed=4)
+    assert list(tmp_path.iterdir()) == []
+    assert alone.run_dir is None
+    written = placement.train(problem, updates=2, seed=4, out="run")
+    assert encode_placement(alone.result) == encode_placement(written.result)
+
+
+def test_a_run_goes_on_where_it_stopped(problem: PlacementProblem, tmp_path: Path) -> None:
+    placement.train(problem, updates=2, out=tmp_path / "parts")
+    parts = placement.train(problem, updates=4, out=tmp_path / "parts", resume=True)
+    whole = placement.train(problem, updates=4)
+    assert encode_placement(parts.result) == encode_placement(whole.result)
+    with pytest.raises(InputError, match="holds a run already"):
+        placement.train(problem, updates=4, out=tmp_path / "parts")
+    with pytest.raises(InputError, match="resume needs the run's directory"):
+        placement.train(problem, updates=4, resume=True)
+
+
+def test_strings_mean_what_they_mean_on_the_command_line(tmp_path: Path) -> None:
+    graph = random_graph(12, seed=1, name="small")
+    save_graph_file(graph, tmp_path / "g.graph.json")
+    problem = placement.make_problem(str(tmp_path / "g.graph.json"), "k80x2:link_bytes_per_s=1e9", schedule="fifo")
+    assert problem.graph.sha256 == graph.sha256
+    assert problem.cluster.links[0].bytes_per_s == 1e9
+    assert problem.schedule == "fifo"
+    with pytest.raises(InputError, match="unknown schedule 'lifo'"):
+        placement.make_problem(graph, "k80x2", schedule="lifo")
+    with pytest.raises(InputError, match=r"unknown preset 'papr' .did you mean 'paper'"):
+        placement.train(problem, updates=1, preset="papr", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_compare_needs_a_limit_for_placers_that_search(problem: PlacementProblem) -> None:
+    with pytest.raises(InputError, match="placer 'reinforce' searches until it is stopped"):
+        placement.compare(problem, ["reinforce"], time_limit_s=None)
+    comparison = placement.compare(problem, ["reinforce", "heft"], time_limit_s=None, evaluations=100)
+    assert [row.placer for row in comparison.rows] == ["reinforce", "heft"]
+    assert 0 < comparison.rows[0].evaluations <= 100
+
+
+def test_simulating_a_placer_is_simulating_its_placement(problem: PlacementProblem) -> None:
+    simulated = placement.simulate(problem, "round_robin")
+    row = placement.compare(problem, ["round_robin"]).rows[0]
+    assert simulated.step_time_s == row.step_time_s
+    assert np.array_equal(simulated.trace.peak_memory_bytes, row.peak_memory_bytes)
+
+
+def test_importing_the_package_and_making_a_problem_loads_no_torch() -> None:
+    code = (
+        "import sys, placement, placement.comparison; from graphs.synthetic import random_graph; "
+        "problem = placement.make_problem(random_graph(5), 'k80x2'); "
+        "rows = placement.compare(problem, ['heft']).rows; "
+        "assert callable(placement.compare) and len(rows) == 1 and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+    assert set(placement.__all__) <= set(dir(placement))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = placement.nonsense  # type: ignore[attr-defined]
