@@ -6,6 +6,7 @@ Letters: ``N`` ops, ``G`` groups, ``E`` edges.
 from __future__ import annotations
 
 import heapq
+import math
 import re
 from collections.abc import Iterator, Sequence
 
@@ -25,19 +26,25 @@ _BYTES_PER_S = 2e11
 _NEXT_STEP, _CONNECTED_SIBLING, _SIBLING, _COUSIN = 1.0, 8.0, 32.0, 128.0
 """How much heavier two groups count for being less alike; a factor on what they weigh together."""
 
+_MOST_CONNECTIONS = 64
+"""A group with tensors to or from more siblings than this tells nothing about which of them belong together."""
+
 _LEVELS = 8
 """Enclosing modules that are looked at one by one before the whole model; keeps deep paths from costing more."""
 
-_TOLERANCE = 1.25
-"""Two groups are merged though they grew by up to this factor since they were compared; it bounds the comparisons."""
+_SIZES_A_DOUBLING = 8
+"""Weights are compared on a scale of this many sizes a doubling, so that what differs by little keeps program order."""
+
+_TOLERANCE = 2
+"""Two groups are merged though they grew by up to this many sizes since they were compared; it bounds comparisons."""
 
 
 def coarsen(graph: ComputationGraph, groups: Groups, wanted_groups: int) -> Groups:
     """Merge groups until there are at most as many as wanted; each new group is a union of old ones.
 
-    The lightest merge comes first, where a group weighs its share of the step's work plus its share of the resident
-    bytes (so that embedding tables, which do next to no work, do not pile up), and where two groups that are not alike
-    count as heavier than they are:
+    The lightest merge comes first. A group weighs its share of the step's work, plus its share of the resident bytes
+    (embedding tables, which do next to no work, must not pile up), plus its share of the number of groups (neither must
+    light groups). Two groups that are not alike count as heavier than they are:
 
     1. neighbouring time steps of the same family count as they are: adjacent steps read each other's state;
     2. siblings (innermost enclosing module in common) with a tensor between them eight times: an Inception branch;
@@ -46,7 +53,8 @@ def coarsen(graph: ComputationGraph, groups: Groups, wanted_groups: int) -> Grou
 
     Groups whose ops are allowed on different kinds of device are never merged, nor are the step's inputs with anything
     else. The factors are a choice of this project; that steps come before heavy edges is measured (merging along heavy
-    edges gave worse placements). The time is ``O((E + G) log G)``.
+    edges gave worse placements). The time grows as ``(E + G) log G`` where groups stay of like size, and by one more
+    logarithm at worst (one group that all others are merged into).
 
     Args:
         graph: The graph.
@@ -68,24 +76,29 @@ def coarsen(graph: ComputationGraph, groups: Groups, wanted_groups: int) -> Grou
     weight = _weights(graph, groups)
     root = list(range(groups.num_groups))
     heap = sorted(
-        (factor * (weight[a] + weight[b]), order, factor, a, b)
+        (_size(factor * (weight[a] + weight[b])), order, factor, a, b)
         for order, (factor, a, b) in enumerate(_pairs(graph, groups))
     )
     left = groups.num_groups
     while heap and left > wanted_groups:
         key, order, factor, a, b = heap[0]
-        a, b = sorted((find(root, a), find(root, b)))
-        now = factor * (weight[a] + weight[b])
+        a, b = find(root, a), find(root, b)
+        now = _size(factor * (weight[a] + weight[b]))
         if a == b:
             heapq.heappop(heap)
-        elif now > key * _TOLERANCE:
+        elif now > key + _TOLERANCE:
             heapq.heapreplace(heap, (now, order, factor, a, b))
         else:
             heapq.heappop(heap)
+            a, b = min(a, b), max(a, b)
             root[b] = a
             weight[a] += weight[b]
             left -= 1
     return _merged(groups, [find(root, g) for g in range(groups.num_groups)])
+
+
+def _size(weight: float) -> int:
+    return round(_SIZES_A_DOUBLING * math.log2(weight))
 
 
 def op_work(graph: ComputationGraph) -> NDArray[np.float64]:
@@ -113,9 +126,8 @@ def find(root: list[int], i: int) -> int:
 
 
 def _weights(graph: ComputationGraph, groups: Groups) -> list[float]:
-    """Each group's share of work plus its share of resident bytes; never 0, so that factors tell."""
-    floor = 1e-3 / groups.num_groups
-    total = np.full(groups.num_groups, floor)
+    """Each group's share of work, of resident bytes and of the number of groups, added."""
+    total = np.full(groups.num_groups, 1 / groups.num_groups)
     for column in (op_work(graph), graph.resident_bytes.sum(axis=1).astype(np.float64)):
         if column.sum() > 0:
             total += np.bincount(groups.group_of_op, column, groups.num_groups) / column.sum()
@@ -144,15 +156,17 @@ def _pairs(graph: ComputationGraph, groups: Groups) -> Iterator[tuple[float, int
             yield _NEXT_STEP, a, b
 
     scopes = _scopes(families)
+    innermost = np.unique([scope[0] for scope in scopes], return_inverse=True)[1]
     reads = graph.op_type[graph.edge_producer] != _type_index(graph, PARAMETER)
     source = groups.group_of_op[graph.edge_producer[reads]].astype(np.int64)
     target = groups.group_of_op[graph.consumers[reads]].astype(np.int64)
-    apart = (source != target) & (kind[source] == kind[target])
-    low, high = np.minimum(source, target)[apart], np.maximum(source, target)[apart]
-    for code in np.unique(low * groups.num_groups + high).tolist():
-        a, b = divmod(code, groups.num_groups)
-        if scopes[a][0] == scopes[b][0]:
-            yield _CONNECTED_SIBLING, a, b
+    siblings = (source != target) & (kind[source] == kind[target]) & (innermost[source] == innermost[target])
+    low, high = np.minimum(source, target)[siblings], np.maximum(source, target)[siblings]
+    low, high = np.divmod(np.unique(low * groups.num_groups + high), groups.num_groups)
+    connections = np.bincount(np.concatenate([low, high]), minlength=groups.num_groups)
+    few = (connections[low] <= _MOST_CONNECTIONS) & (connections[high] <= _MOST_CONNECTIONS)
+    for a, b in zip(low[few].tolist(), high[few].tolist(), strict=True):
+        yield _CONNECTED_SIBLING, a, b
 
     last: dict[tuple[int, str], int] = {}
     for b in range(groups.num_groups):
@@ -168,12 +182,10 @@ def _runs(graph: ComputationGraph, groups: Groups) -> NDArray[np.bool_]:
 
     Ops that sum a parameter's gradient are bound to it, and so make no difference.
     """
-    bound_to_parameter = np.zeros(int(graph.colocation.max(initial=-1)) + 2, dtype=np.bool_)
-    bound_to_parameter[graph.colocation[graph.op_type == _type_index(graph, PARAMETER)]] = True
-    bound_to_parameter[-1] = False  # the entry of ops that nothing binds
+    bound = graph.colocation[(graph.colocation >= 0) & (graph.op_type == _type_index(graph, PARAMETER))]
     source = np.isin(graph.op_type, [_type_index(graph, PARAMETER), _type_index(graph, INPUT)])
     update = graph.phase == PHASES.index("update")
-    sums = bound_to_parameter[graph.colocation] & (graph.phase != PHASES.index("forward"))
+    sums = np.isin(graph.colocation, bound) & (graph.phase != PHASES.index("forward"))
     runs = np.zeros(groups.num_groups, dtype=np.bool_)
     runs[groups.group_of_op[~(source | update | sums)]] = True
     return runs

@@ -24,8 +24,9 @@ op was captured in.
    of the forward pass reads joins it, repeatedly. One that several read joins the producer of its largest input, or
    where no group makes one its first reader. A backward leftover joins the group whose parameter it reads or whose
    parameter's gradient it makes; else the producer of the largest forward tensor that it reads, which is the group of
-   its forward op; else it does as in the forward pass. A group takes in leftovers up to a 1024th of the step's work and
-   memory, and the rest stand alone: the paper's rule by itself makes one group of any chain.
+   its forward op; else it does as in the forward pass. A group takes in leftovers up to a 128th of the step's work and
+   memory (where they have FLOPs a 1024th), and the rest stand alone: the paper's rule by itself makes one group of any
+   chain.
 6. *What hardly works.* A module call without FLOPs (activation, normalisation, dropout, loss) that reads from only one
    group joins it where that one has FLOPs; one without parameters that only one group reads joins that.
 7. *Parameters.* A parameter (with what is bound to it: its gradient's accumulation, optimizer state and update) whose
@@ -49,8 +50,11 @@ from graphs.groups import Groups, make_groups
 WANTED_GROUPS = 256
 """Wanted number of groups where nobody says otherwise; the paper's policies placed 83 to 280."""
 
-LEFTOVER_SHARE = 1 / 1024
+LEFTOVER_SHARE = 1 / 128
 """The share of a step's work and memory that a group takes in as leftovers."""
+
+LEFTOVER_SHARE_WITH_FLOPS = 1 / 1024
+"""The same for leftovers that have FLOPs: products are what a placement is about, and better stand alone."""
 
 UNIT_PARTS = 4
 """The most parts with FLOPs of a module that is one group with its parts."""
@@ -170,7 +174,8 @@ class _Clusters:
         if a == b:
             return True
         taken = self.taken_in[b] + self.share[a]
-        if not self.may_join(a, b) or taken > LEFTOVER_SHARE:
+        most = LEFTOVER_SHARE_WITH_FLOPS if self.has_flops[a] else LEFTOVER_SHARE
+        if not self.may_join(a, b) or taken > most:
             return False
         self.join(a, b)
         self.taken_in[b] = taken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from graphs.computation_graph import ANY_KIND, INPUT, PARAMETER, ComputationGrap
 from graphs.errors import InputError
 from graphs.groups import Groups, one_group_an_op
 from graphs.synthetic import random_graph
+from graphs.zoo import load
 
 HEAVY = {"flops": 10**9, "bytes_accessed": 10**6}
 LIGHT = {"bytes_accessed": 10}
@@ -173,8 +175,11 @@ def test_a_chain_of_leftovers_does_not_become_one_group() -> None:
     ops = [op(f"mm{i}", "mm", flops=10**6, bytes_accessed=10**4) for i in range(50)]
     graph = graph_of(ops, " ".join(f"mm{i}>mm{i + 1}" for i in range(49)))
     assert natural_groups(graph).num_groups == 50
-    ops = [op(f"mul{i}", bytes_accessed=100) for i in range(10_240)]
-    graph = graph_of(ops, " ".join(f"mul{i}>mul{i + 1}" for i in range(10_239)))
+    ops = [op(f"mul{i}", bytes_accessed=100) for i in range(2560)]
+    graph = graph_of(ops, " ".join(f"mul{i}>mul{i + 1}" for i in range(2559)))
+    assert np.bincount(natural_groups(graph).group_of_op).max() <= 21  # one op and a 128th of all
+    ops = [op(f"mm{i}", "mm", flops=1, bytes_accessed=100) for i in range(10_240)]
+    graph = graph_of(ops, " ".join(f"mm{i}>mm{i + 1}" for i in range(10_239)))
     assert np.bincount(natural_groups(graph).group_of_op).max() <= 11
 
 
@@ -380,6 +385,55 @@ def _least(graph: ComputationGraph) -> int:
     holds_inputs = {n for n, p in zip(graph.colocation.tolist(), pinned, strict=True) if p and n >= 0}
     with_inputs = pinned | np.isin(graph.colocation, sorted(holds_inputs))
     return len(set(zip(graph.allowed_kinds.tolist(), with_inputs.tolist(), strict=True)))
+
+
+def test_an_unrolled_language_model_of_the_zoo() -> None:
+    graph = load("rnnlm:steps=4,hidden=64,vocabulary=500,batch=8")
+    groups = colocate(graph)
+    steps = [f"{module}/{t}" for module in ("cells.0", "cells.1", "softmax") for t in range(4)]
+    shared = [f"{module}/parameters" for module in ("cells.0", "cells.1", "softmax")]
+    assert sorted(groups.names) == sorted(["inputs", "embedding", *shared, *steps])
+    for g, name in enumerate(groups.names):
+        mine = np.flatnonzero(groups.group_of_op == g)
+        phases = set(graph.phase[mine].tolist())
+        if name in steps:
+            assert phases == {0, 1}
+            assert graph.resident_bytes[mine].sum() == 0
+        if name in shared:
+            # The sum of a gradient over four steps, and one update a parameter.
+            types = Counter(graph.type_names[t] for t in graph.op_type[mine])
+            assert types["add"] == 3 * types["adam_update"] == 3 * types[PARAMETER] > 0
+    merged = colocate(graph, wanted_groups=11)
+    _check_nested(merged, groups)
+    assert {"inputs", "embedding", *shared} < set(merged.names)
+    assert sum("-" in name for name in merged.names) == 6  # pairs of time steps
+
+
+def test_a_translation_model_of_the_zoo() -> None:
+    graph = load("nmt:steps=3,hidden=64,vocabulary=500,batch=8")
+    modules = ["encoder.0", "encoder.1", "attention", "decoder.0", "decoder.1", "softmax"]
+    expected = ["inputs", "encoder_embedding", "attention_keys", "decoder_embedding"]
+    expected += [f"{module}/{part}" for module in modules for part in (*range(3), "parameters")]
+    assert sorted(colocate(graph).names) == sorted(expected)
+
+
+def test_an_image_classifier_of_the_zoo() -> None:
+    graph = load("inception_v3:image=75,batch=2,classes=10,aux=0")
+    groups = colocate(graph)
+    assert 83 <= groups.num_groups <= 120
+    assert {"stem.0", "mixed_35.0.branch3x3.2", "mixed_35.0", "mixed_8.2.branch3x3.1.down", "fc"} < set(groups.names)
+    convolutions = graph.op_type == graph.type_names.index("convolution")
+    assert np.bincount(groups.group_of_op[convolutions]).max() == 1
+    weighted = graph.resident_bytes.sum(axis=1) > 0
+    assert set(groups.group_of_op[weighted].tolist()) == set(groups.group_of_op[convolutions].tolist()) | {
+        groups.names.index("fc")
+    }
+    # At 40 groups whole branches are together, and no group spans two blocks.
+    merged = colocate(graph, wanted_groups=40)
+    for g in range(merged.num_groups):
+        paths = {graph.module_names[m] for m in graph.module[(merged.group_of_op == g) & convolutions]}
+        blocks = {".".join(path.split(".")[:2]) if path.startswith("mixed") else path.split(".")[0] for path in paths}
+        assert len(blocks) <= 1
 
 
 def test_names_stay_unique_when_an_op_is_called_like_a_module() -> None:
