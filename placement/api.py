@@ -30,7 +30,7 @@ from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 from graphs.sources import load_graph
 from placement import run_directory
-from placement.comparison import Comparison, Row, compare_placers, quick_placers
+from placement.comparison import Comparison, Row, check_seed, compare_placers, quick_placers
 from placement.placers import PLACERS, get_placer
 from placement.placers.base import Budget
 from placement.result import PlacementResult, check_placement, read_placement
@@ -178,6 +178,7 @@ def simulate(
         InputError: The placement is of another graph, or names a device that the cluster lacks, or there is neither a
             file nor a placer of that name.
     """
+    check_seed(seed)
     found = placement if isinstance(placement, PlacementResult) else load_placement(placement)
     if isinstance(found, PlacementResult):
         ops = check_placement(found, problem.graph, problem.cluster)

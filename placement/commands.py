@@ -71,11 +71,12 @@ def _import(verb: verbs.Import) -> int:
 def _compare(verb: verbs.Compare) -> int:
     from graphs.files import write_atomically
     from placement import api
-    from placement.comparison import choose_placers, encode_comparison, encode_comparison_csv
+    from placement.comparison import check_seed, choose_placers, encode_comparison, encode_comparison_csv
     from placement.progress import ComparisonDisplay
     from placement.report import comparison_report, problem_heading
 
     placers = choose_placers(verb.placers)
+    check_seed(verb.seed)
     _check_positive("--time-limit-s", verb.time_limit_s)
     _check_can_write(verb.json, verb.csv, verb.plot)
     out, err = _console(), _console(stderr=True)
@@ -108,11 +109,13 @@ def _simulate(verb: verbs.Simulate) -> int:
 
     from graphs.files import write_atomically
     from placement import api
+    from placement.comparison import check_seed
     from placement.report import simulated_report
     from placement.simulated import encode_simulated
 
     _check_positive("--time-limit-s", verb.time_limit_s)
     _check_can_write(verb.json, verb.trace, verb.plot)
+    check_seed(verb.seed)
     out = _console()
     placement = api.load_placement(verb.placement)  # before the graph: a typing error should not wait for a capture
     problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
@@ -136,9 +139,11 @@ def _simulate(verb: verbs.Simulate) -> int:
 def _train(verb: verbs.Train) -> int:
     from envs.catalog import load_cluster
     from placement import api, run_directory
+    from placement.comparison import check_seed
 
     _check_positive("--time-limit-s", verb.time_limit_s)
     _check_positive("--updates", verb.updates)
+    check_seed(verb.seed)
     if verb.resume is not None:
         if verb.out is not None:
             raise InputError("--resume goes on in the run's own directory; leave out --out")
@@ -191,8 +196,10 @@ def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, v
     if verb.resume is None:
         run_directory.create(run_dir, config)
     updates, time_limit_s = _limits(verb, config, trainer.elapsed_s)
-    if trainer.updates:
-        err.print(f"going on after update {trainer.updates:,}", highlight=False)
+    if verb.resume is not None:
+        done = (updates is not None and trainer.updates >= updates) or (time_limit_s is not None and time_limit_s <= 0)
+        said = "nothing is left to do; more takes --time-limit-s or a larger --updates" if done else "going on"
+        err.print(f"{trainer.updates:,} updates are done: {said}", highlight=False, soft_wrap=True)
     with TrainingDisplay(err, others, updates=updates, time_limit_s=time_limit_s) as training:
         trained = run_training(trainer, others, updates=updates, time_limit_s=time_limit_s, on_update=training.update)
     _show_trained(out, trained)
@@ -268,6 +275,8 @@ def _check_can_write(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and not path.parent.is_dir():
             raise InputError(f"cannot write '{path}': there is no directory '{path.parent}'; make it first")
+        if path is not None and path.is_dir():
+            raise InputError(f"cannot write '{path}': it is a directory; give the name of a file")
 
 
 def _file_name(name: str) -> str:

@@ -10,6 +10,7 @@ import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -92,11 +93,12 @@ class Comparison:
         first = next(iter(self.ranked()), None)
         return first if first is not None and first.feasible else None
 
-    @property
+    @cached_property
     def best_single_device_s(self) -> float | None:
-        """Step time of the best single device on which everything fits, None where there is none or it was not run."""
-        times = [r.step_time_s for r in self.rows if r.placer.startswith(SINGLE_DEVICE) and r.feasible]
-        return min((t for t in times if t is not None), default=None)
+        """Step time of the best single device, whether it has a row or not; None where no single device holds it."""
+        placements = np.stack([placement for _, placement in single_device_placements(self.problem)])
+        best_s = float(self.problem.evaluate(placements).cost_s().min())
+        return best_s if np.isfinite(best_s) else None
 
     def short_bytes(self, row: Row) -> NDArray[np.int64]:
         """``int64[D]``: by how much the row's peak exceeds each device's memory; zeros where it has no placement."""
@@ -140,6 +142,16 @@ def quick_placers() -> list[str]:
     return [name for name, info in PLACERS.items() if not info.searches and not info.exact]
 
 
+def check_seed(seed: int) -> None:
+    """Raise where a seed is none that all generators take.
+
+    Raises:
+        InputError: It is negative or too large.
+    """
+    if not 0 <= seed < 2**63:
+        raise InputError(f"the seed is {seed}; it must be from 0 to 2^63 - 1")
+
+
 def compare_placers(
     problem: PlacementProblem,
     placers: Sequence[str],
@@ -160,9 +172,10 @@ def compare_placers(
         on_row: Called with each finished row.
 
     Raises:
-        InputError: A name is unknown.
+        InputError: A name is unknown, or the seed is out of range.
         NoFeasiblePlacementError: It is proven that no placement fits.
     """
+    check_seed(seed)
     for name in placers:
         get_placer(name)
     problem.check_can_fit()

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 from typing import Literal
@@ -106,14 +107,17 @@ def check_free(run_dir: Path) -> None:
     """Raise where a run would overwrite another.
 
     Raises:
-        InputError: There is a run in the directory already.
+        InputError: There is a run in the directory already, or it cannot be made.
     """
     if (run_dir / CONFIG).exists():
         raise InputError(
             f"'{run_dir}' holds a run already; continue it with --resume {run_dir}, or give another directory to --out"
         )
-    if run_dir.exists() and not run_dir.is_dir():
-        raise InputError(f"--out '{run_dir}' is a file; give a directory")
+    above = next((path for path in (run_dir, *run_dir.parents) if path.exists()), Path())
+    if not above.is_dir():
+        raise InputError(f"cannot make run directory '{run_dir}': '{above}' is a file; give another --out")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"cannot make run directory '{run_dir}': '{above}' may not be written to; give another --out")
 
 
 def read_config(run_dir: Path) -> RunConfig:

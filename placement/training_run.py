@@ -17,7 +17,7 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError, unknown_name
 from graphs.files import write_atomically
 from placement import run_directory
-from placement.comparison import Comparison, Row, encode_comparison, make_row
+from placement.comparison import Comparison, Row, check_seed, encode_comparison, make_row
 from placement.placers.base import Placed
 from placement.reinforce import PRESETS
 from placement.result import PlacementResult, make_result, write_placement
@@ -67,8 +67,9 @@ def make_trainer(
             which comes to the same.
 
     Raises:
-        InputError: The preset is unknown, or the checkpoint is damaged or of another problem.
+        InputError: The preset is unknown, the seed is out of range, or the checkpoint is damaged or of another problem.
     """
+    check_seed(seed)
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     if resume and run_dir is not None and (run_dir / run_directory.CHECKPOINT).exists():

@@ -273,6 +273,15 @@ def test_arguments_that_are_missing_or_wrong(here: Path, capsys: pytest.CaptureF
         assert f"{option} is {value}" in bad_input(
             capsys, "train", "g.graph.json", "--cluster", "c.yaml", option, value
         )
+    assert "the seed is -1" in bad_input(capsys, "compare", "g.graph.json", "--cluster", "c.yaml", "--seed", "-1")
+    assert "the seed is -1" in bad_input(
+        capsys, "simulate", "g.graph.json", "--cluster", "c.yaml", "--placement", "random", "--seed", "-1"
+    )
+    Path("file").touch()
+    assert "'file' is a file; give another --out" in bad_input(
+        capsys, "train", "g.graph.json", "--cluster", "c.yaml", "--out", "file/run"
+    )
+    assert "it is a directory" in bad_input(capsys, "compare", "g.graph.json", "--cluster", "c.yaml", "--json", ".")
     assert "wanted number of groups is 0" in bad_input(
         capsys, "compare", "g.graph.json", "--cluster", "c.yaml", "--groups", "0"
     )
