@@ -69,9 +69,16 @@ def _import(verb: verbs.Import) -> int:
 
 
 def _compare(verb: verbs.Compare) -> int:
+    from envs.bounds import lower_bound_s
     from graphs.files import write_atomically
     from placement import api
-    from placement.comparison import check_seed, choose_placers, encode_comparison, encode_comparison_csv
+    from placement.comparison import (
+        Comparison,
+        check_seed,
+        choose_placers,
+        encode_comparison,
+        encode_comparison_csv,
+    )
     from placement.progress import ComparisonDisplay
     from placement.report import comparison_report, problem_heading
 
@@ -83,14 +90,20 @@ def _compare(verb: verbs.Compare) -> int:
     problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
     out.print(problem_heading(problem), highlight=False)
     with ComparisonDisplay(err, time_limit_s=verb.time_limit_s) as display:
-        comparison = api.compare(
-            problem,
-            placers,
-            time_limit_s=verb.time_limit_s,
-            seed=verb.seed,
-            on_start=display.start,
-            on_row=display.row,
-        )
+        try:
+            comparison = api.compare(
+                problem,
+                placers,
+                time_limit_s=verb.time_limit_s,
+                seed=verb.seed,
+                on_start=display.start,
+                on_row=display.row,
+            )
+        except KeyboardInterrupt:
+            if not display.rows:
+                raise
+            comparison = Comparison(problem, verb.seed, float(lower_bound_s(problem)), tuple(display.rows))
+            err.print(f"stopped during {display.running}; these are the rows before it", style="yellow")
     out.print()
     out.print(comparison_report(comparison, width=out.width), highlight=False)
     if verb.json is not None:

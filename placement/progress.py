@@ -147,14 +147,18 @@ class ComparisonDisplay:
     Args:
         console: Where to.
         time_limit_s: Seconds that a searching placer may take, for the countdown.
+
+    Attributes:
+        running: The placer that runs, or was the last to.
+        rows: What is done.
     """
 
     def __init__(self, console: Console, *, time_limit_s: float | None = None) -> None:
         self._console = console
         self._time_limit_s = time_limit_s
-        self._running = ""
+        self.running = ""
+        self.rows: list[Row] = []
         self._since = 0.0
-        self._lines: list[str] = []
         self._spinner = Spinner("dots")
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=8, transient=True)
 
@@ -171,20 +175,23 @@ class ComparisonDisplay:
 
     def start(self, placer: str) -> None:
         """A placer begins."""
-        self._running, self._since = placer, time.perf_counter()
+        self.running, self._since = placer, time.perf_counter()
 
     def row(self, row: Row) -> None:
         """A placer is done."""
+        self.rows.append(row)
+        if not self._console.is_terminal:
+            self._console.print(self._line(row), highlight=False, soft_wrap=True)
+
+    def _line(self, row: Row) -> str:
         if row.step_time_s is None:
             outcome = f"no placement: {row.note}"
         else:
             outcome = seconds(row.step_time_s, digits=4) if row.feasible else "does not fit"
-        self._lines.append(f"  {row.placer:<24} {outcome}")
-        if not self._console.is_terminal:
-            self._console.print(self._lines[-1], highlight=False, soft_wrap=True)
+        return f"  {row.placer:<24} {outcome}"
 
     def _render(self) -> RenderableType:
         limit = f" of at most {clock(self._time_limit_s)}" if self._time_limit_s is not None else ""
-        self._spinner.update(text=f"{self._running}, {clock(time.perf_counter() - self._since)}{limit}")
-        done = Text("\n".join(self._lines), style="dim", no_wrap=True, overflow="ellipsis")
-        return Group(done, self._spinner) if self._lines else self._spinner
+        self._spinner.update(text=f"{self.running}, {clock(time.perf_counter() - self._since)}{limit}")
+        done = Text("\n".join(self._line(row) for row in self.rows), style="dim", no_wrap=True, overflow="ellipsis")
+        return Group(done, self._spinner) if self.rows else self._spinner

@@ -14,6 +14,10 @@ from placement.simulated import Simulated, describe_short
 from placement.text import bar, seconds, size, table
 
 
+_DETAILED = 6
+"""Rows, from the fastest, whose devices are shown one by one; the files hold all."""
+
+
 def problem_heading(problem: PlacementProblem) -> RenderableType:
     """What is placed and where to."""
     graph, cluster = problem.graph, problem.cluster
@@ -33,7 +37,9 @@ def comparison_report(comparison: Comparison, *, width: int) -> RenderableType:
     """
     rows = merge_like_devices(comparison)
     parts: list[RenderableType] = [_ratio_table(comparison, rows)]
-    shown = [(label, row) for label, row in rows if row.peak_memory_bytes is not None]
+    placed = [(label, row) for label, row in rows if row.peak_memory_bytes is not None]
+    # The last row is the learned placer's where there is one: whatever its rank, it is what the reader came for.
+    shown = [entry for i, entry in enumerate(placed) if i < _DETAILED or entry[1] is comparison.rows[-1]]
     if shown:
         parts += ["", *_device_tables(comparison, shown, width)]
     notes = _notes(comparison, rows)
