@@ -249,7 +249,7 @@ def simulate(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trac
     placements = _as_placements(problem, np.asarray(op_placement)[None])
     step_time_s, peak = np.empty(1), np.empty((1, problem.num_devices), dtype=np.int64)
     with problem._workspace() as work:
-        kernel.simulate_many(work, placements, step_time_s, peak)
+        kernel.simulate_many(work, placements, np.full(1, np.inf), step_time_s, peak)
         transfers = work.transfers[: int(work.state[0]["transfers"])]
         tensor, destination = (transfers[key].astype(np.int32) for key in ("tensor", "destination"))
         start_s, end_s = transfers["start_s"].copy(), transfers["end_s"].copy()
@@ -274,7 +274,11 @@ def simulate(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trac
 
 
 def simulate_batch(
-    problem: SimulatorInput, op_placements: NDArray[np.integer], *, threads: int | None = None
+    problem: SimulatorInput,
+    op_placements: NDArray[np.integer],
+    *,
+    threads: int | None = None,
+    abort_above_s: float | NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Step times and peak memories of a batch of placements.
 
@@ -282,20 +286,32 @@ def simulate_batch(
         problem: What to simulate.
         op_placements: ``int[B, N]``, a device index for each op.
         threads: Cores to use; by default all that this process may use. The result does not depend on it.
+        abort_above_s: Seconds, one figure or ``float64[B]``: stop a step as soon as it is proven to take longer, by the
+            longest path that is left or by what a device has left to compute. A step time that is returned is exact
+            all the same. Placements must have every op on a device that it may be on.
 
     Returns:
-        ``(step_time_s float64[B], peak_memory_bytes int64[B, D])``.
+        ``(step_time_s float64[B], peak_memory_bytes int64[B, D])``. A step that was stopped takes longer than it might;
+        its step time is given as infinity and its peaks are those until then.
+
+    Raises:
+        InputError: The shape or a device index is wrong, or a bound is not a number.
     """
     placements = _as_placements(problem, np.asarray(op_placements))
     count = len(placements)
     step_time_s = np.empty(count)
     peak = np.empty((count, problem.num_devices), dtype=np.int64)
+    limit_s = np.full(count, np.inf)
+    if abort_above_s is not None:
+        limit_s[:] = abort_above_s
+        if np.isnan(limit_s).any():
+            raise InputError("abort_above_s is not a number; give seconds, or infinity for no bound")
     parts = min(available_cores() if threads is None else max(threads, 1), count)
 
     def part(number: int) -> None:
         rows = slice(count * number // parts, count * (number + 1) // parts)
         with problem._workspace() as work:
-            kernel.simulate_many(work, placements[rows], step_time_s[rows], peak[rows])
+            kernel.simulate_many(work, placements[rows], limit_s[rows], step_time_s[rows], peak[rows])
 
     if count == 0:
         return step_time_s, peak

@@ -41,6 +41,8 @@ NONE = np.uint32(2**32 - 1)
 """In place of an index: no op, no transfer, no edge."""
 BLOCK = np.uint64(8)
 """Slots of next events that are searched together."""
+EPSILON = 2.0**-52
+"""Sums of ``n`` times in two orders differ by less than ``2 n`` times this share of them."""
 _0, _1, _6, _63 = np.uint64(0), np.uint64(1), np.uint64(6), np.uint64(63)
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,7 +59,7 @@ OP = np.dtype(
         ("start_s", np.float64),
         ("end_s", np.float64),
         ("output_bytes", np.int64),  # sum of `local_bytes` of its tensors
-        ("resident_bytes", np.int64),
+        ("remaining_s", np.float64),  # longest path to the end of the step, see the schedule ``priority``
     ],
     align=True,
 )
@@ -97,6 +99,7 @@ TRANSFER = np.dtype(
 DEVICE = np.dtype(
     [
         ("memory", np.int64),
+        ("work_left_s", np.float64),  # of ops that have not started; kept only where there is a limit
         ("running", np.uint32),  # an op, or `NONE`
         ("spec", np.uint32),
         ("first_op", np.uint32),  # chain of ops, see `OP.next_op`
@@ -120,8 +123,18 @@ ROUTE = np.dtype(
 )
 DIRECTION = np.dtype([("free_s", np.float64), ("last_transfer", np.uint32)], align=True)
 QUEUE = np.dtype([("first", np.uint32), ("last", np.uint32)], align=True)
-STATE = np.dtype([("transfers", np.uint32), ("awake", np.uint32), ("touched", np.uint32)], align=True)
-"""How many transfers there are, and how many devices stand in `Work.wake` and `Work.touched`."""
+STATE = np.dtype(
+    [
+        ("limit_s", np.float64),
+        ("transfers", np.uint32),
+        ("awake", np.uint32),
+        ("touched", np.uint32),
+        ("over", np.uint32),
+    ],
+    align=True,
+)
+"""What the step is not to exceed, how many transfers there are, how many devices stand in `Work.wake` and
+`Work.touched`, and 1 once the step is proven to exceed its limit."""
 
 
 class Work(NamedTuple):
@@ -131,6 +144,7 @@ class Work(NamedTuple):
     op_time_s: NDArray[np.float64]  # [S, N]
     op_of_rank: NDArray[np.uint32]  # [N]
     sources: NDArray[np.uint32]  # ops that read nothing
+    resident_bytes: NDArray[np.int64]  # [N]
     route_directions: NDArray[np.uint32]
     first_word: np.uint64  # the first leaf of the trees in `bits`
     ops: NDArray[Any]  # OP[N + 1]
@@ -200,7 +214,7 @@ def make_work(problem: SimulatorInput, schedule: int) -> Work:
     ops["num_inputs"][:-1] = problem.num_inputs
     ops["first_tensor"] = problem.tensor_offsets
     ops["first_input"] = problem.input_offsets
-    ops["resident_bytes"][:-1] = problem.resident_bytes
+    ops["remaining_s"][:-1] = problem.remaining_path_s
     tensors = np.zeros(num_tensors + 1, dtype=TENSOR)
     tensors["bytes"][:-1] = problem.tensor_bytes
     tensors["local_bytes"][:-1] = np.where(problem.tensor_resident, 0, problem.tensor_bytes)
@@ -231,6 +245,7 @@ def make_work(problem: SimulatorInput, schedule: int) -> Work:
         op_time_s=problem.op_time_s,
         op_of_rank=op_of_rank,
         sources=np.flatnonzero(problem.num_inputs == 0).astype(np.uint32),
+        resident_bytes=problem.resident_bytes,
         route_directions=problem.route_directions.astype(np.uint32),
         first_word=np.uint64(first_word),
         ops=ops,
@@ -544,6 +559,11 @@ def _start_ops(
         op = _take_best(schedule, op_of_rank, first_word, ops, devices, bits, number)
         if op == NONE:
             continue
+        if state[_0].limit_s < np.inf:
+            left_s = max(ops[op].remaining_s, device.work_left_s)
+            if now + left_s > state[_0].limit_s:
+                state[_0].over = 1
+            device.work_left_s -= op_time_s[device.spec, op]
         device.running = op
         end_s = now + op_time_s[device.spec, op]
         ops[op].start_s = now
@@ -555,13 +575,18 @@ def _start_ops(
 
 
 @_inlined
-def _reset(schedule, ops, devices, directions, queues, slot_s, block_s, state, place, peak):
+def _reset(
+    schedule, op_time_s, resident_bytes, ops, devices, directions, queues, slot_s, block_s, state, place, peak, limit_s
+):
     """Put everything back to the start of a step."""
+    state[_0].limit_s = limit_s * (1.0 + 4.0 * len(place) * EPSILON)
+    state[_0].over = 0
     state[_0].transfers = 0
     state[_0].awake = 0
     state[_0].touched = 0
     for device in devices:
         device.memory = 0
+        device.work_left_s = 0.0
         device.running = NONE
         device.first_op = NONE
         device.awake = 0
@@ -577,20 +602,33 @@ def _reset(schedule, ops, devices, directions, queues, slot_s, block_s, state, p
         ops[op].missing = ops[op].num_inputs
         ops[op].device = place[op]
         device = devices[ops[op].device]
-        device.memory += ops[op].resident_bytes
+        device.memory += resident_bytes[op]
+        if limit_s < np.inf:
+            device.work_left_s += op_time_s[device.spec, op]
         if schedule == PROGRAM_ORDER:
             _append_op(ops, device, op)
     for d in range(len(devices)):
         peak[d] = devices[d].memory
+        if devices[d].work_left_s > state[_0].limit_s:
+            state[_0].over = 1
 
 
 @_inlined
-def _simulate(work, place, peak):
-    """Simulate one placement ``[N]``: return the step time, fill `peak` ``[D]`` and the trace in `work`."""
-    (schedule, op_time_s, op_of_rank, sources, route_directions, first_word, ops, tensors, edges, holders, transfers,
-     devices, routes, directions, queues, bits, destinations, ended, wake, touched, slot_s, block_s, state,
-     ) = work  # fmt: skip
-    _reset(schedule, ops, devices, directions, queues, slot_s, block_s, state, place, peak)
+def _simulate(work, place, limit_s, peak):
+    """Simulate one placement ``[N]``: return the step time, fill `peak` ``[D]`` and the trace in `work`.
+
+    Where the step is proven to take longer than `limit_s`, stop and return infinity. Two things prove it, whenever an
+    op starts: its longest remaining path, and what its device has still to compute.
+    """
+    (schedule, op_time_s, op_of_rank, sources, resident_bytes, route_directions, first_word, ops, tensors, edges,
+     holders, transfers, devices, routes, directions, queues, bits, destinations, ended, wake, touched, slot_s, block_s,
+     state) = work  # fmt: skip
+    _reset(
+        schedule, op_time_s, resident_bytes, ops, devices, directions, queues, slot_s, block_s, state, place, peak,
+        limit_s,
+    )  # fmt: skip
+    if state[_0].over != 0:
+        return np.inf
     num_devices, num_blocks = np.uint64(len(devices)), np.uint64(len(block_s))
     now = 0.0
     for op in sources:
@@ -643,12 +681,15 @@ def _simulate(work, place, peak):
         _start_ops(
             schedule, op_time_s, op_of_rank, first_word, ops, devices, bits, wake, touched, slot_s, block_s, state, now
         )
+        if state[_0].over != 0:
+            bits[:] = _0
+            return np.inf
         time_s = _least_of_all(block_s)
     return now
 
 
 @_compiled
-def simulate_many(work, placements, step_time_s, peak_memory_bytes):
-    """Simulate placements ``[B, N]`` into ``[B]`` and ``[B, D]``."""
+def simulate_many(work, placements, limit_s, step_time_s, peak_memory_bytes):
+    """Simulate placements ``[B, N]`` under limits ``[B]`` into ``[B]`` and ``[B, D]``."""
     for b in range(len(placements)):
-        step_time_s[b] = _simulate(work, placements[b], peak_memory_bytes[b])
+        step_time_s[b] = _simulate(work, placements[b], limit_s[b], peak_memory_bytes[b])

@@ -218,3 +218,40 @@ def test_an_input_survives_pickling() -> None:
     assert_same_trace(simulate(copy, placement), before)
     arrays = [getattr(copy, f.name) for f in fields(copy)]
     assert all(not a.flags.writeable for a in arrays if isinstance(a, np.ndarray))
+
+
+@FEW
+@given(placed(problems(restrict=False)), st.sampled_from([0.0, 0.5, 0.9, 0.999999, 1.0, 1.0, 1.1, np.inf]))
+def test_a_bound_stops_only_what_is_slower(case: tuple[PlacementProblem, np.ndarray], share: float) -> None:
+    problem, placement = case
+    true_s = simulate(problem.simulator_input, placement).step_time_s
+    bound_s = true_s * share if share < np.inf else np.inf
+    rows = np.stack([placement, placement, placement])
+    bounds = np.array([np.inf, bound_s, np.inf])  # the steps before and after, in the same workspace, stay exact
+    step_time_s, _ = simulate_batch(problem.simulator_input, rows, threads=1, abort_above_s=bounds)
+    assert step_time_s[0] == step_time_s[2] == true_s
+    assert step_time_s[1] in (true_s, np.inf)
+    if bound_s >= true_s:
+        assert step_time_s[1] == true_s
+    elif bound_s == 0:
+        assert step_time_s[1] == np.inf  # some path or device takes longer than no time
+
+
+def test_a_bound_says_where_it_stopped_and_spares_what_may_not_run_there() -> None:
+    graph = random_graph(400, seed=3)
+    problem = PlacementProblem(graph, one_group_an_op(graph), star(3))
+    placements = np.random.default_rng(0).integers(0, 3, size=(40, 400))
+    free = problem.evaluate(placements)
+    bound_s = np.full(40, np.median(free.step_time_s))
+    held = problem.evaluate(placements, abort_above_s=bound_s)
+    assert 5 < held.aborted.sum() <= (free.step_time_s > bound_s).sum()
+    assert (free.step_time_s[held.aborted] > bound_s[held.aborted]).all()
+    assert not held.feasible[held.aborted].any()
+    for key in ("step_time_s", "peak_memory_bytes", "feasible"):
+        np.testing.assert_array_equal(getattr(held, key)[~held.aborted], getattr(free, key)[~held.aborted])
+    # An op where it may not be can be faster than any path of allowed ones: there is no bound then.
+    ops = [OpRecord("a", "add", allowed_kinds=["cpu"], time_s={"xeon": 9.0, "k80": 1.0})]
+    only = build("cpu only", ops, [])
+    restricted = PlacementProblem(only, one_group_an_op(only), star(2))
+    assert restricted.evaluate(np.array([[1]]), abort_above_s=2.0).step_time_s == 1.0
+    assert restricted.evaluate(np.array([[0]]), abort_above_s=2.0).aborted
