@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 from graphs.errors import InputError
 from placement import verbs
@@ -45,7 +46,7 @@ def run(verb: verbs.Verb) -> int:
 def _list(verb: verbs.List) -> int:
     from placement.listing import LISTS
 
-    _console().print(LISTS[verb.what](), highlight=False)
+    _console().print(LISTS[verb.what]())
     return 0
 
 
@@ -56,13 +57,12 @@ def _import(verb: verbs.Import) -> int:
     if not verb.out.name.endswith(SUFFIXES):  # before the capture, which may take a while
         raise InputError(f"--out '{verb.out}' is not the name of a graph file: it must end in {' or '.join(SUFFIXES)}")
     _check_can_write(verb.out)
-    with _console(stderr=True).status(f"reading {verb.source}"):
+    with _console(stderr=True).status(Text(f"reading {verb.source}")):
         graph = load_graph(verb.source)
     save_graph_file(graph, verb.out)
     _console().print(
         f"{verb.out}: {graph.name}, {graph.num_ops:,} ops, {graph.num_tensors:,} tensors, "
         f"{size(graph.parameter_bytes)} of parameters, {graph.total_flops / 1e9:,.1f} GFLOP a step",
-        highlight=False,
         soft_wrap=True,
     )
     return 0
@@ -88,7 +88,7 @@ def _compare(verb: verbs.Compare) -> int:
     _check_can_write(verb.json, verb.csv, verb.plot)
     out, err = _console(), _console(stderr=True)
     problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
-    out.print(problem_heading(problem), highlight=False)
+    out.print(problem_heading(problem))
     with ComparisonDisplay(err, time_limit_s=verb.time_limit_s) as display:
         try:
             comparison = api.compare(
@@ -105,7 +105,7 @@ def _compare(verb: verbs.Compare) -> int:
             comparison = Comparison(problem, verb.seed, float(lower_bound_s(problem)), tuple(display.rows))
             err.print(f"stopped during {display.running}; these are the rows before it", style="yellow")
     out.print()
-    out.print(comparison_report(comparison, width=out.width), highlight=False)
+    out.print(comparison_report(comparison, width=out.width))
     if verb.json is not None:
         write_atomically(verb.json, encode_comparison(comparison))
     if verb.csv is not None:
@@ -134,7 +134,7 @@ def _simulate(verb: verbs.Simulate) -> int:
     problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
     with _console(stderr=True).status("placing and simulating"):
         simulated = api.simulate(problem, placement, time_limit_s=verb.time_limit_s, seed=verb.seed)
-    out.print(simulated_report(simulated), highlight=False)
+    out.print(simulated_report(simulated))
     if verb.json is not None:
         write_atomically(verb.json, encode_simulated(simulated))
     if verb.trace is not None:
@@ -195,7 +195,7 @@ def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, v
 
     out, err = _console(), _console(stderr=True)
     problem.check_can_fit()
-    out.print(problem_heading(problem), highlight=False)
+    out.print(problem_heading(problem))
     with ComparisonDisplay(err) as display:
         others = compare_placers(
             problem, quick_placers(), budget=Budget(), seed=config.seed, on_start=display.start, on_row=display.row
@@ -212,7 +212,7 @@ def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, v
     if verb.resume is not None:
         done = (updates is not None and trainer.updates >= updates) or (time_limit_s is not None and time_limit_s <= 0)
         said = "nothing is left to do; more takes --time-limit-s or a larger --updates" if done else "going on"
-        err.print(f"{trainer.updates:,} updates are done: {said}", highlight=False, soft_wrap=True)
+        err.print(f"{trainer.updates:,} updates are done: {said}", soft_wrap=True)
     with TrainingDisplay(err, others, updates=updates, time_limit_s=time_limit_s) as training:
         trained = run_training(trainer, others, updates=updates, time_limit_s=time_limit_s, on_update=training.update)
     _show_trained(out, trained)
@@ -233,16 +233,14 @@ def _show_trained(out: Console, trained: TrainedRun) -> None:
     from placement.report import comparison_report, summary
 
     out.print()
-    out.print(comparison_report(trained.comparison, width=out.width), highlight=False)
+    out.print(comparison_report(trained.comparison, width=out.width))
     out.print()
-    out.print(summary(trained.comparison, trained.comparison.rows[-1]), style="bold", highlight=False)
+    out.print(summary(trained.comparison, trained.comparison.rows[-1]), style="bold")
     if trained.interrupted:
         out.print("Stopped before the limit; the best placement so far is kept.", style="yellow")
-    out.print(f"placement   {trained.run_dir}/placement.json", highlight=False, soft_wrap=True)
-    out.print(
-        f"go on       placement train --resume {trained.run_dir} --time-limit-s 60", highlight=False, soft_wrap=True
-    )
-    out.print(f"watch       tensorboard --logdir {trained.run_dir}", highlight=False, soft_wrap=True)
+    out.print(f"placement   {trained.run_dir}/placement.json", soft_wrap=True)
+    out.print(f"go on       placement train --resume {trained.run_dir} --time-limit-s 60", soft_wrap=True)
+    out.print(f"watch       tensorboard --logdir {trained.run_dir}", soft_wrap=True)
 
 
 def _check_agrees(verb: verbs.Train, config: RunConfig) -> None:
@@ -262,16 +260,18 @@ def _check_agrees(verb: verbs.Train, config: RunConfig) -> None:
 
 
 def _load(graph: str, cluster: str, schedule: str, groups: int) -> PlacementProblem:
-    with _console(stderr=True).status(f"reading {graph}"):
+    with _console(stderr=True).status(Text(f"reading {graph}")):
         from placement import api
 
         return api.make_problem(graph, cluster, schedule=schedule, groups=groups)
 
 
 def _console(*, stderr: bool = False) -> Console:
-    console = Console(stderr=stderr)
-    known = console.is_terminal or "COLUMNS" in os.environ
-    return console if known else Console(stderr=stderr, width=_PLAIN_WIDTH)
+    """A console that shows names as they are: brackets and colons in them are no markup."""
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PLAIN_WIDTH
+    return console
 
 
 def _check_positive(option: str, value: float | None) -> None:

@@ -86,7 +86,7 @@ def placers() -> RenderableType:
         traits = [
             name for name, has in (("learns", info.learns), ("searches", info.searches), ("exact", info.exact)) if has
         ]
-        made.add_row(info.name, f"{info.summary} \\[{', '.join(traits)}]" if traits else info.summary)
+        made.add_row(info.name, f"{info.summary} [{', '.join(traits)}]" if traits else info.summary)
     hint = "A placer that searches uses all of --time-limit-s; the others answer as soon as they are done."
     return Group(made, "", Text(hint, style="dim"))
 

@@ -61,7 +61,7 @@ class TrainingDisplay:
         if self._console.is_terminal:
             self._live.stop()
         if self._stats is not None:
-            self._console.print(self._line(self._stats), highlight=False, soft_wrap=True)
+            self._console.print(self._line(self._stats), soft_wrap=True)
 
     def update(self, stats: UpdateStats) -> None:
         """Take in what the trainer says after an update."""
@@ -75,7 +75,7 @@ class TrainingDisplay:
         elapsed_s = time.perf_counter() - self._started
         if not self._console.is_terminal and elapsed_s - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = elapsed_s
-            self._console.print(self._line(stats), highlight=False, soft_wrap=True)
+            self._console.print(self._line(stats), soft_wrap=True)
 
     def stopping(self) -> None:
         """Say that the run was asked to stop and is finishing its update."""
@@ -181,7 +181,7 @@ class ComparisonDisplay:
         """A placer is done."""
         self.rows.append(row)
         if not self._console.is_terminal:
-            self._console.print(self._line(row), highlight=False, soft_wrap=True)
+            self._console.print(self._line(row), soft_wrap=True)
 
     def _line(self, row: Row) -> str:
         if row.step_time_s is None:
@@ -192,6 +192,6 @@ class ComparisonDisplay:
 
     def _render(self) -> RenderableType:
         limit = f" of at most {clock(self._time_limit_s)}" if self._time_limit_s is not None else ""
-        self._spinner.update(text=f"{self.running}, {clock(time.perf_counter() - self._since)}{limit}")
+        self._spinner.update(text=Text(f"{self.running}, {clock(time.perf_counter() - self._since)}{limit}"))
         done = Text("\n".join(self._line(row) for row in self.rows), style="dim", no_wrap=True, overflow="ellipsis")
         return Group(done, self._spinner) if self.rows else self._spinner

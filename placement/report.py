@@ -13,7 +13,6 @@ from placement.comparison import SINGLE_DEVICE, Comparison, Row
 from placement.simulated import Simulated, describe_short
 from placement.text import bar, seconds, size, table
 
-
 _DETAILED = 6
 """Rows, from the fastest, whose devices are shown one by one; the files hold all."""
 
@@ -61,7 +60,7 @@ def summary(comparison: Comparison, row: Row) -> str:
     if others and others[0].step_time_s is not None and not others[0].placer.startswith(SINGLE_DEVICE):
         parts.append(f"{_against(row.step_time_s, others[0].step_time_s)} with {others[0].placer}")
     if bound_s > 0:
-        parts.append(f"at most {row.step_time_s / bound_s - 1:.0%} above what any placement of these groups can reach")
+        parts.append(f"{row.step_time_s / bound_s:.2f} times the lower bound")
     return f"A step takes {seconds(row.step_time_s, digits=4)}: {', '.join(parts)}."
 
 

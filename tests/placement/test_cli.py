@@ -112,6 +112,13 @@ def test_import_writes_the_same_graph(here: Path, capsys: pytest.CaptureFixture[
     assert load_graph_file("copy.graph.json.gz").sha256 == load_graph_file("g.graph.json").sha256
 
 
+def test_names_are_shown_as_they_are_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("g.graph.json").rename("a[b]:car:.graph.json")
+    assert main(["import", "a[b]:car:.graph.json", "--out", "c[red].graph.json"]) == 0
+    assert "c[red].graph.json" in capsys.readouterr().out
+    assert "a[bold].graph.json" in bad_input(capsys, "import", "a[bold].graph.json", "--out", "c.graph.json")
+
+
 def test_import_captures_a_model_of_the_users(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("my_model.py").write_text(
         "import torch\n"
