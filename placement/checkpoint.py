@@ -46,6 +46,7 @@ class State:
     best_placement: NDArray[np.int64] | None
     least_overflow: float
     elite: list[tuple[float, NDArray[np.int64]]]
+    search: Mapping[str, Any]
 
 
 def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:
@@ -59,6 +60,12 @@ def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:
         "best_placement": None if state.best_placement is None else torch.from_numpy(state.best_placement),
         "elite_s": [time_s for time_s, _ in state.elite],
         "elite": [torch.from_numpy(placement) for _, placement in state.elite],
+        "search": {
+            "placements": torch.from_numpy(state.search["placements"]),
+            "cost_s": torch.from_numpy(state.search["cost_s"]),
+            "best_s": state.search["best_s"],
+            "rng": json.dumps(state.search["rng"]),
+        },
         "seconds": dict(state.seconds),
         "policy": dict(state.policy),
     }
@@ -104,6 +111,7 @@ def load(run_dir: Path, problem: PlacementProblem) -> State:
     if set(content["config"]) != known:
         raise InputError(f"{path}: its settings are those of another release of this program; start the run again")
     best = content["best_placement"]
+    search = content["search"]
     return State(
         config=ReinforceConfig(**content["config"]),
         seed=content["seed"],
@@ -120,6 +128,12 @@ def load(run_dir: Path, problem: PlacementProblem) -> State:
         best_placement=None if best is None else best.numpy(),
         least_overflow=content["least_overflow"],
         elite=list(zip(content["elite_s"], [e.numpy() for e in content["elite"]], strict=True)),
+        search={
+            "placements": search["placements"].numpy(),
+            "cost_s": search["cost_s"].numpy(),
+            "best_s": search["best_s"],
+            "rng": json.loads(search["rng"]),
+        },
     )
 
 

@@ -52,6 +52,9 @@ class ReinforceConfig:
         imitation_updates: Updates at the start that only imitate the elite.
         imitation_weight: Weight of the elite's log-likelihood in the loss afterwards.
         elites: How many of the best different placements so far are the elite; 0 keeps none.
+        search_evaluations: Moves around the best placements that are evaluated an update, while the policy learns.
+        search_temperatures: Of the search's chains, coldest first, as shares of the best step time.
+        search_uniform_share: Share of the moves' draws that ignore the policy; 1 makes it a plain local search.
     """
 
     preset: str = "default"
@@ -73,6 +76,9 @@ class ReinforceConfig:
     imitation_updates: int = 20
     imitation_weight: float = 0.3
     elites: int = 8
+    search_evaluations: int = 256
+    search_temperatures: tuple[float, ...] = (0.0003, 0.0006, 0.001, 0.002)
+    search_uniform_share: float = 0.5
 
     def __post_init__(self) -> None:
         def need(ok: bool, message: str) -> None:
@@ -115,6 +121,7 @@ PRESETS = {
         imitation_updates=0,
         imitation_weight=0.0,
         elites=0,
+        search_evaluations=0,
     ),
 }
 """Settings by name."""

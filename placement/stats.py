@@ -24,8 +24,9 @@ class UpdateStats:
         advantage_std: Spread of the advantages before they are normalised.
         grad_norm: Norm of the gradient before it is clipped.
         baseline: Mean of the baseline, in units of the reward.
-        seconds: Seconds so far by part: ``heuristics``, ``sample`` (encode and write placements), ``learn`` (score
-            them, gradient, Adam), ``search`` (propose moves), ``simulate`` (evaluate).
+        seconds: Seconds so far by part: ``heuristics``, ``sample`` (encode and write placements), ``simulate``
+            (evaluate them), ``learn`` (score them, gradient, Adam), ``wait`` (for the search to end), and beside all
+            of these ``search`` (propose moves and evaluate them).
     """
 
     update: int

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +20,8 @@ from envs.problem import Evaluation, PlacementProblem
 from graphs.errors import InputError
 from placement import checkpoint
 from placement.features import make_features
-from placement.policy import Seq2SeqPolicy, chosen_log_probability, entropy, gumbel_noise
+from placement.neighbourhood import Found, NeighbourhoodSearch
+from placement.policy import Encoded, Seq2SeqPolicy, chosen_log_probability, entropy, gumbel_noise
 from placement.reinforce import (
     ReinforceConfig,
     advantage,
@@ -39,8 +41,8 @@ from placement.warm_start import heuristic_start
 CHECKPOINT_INTERVAL_S = 20.0
 """Seconds of training between checkpoints; one is written at the end of every run, too."""
 
-PARTS = ("heuristics", "sample", "learn", "search", "simulate")
-"""Parts of the time that `UpdateStats.seconds` tells apart."""
+PARTS = ("heuristics", "sample", "learn", "simulate", "wait", "search")
+"""Parts of the time that `UpdateStats.seconds` tells apart; the search runs beside the others, but for ``wait``."""
 
 IntArray = NDArray[np.int64]
 
@@ -111,6 +113,12 @@ class Trainer:
         self._baseline = float(reward_of(np.array([self._failing_s]), config.reward)[0])
         self._least_overflow = math.inf
         self._elite: list[tuple[float, IntArray]] = []
+        self._search = NeighbourhoodSearch(
+            problem,
+            temperatures=config.search_temperatures,
+            uniform_share=config.search_uniform_share,
+            rng=np.random.default_rng([seed, 1]),  # its own: it runs beside the rest
+        )
         self._started = False
         self._most_evaluations: int | None = None
         self._checkpoint_interval_s = checkpoint_interval_s
@@ -173,7 +181,7 @@ class Trainer:
         whole = True  # False while an update is under way: its state must not reach a checkpoint
         clock = _Clock(self)
         try:
-            with _one_torch_thread(), _deferred_interrupt() as interrupt:
+            with _one_torch_thread(), _deferred_interrupt() as interrupt, ThreadPoolExecutor(1) as beside:
                 while True:
                     done = updates is not None and self.updates >= updates
                     spent = evaluations is not None and self.evaluations >= evaluations
@@ -183,7 +191,7 @@ class Trainer:
                     whole = False
                     best_before = self.best_s
                     self._start()
-                    numbers = self._update()
+                    numbers = self._update(beside)
                     self.updates += 1
                     clock.tick()
                     whole = True
@@ -220,23 +228,63 @@ class Trainer:
             self._evaluate(np.unique(np.stack(list(start.placements.values())), axis=0))
         self._started = True
 
-    def _update(self) -> dict[str, float]:
-        """Sample, evaluate, learn; returns the fields of `UpdateStats` that are the update's own."""
+    def _update(self, beside: Executor) -> dict[str, float]:
+        """Sample, evaluate, learn, search; returns the fields of `UpdateStats` that are the update's own."""
         config = self.config
         shape = (config.samples + 1, self.problem.num_groups, self.problem.num_devices)
         with self._timed("sample"), torch.no_grad():
+            encoded = self.policy.encode(self._features)
+            search = self._start_search(beside, encoded)
             noise = gumbel_noise(*shape, self._generator)
             noise[0] = 0.0  # row 0 is decoded greedily: it is reported, and not learned from
-            sampled = self.policy.sample(self.policy.encode(self._features), noise)
+            sampled = self.policy.sample(encoded, noise)
         evaluation = self._evaluate(sampled.numpy())
         with self._timed("learn"):
             numbers = self._learn(sampled[1:], _without_first(evaluation))
+        if search is not None:
+            with self._timed("wait"):
+                found = search.result()
+            self._take(found, sampled.numpy(), evaluation)
         feasible = evaluation.feasible[1:]
         times = evaluation.step_time_s[1:][feasible]
         numbers["mean_s"] = float(times.mean()) if len(times) else math.nan
         numbers["greedy_s"] = float(evaluation.step_time_s[0]) if evaluation.feasible[0] else math.nan
         numbers["infeasible_rate"] = float(1.0 - feasible.mean())
         return numbers
+
+    def _start_search(self, beside: Executor, encoded: Encoded) -> Future[Found] | None:
+        """Let the chains walk while the policy samples and learns; their moves are drawn from the policy as it is now.
+
+        The search takes simulator time, the policy torch time, and both let go of Python's lock: two cores are busy.
+        What either computes does not depend on how fast the other is.
+        """
+        evaluations = self.config.search_evaluations
+        if self._most_evaluations is not None:
+            left = self._most_evaluations - self.evaluations - (self.config.samples + 1)
+            evaluations = max(min(evaluations, left), 0)
+        if evaluations == 0 or self.best_placement is None:
+            return None
+        if len(self._search.placements) == 0:
+            self._search.start(self.best_placement)
+        probability = None
+        if self.config.search_uniform_share < 1.0:
+            chains = torch.from_numpy(self._search.placements)
+            probability = self.policy.score(encoded, chains).exp().numpy()
+
+        def search() -> Found:
+            with self._timed("search"):
+                return self._search.run(evaluations, probability)
+
+        return beside.submit(search)
+
+    def _take(self, found: Found, sampled: IntArray, evaluation: Evaluation) -> None:
+        """Keep what the search found, and let it go on from the best sample where that is better than what it has."""
+        self.evaluations += found.evaluations
+        if len(found.placements):
+            self._keep(found.placements, found.evaluation)
+        charged = charged_s(evaluation, self.problem.cluster.memory_bytes, failing_signal_s=0.0)
+        best = int(np.argmin(charged))
+        self._search.offer(sampled[best], float(charged[best]))
 
     def _learn(self, sampled: torch.Tensor, evaluation: Evaluation) -> dict[str, float]:
         """One step of Adam on ``int64[B, G]`` samples and their evaluation, and on the elite."""
@@ -371,6 +419,7 @@ class Trainer:
             best_placement=self.best_placement,
             least_overflow=self._least_overflow,
             elite=self._elite,
+            search=self._search.state(),
         )
         checkpoint.save(self.run_dir, self.problem, state)
 
@@ -388,6 +437,7 @@ class Trainer:
         self.best_placement = state.best_placement
         self._least_overflow = state.least_overflow
         self._elite = list(state.elite)
+        self._search.restore(state.search)
         self._started = True
 
 

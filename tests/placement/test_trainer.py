@@ -28,7 +28,9 @@ from placement.trainer import Trainer
 from placement.warm_start import heuristic_start
 from tests.placement.problems import branches, optimum_s
 
-SMALL = replace(PRESETS["default"], hidden_size=16, embedding_size=4, samples=8, imitation_updates=3)
+SMALL = replace(
+    PRESETS["default"], hidden_size=16, embedding_size=4, samples=8, imitation_updates=3, search_evaluations=32
+)
 """The default preset, small enough for tests."""
 
 TINY_PAPER = replace(PRESETS["paper"], hidden_size=32, embedding_size=8, learning_rate=1e-3)
