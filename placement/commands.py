@@ -162,7 +162,10 @@ def _train(verb: verbs.Train) -> int:
             raise InputError("--resume goes on in the run's own directory; leave out --out")
         config = run_directory.read_config(verb.resume)
         _check_agrees(verb, config)
-        problem = _load(config.graph, config.cluster, config.schedule, config.groups)
+        try:
+            problem = _load(config.graph, config.cluster, config.schedule, config.groups)
+        except InputError as error:
+            raise InputError(f"cannot resume '{verb.resume}': {error}") from error
         run_directory.check_same_problem(verb.resume, config, problem)
         return _run_training(problem, config, verb.resume, verb)
     if verb.graph is None or verb.cluster is None:
@@ -213,8 +216,16 @@ def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, v
         done = (updates is not None and trainer.updates >= updates) or (time_limit_s is not None and time_limit_s <= 0)
         said = "nothing is left to do; more takes --time-limit-s or a larger --updates" if done else "going on"
         err.print(f"{trainer.updates:,} updates are done: {said}", soft_wrap=True)
-    with TrainingDisplay(err, others, updates=updates, time_limit_s=time_limit_s) as training:
-        trained = run_training(trainer, others, updates=updates, time_limit_s=time_limit_s, on_update=training.update)
+    try:
+        with TrainingDisplay(err, others, updates=updates, time_limit_s=time_limit_s) as training:
+            trained = run_training(
+                trainer, others, updates=updates, time_limit_s=time_limit_s, on_update=training.update
+            )
+    except KeyboardInterrupt:  # one that came after the training, or a second one during it
+        if not (run_dir / run_directory.PLACEMENT).exists():
+            raise
+        out.print(f"Stopped; the best placement so far is in {run_dir / run_directory.PLACEMENT}", soft_wrap=True)
+        return 0
     _show_trained(out, trained)
     return 0
 

@@ -47,7 +47,6 @@ class TrainingDisplay:
         self._stats: UpdateStats | None = None
         self._first_update = 0
         self._curve: list[float] = []
-        self._stopping = False
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> TrainingDisplay:
@@ -76,10 +75,6 @@ class TrainingDisplay:
         if not self._console.is_terminal and elapsed_s - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = elapsed_s
             self._console.print(self._line(stats), soft_wrap=True)
-
-    def stopping(self) -> None:
-        """Say that the run was asked to stop and is finishing its update."""
-        self._stopping = True
 
     def _share_done(self, stats: UpdateStats | None) -> float:
         shares = [0.0]
@@ -126,8 +121,8 @@ class TrainingDisplay:
             )
         foot = Table.grid(padding=(0, 2, 0, 0))
         foot.add_row(ProgressBar(total=1.0, completed=self._share_done(stats), width=40), self._left(stats))
-        last = "finishing this update, then writing" if self._stopping else "Ctrl-C stops and keeps the best placement"
-        return Group("", grid, "", foot, Text(last, style="yellow" if self._stopping else "dim"))
+        hint = "Ctrl-C stops after the update under way and keeps the best placement"
+        return Group("", grid, "", foot, Text(hint, style="dim"))
 
     def _against_others(self, best_s: float) -> Text:
         best, bound_s = self._comparison.best, self._comparison.lower_bound_s
