@@ -221,13 +221,15 @@ def _check_magnitudes(graph: ComputationGraph, cluster: Cluster, times: NDArray[
     """Raise where a step could overflow: then no event could be told from "never", nor a size from a negative one."""
     routes = cluster.routes
     with np.errstate(over="ignore"):  # a sum that becomes infinite is refused below
-        slowest_s = float(times.max(axis=0).sum())
-    crossing_s = float(routes.latency_s.max(initial=0.0)) + graph.tensor_bytes / float(routes.bytes_per_s.min())
-    copies = np.minimum(np.diff(graph.consumer_offsets), cluster.num_devices)
-    if not np.isfinite(slowest_s + float((crossing_s * copies).sum())):
+        slowest_s = times.max(axis=0)  # [N]
+        crossing_s = float(routes.latency_s.max(initial=0.0)) + graph.tensor_bytes / float(routes.bytes_per_s.min())
+        copies = np.minimum(np.diff(graph.consumer_offsets), cluster.num_devices)
+        longest_s = slowest_s.sum() + (crossing_s * copies).sum()
+    if not np.isfinite(longest_s):
         raise InputError(
-            f"graph '{graph.name}' on cluster '{cluster.name}': a step could last longer than float64 can count; "
-            "look for a huge op time or latency, or a bandwidth near zero"
+            f"graph '{graph.name}' on cluster '{cluster.name}': a step could last longer than float64 can count (op "
+            f"'{graph.op_names[int(slowest_s.argmax())]}' alone {slowest_s.max():.3g} s, a transfer "
+            f"{crossing_s.max(initial=0.0):.3g} s); look for a huge op time or latency, or a bandwidth near zero"
         )
     total = sum(map(int, graph.tensor_bytes)) * (cluster.num_devices + 1) + sum(map(int, graph.resident_bytes.ravel()))
     if total > np.iinfo(np.int64).max:

@@ -1,0 +1,213 @@
+"""How fast the step simulator is, against a tight plain-Python event loop in the same run.
+
+    python scripts/benchmark_simulator.py [--quick] [--json FILE]
+
+An event is the end of an op or of a transfer. Times are the least of several rounds, in which the two simulators take
+turns, because other work on the machine can only add to them. Absolute times are this machine's; compare ratios.
+`--quick` measures only the 10,000-op cases. Without it there are also 1,000 and 100,000 ops with growth exponents,
+memory, the first user's compile time, and what a bound saves on a local search (which captures `nmt` and
+`inception_v3`, once).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a clone runs without being installed
+
+from envs.catalog import load_cluster
+from envs.problem import PlacementProblem
+from envs.simulator import SCHEDULES, available_cores, simulate_batch
+from graphs.groups import one_group_an_op
+from graphs.synthetic import random_graph
+from scripts.plain_event_loop import as_lists, simulate_in_a_loop
+
+CLUSTER = "k80x4"  # four GPUs and a CPU: five devices
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="only the 10,000-op cases, in under 40 s")
+    parser.add_argument("--json", type=Path, help="write the cases to this file")
+    options = parser.parse_args()
+    sizes = (10_000,) if options.quick else (1_000, 10_000, 100_000)
+    cores = available_cores()
+    print(
+        f"{'ops':>7} {'schedule':<14}{'placement':<11}{'threads':>7} {'us/evaluation':>14} {'ns/event':>9} {'ratio':>7}"
+    )
+    cases = []
+    for num_ops in sizes:
+        for schedule in SCHEDULES:
+            cases += measure(num_ops, schedule, sorted({1, cores}))
+    if not options.quick:
+        print_growth(cases)
+        print_memory()
+        print_compile_time()
+        for name in ("nmt", "inception_v3"):
+            print_bound(name)
+    if options.json:
+        options.json.write_text(json.dumps({"cases": cases}, indent=1) + "\n")
+
+
+def measure(num_ops: int, schedule: str, thread_counts: list[int]) -> list[dict[str, Any]]:
+    """The cases of one size and schedule."""
+    graph = random_graph(num_ops, seed=0)
+    problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster(CLUSTER), schedule)
+    given, lists = problem.simulator_input, as_lists(problem.simulator_input)
+    devices = problem.num_devices
+    placements = {
+        "random": np.random.default_rng(0).integers(0, devices, size=num_ops),
+        "blocks": np.arange(num_ops) * devices // num_ops,
+        "one_device": np.ones(num_ops, dtype=np.int64),
+    }
+    cases = []
+    for kind, placement in placements.items():
+        as_list = placement.tolist()
+        step_time_s, peak, transfers = simulate_in_a_loop(lists, as_list)
+        batch = np.tile(placement, (max(20_000 // num_ops, 1) * max(thread_counts), 1)).astype(np.int32)
+        answers = simulate_batch(given, batch[:1])
+        if (answers[0][0], answers[1][0].tolist()) != (step_time_s, peak):
+            raise RuntimeError(f"the simulators disagree on {num_ops} ops, {kind}, {schedule}")
+        runs: list[Callable[[], object]] = [lambda a=as_list: simulate_in_a_loop(lists, a)]  # type: ignore[misc]
+        runs += [lambda b=batch, t=t: simulate_batch(given, b, threads=t) for t in thread_counts]  # type: ignore[misc]
+        plain_s, *batch_s = fastest_s(runs, rounds=4 if num_ops >= 100_000 else 15)
+        for threads, seconds in zip(thread_counts, batch_s, strict=True):
+            one_s = seconds / len(batch)
+            case = {"ops": num_ops, "edges": graph.num_edges, "devices": devices, "placement": kind}
+            case |= {"schedule": schedule, "threads": threads, "us_per_evaluation": one_s * 1e6}
+            case |= {"ns_per_event": one_s * 1e9 / (num_ops + transfers), "ratio_to_plain": plain_s / one_s}
+            cases.append(case)
+            print(
+                f"{num_ops:>7} {schedule:<14}{kind:<11}{threads:>7} {case['us_per_evaluation']:>14.1f} "
+                f"{case['ns_per_event']:>9.1f} {case['ratio_to_plain']:>7.1f}"
+            )
+    return cases
+
+
+def fastest_s(runs: list[Callable[[], object]], *, rounds: int) -> list[float]:
+    """The least seconds of each, over rounds in which they take turns."""
+    least = [np.inf] * len(runs)
+    for _ in range(rounds):
+        for i, run in enumerate(runs):
+            started = time.perf_counter()
+            run()
+            least[i] = min(least[i], time.perf_counter() - started)
+    return least
+
+
+def print_growth(cases: list[dict[str, Any]]) -> None:
+    """How the time of an evaluation grows with events: the exponent is 1 where it is proportional."""
+    print("\ngrowth exponents (time against events, one thread)")
+    for schedule in SCHEDULES:
+        for kind in ("random", "blocks", "one_device"):
+            rows = [c for c in cases if (c["schedule"], c["placement"], c["threads"]) == (schedule, kind, 1)]
+            micros = np.array([c["us_per_evaluation"] for c in rows])
+            events = micros / np.array([c["ns_per_event"] for c in rows])
+            print(f"  {schedule:<14}{kind:<11} {np.polyfit(np.log(events), np.log(micros), 1)[0]:.3f}")
+
+
+def print_memory() -> None:
+    graph = random_graph(100_000, seed=0)
+    problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster(CLUSTER))
+    given = problem.simulator_input
+    with given._workspace() as work:
+        arrays = [a for part in (vars(given).values(), work) for a in part if isinstance(a, np.ndarray)]
+    size = sum(a.nbytes for a in {id(a): a for a in arrays}.values())
+    print(f"\nmemory at 100,000 ops, one thread: {size / (graph.num_ops + graph.num_edges):.0f} bytes an op plus edge")
+
+
+def print_compile_time() -> None:
+    """The first call in a new process, with an empty and with a full cache of machine code."""
+    code = (
+        "import time, numpy as np\n"
+        "from graphs.synthetic import random_graph; from graphs.groups import one_group_an_op\n"
+        "from envs.catalog import load_cluster; from envs.problem import PlacementProblem\n"
+        "g = random_graph(50); p = PlacementProblem(g, one_group_an_op(g), load_cluster('k80x2'))\n"
+        "t = time.perf_counter(); p.evaluate(np.ones((1, 50), int)); print(time.perf_counter() - t)"
+    )
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache, "PYTHONPATH": str(Path(__file__).parents[1])}
+        seconds = [
+            float(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
+            for _ in range(2)
+        ]
+    print(f"first evaluation of a process: {seconds[0]:.1f} s where it compiles, {seconds[1]:.2f} s from the cache")
+
+
+def print_bound(name: str) -> None:
+    """What `abort_above_s` saves a simulated annealing, early, midway and late, and how little a move leaves."""
+    from graphs.colocation import colocate
+    from graphs.sources import load_graph
+
+    graph = load_graph(name)
+    problem = PlacementProblem(graph, colocate(graph), load_cluster(CLUSTER))
+    proposals, bounds_s, times_s, first_changes = anneal(problem, 3_000)
+    print(f"\n{name} on {CLUSTER}: {graph.num_ops} ops, {problem.num_groups} groups, 3,000 proposals of an annealing")
+    for title, part in (("early", slice(0, 1000)), ("midway", slice(1000, 2000)), ("late", slice(2000, 3000))):
+        p, b = proposals[part], bounds_s[part]
+        full_s, bounded_s = fastest_s(
+            [
+                lambda p=p: problem.evaluate(p, threads=1),  # type: ignore[misc]
+                lambda p=p, b=b: problem.evaluate(p, threads=1, abort_above_s=b),  # type: ignore[misc]
+            ],
+            rounds=3,
+        )
+        aborted = problem.evaluate(p, abort_above_s=b).aborted
+        print(
+            f"  {title:<7} slower than the bound {(times_s[part] > b).mean():.0%}, stopped {aborted.mean():.0%}, "
+            f"{full_s / bounded_s:.2f} times faster; the step is the same as before the move for "
+            f"{first_changes[part].mean():.1%} of its time"
+        )
+
+
+def anneal(problem: PlacementProblem, steps: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Proposals ``[steps, G]``, their bounds and true step times, and the share of a step that a move leaves as it was.
+
+    Half of the proposals move one group, half a run of groups in program or family order.
+    """
+    rng = np.random.default_rng(0)
+    groups, gpus = problem.num_groups, problem.num_devices - 1
+    here = repaired(problem, 1 + np.arange(groups) * gpus // groups)
+    trace = problem.trace(here)
+    here_s, temperature_s = trace.step_time_s, trace.step_time_s * 0.03
+    proposals, bounds_s, times_s, first_changes = [], [], [], []
+    for _ in range(steps):
+        order = (problem.groups.program_order, problem.groups.family_order)[rng.integers(2)]
+        begin, length = rng.integers(groups), 1 if rng.random() < 0.5 else rng.integers(2, 64)
+        proposal = here.copy()
+        proposal[order[begin : begin + length]] = 1 + rng.integers(gpus)
+        proposal = repaired(problem, proposal)
+        bounds_s.append(here_s - temperature_s * np.log(rng.random()))
+        evaluation = problem.evaluate(proposal[None], threads=1)
+        proposals.append(proposal)
+        times_s.append(evaluation.step_time_s[0])
+        other = problem.trace(proposal)
+        changed = (trace.op_device != other.op_device) | (trace.op_start_s != other.op_start_s)
+        starts_s = np.minimum(trace.op_start_s, other.op_start_s)[changed]
+        first_changes.append(starts_s.min(initial=here_s) / here_s)
+        if evaluation.feasible[0] and times_s[-1] <= bounds_s[-1]:
+            here, trace, here_s = proposal, other, times_s[-1]
+        temperature_s *= 0.998
+    return np.array(proposals), np.array(bounds_s), np.array(times_s), np.array(first_changes)
+
+
+def repaired(problem: PlacementProblem, placement: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The placement with every group that may not be where it is on its first allowed device."""
+    fine = problem.allowed[np.arange(problem.num_groups), placement]
+    return np.where(fine, placement, problem.allowed.argmax(axis=1))
+
+
+if __name__ == "__main__":
+    main()

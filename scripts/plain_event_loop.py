@@ -1,0 +1,160 @@
+"""The step simulator as one tight loop of plain Python: what `scripts/benchmark_simulator.py` measures ratios against.
+
+`envs.simulator_plain` is written to be read, and several times slower than Python need be; a ratio to it would flatter
+the compiled simulator. This is the same event loop as a Python programmer in a hurry would write it: local names, lists
+and `heapq`, no classes, no trace. It gives the same step time and peak memory to the last bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.simulator import SimulatorInput
+
+
+def as_lists(problem: SimulatorInput) -> dict[str, Any]:
+    """All that does not depend on the placement, as lists; made once, as the compiled simulator makes its arrays."""
+    num_ops = problem.num_ops
+    readers = _rows(problem.consumers.tolist(), problem.consumer_offsets)
+    inputs: list[list[int]] = [[] for _ in range(num_ops)]
+    for tensor, its_readers in enumerate(readers):
+        for reader in its_readers:
+            inputs[reader].append(tensor)
+    order = np.arange(num_ops)
+    if problem.schedule == "priority":
+        order = np.lexsort((order, -problem.remaining_path_s))
+    rank = np.empty(num_ops, dtype=np.int64)
+    rank[order] = np.arange(num_ops)
+    return {
+        "schedule": problem.schedule,
+        "op_time_s": problem.op_time_s[problem.device_spec].tolist(),
+        "tensors": _rows(list(range(len(readers))), problem.tensor_offsets),
+        "readers": readers,
+        "inputs": inputs,
+        "missing": problem.num_inputs.tolist(),
+        "rank": rank.tolist(),
+        "order": order.tolist(),
+        "size": problem.tensor_bytes.tolist(),
+        "size_at_home": np.where(problem.tensor_resident, 0, problem.tensor_bytes).tolist(),
+        "resident": problem.resident_bytes.tolist(),
+        "routes": _rows(problem.route_directions.tolist(), problem.route_offsets),
+        "latency_s": problem.route_latency_s.ravel().tolist(),
+        "bytes_per_s": problem.route_bytes_per_s.ravel().tolist(),
+        "num_devices": problem.num_devices,
+        "num_directions": problem.num_directions,
+    }
+
+
+def simulate_in_a_loop(lists: dict[str, Any], place: list[int]) -> tuple[float, list[int], int]:
+    """Step time, peak memory of each device, and how many transfers there were, of one placement of ops."""
+    op_time_s, tensors, readers, inputs = (lists[key] for key in ("op_time_s", "tensors", "readers", "inputs"))
+    rank, order, size, size_at_home = (lists[key] for key in ("rank", "order", "size", "size_at_home"))
+    routes, latency_s, bytes_per_s = (lists[key] for key in ("routes", "latency_s", "bytes_per_s"))
+    fifo, program = lists["schedule"] == "fifo", lists["schedule"] == "program_order"
+    num_devices, missing = lists["num_devices"], lists["missing"][:]
+    memory = [0] * num_devices
+    for op, resident in enumerate(lists["resident"]):
+        memory[place[op]] += resident
+    peak = memory[:]
+    mine = [[op for op in range(len(missing)) if place[op] == d][::-1] for d in range(num_devices)] if program else []
+    ready: list[list[Any]] = [[] for _ in range(num_devices)]
+    for op, lacking in enumerate(missing):
+        if not lacking:
+            heappush(ready[place[op]], (0.0, op) if fifo else rank[op])
+    free_s, idle, wake = [0.0] * lists["num_directions"], [True] * num_devices, set(range(num_devices))
+    uses, copies = [0] * len(size), dict[tuple[int, int], int]()
+    events: list[tuple[float, int, Any, int]] = []
+    touched = set[int]()
+    now, transfers = 0.0, 0
+    while True:
+        for d in wake:
+            if idle[d] and ready[d] and not (program and ready[d][0] != mine[d][-1]):
+                op = heappop(ready[d])
+                op = op[1] if fifo else order[op]
+                if program:
+                    mine[d].pop()
+                idle[d] = False
+                heappush(events, (now + op_time_s[d][op], 0, op, d))
+                for tensor in tensors[op]:
+                    memory[d] += size_at_home[tensor]
+                touched.add(d)
+        wake.clear()
+        if not events:
+            return now, peak, transfers
+        time_s = events[0][0]
+        if time_s > now:
+            for d in touched:
+                if memory[d] > peak[d]:
+                    peak[d] = memory[d]
+            touched.clear()
+            now = time_s
+        while events and events[0][0] == time_s:
+            _, kind, what, d = heappop(events)
+            if kind == 0:  # an op ends
+                idle[d] = True
+                wake.add(d)
+                for tensor in tensors[what]:
+                    users = 0
+                    away: dict[int, list[int]] = {}
+                    for reader in readers[tensor]:
+                        target = place[reader]
+                        if target == d:
+                            users += 1
+                            missing[reader] -= 1
+                            if not missing[reader]:
+                                heappush(ready[d], (now, reader) if fifo else rank[reader])
+                        elif target in away:
+                            away[target].append(reader)
+                        else:
+                            away[target] = [reader]
+                    for target in sorted(away):
+                        pair = d * num_devices + target
+                        start_s = now
+                        for direction in routes[pair]:
+                            if free_s[direction] > start_s:
+                                start_s = free_s[direction]
+                        end_s = start_s + (latency_s[pair] + size[tensor] / bytes_per_s[pair])
+                        for direction in routes[pair]:
+                            free_s[direction] = end_s
+                        transfers += 1
+                        if start_s == now:
+                            memory[target] += size[tensor]
+                            touched.add(target)
+                        else:
+                            heappush(events, (start_s, 1, size[tensor], target))
+                        heappush(events, (end_s, 2, (tensor, away[target], d), target))
+                    uses[tensor] = users + len(away)
+                    if not uses[tensor]:
+                        memory[d] -= size_at_home[tensor]
+                for tensor in inputs[what]:
+                    if (tensor, d) in copies:
+                        copies[tensor, d] -= 1
+                        if not copies[tensor, d]:
+                            memory[d] -= size[tensor]
+                    else:
+                        uses[tensor] -= 1
+                        if not uses[tensor]:
+                            memory[d] -= size_at_home[tensor]
+            elif kind == 1:  # a transfer starts
+                memory[d] += what
+                touched.add(d)
+            else:  # a transfer ends
+                tensor, its_readers, source = what
+                copies[tensor, d] = len(its_readers)
+                wake.add(d)
+                for reader in its_readers:
+                    missing[reader] -= 1
+                    if not missing[reader]:
+                        heappush(ready[d], (now, reader) if fifo else rank[reader])
+                uses[tensor] -= 1
+                if not uses[tensor]:
+                    memory[source] -= size_at_home[tensor]
+
+
+def _rows(values: list[int], offsets: NDArray[np.integer]) -> list[list[int]]:
+    return [values[a:b] for a, b in itertools.pairwise(offsets.tolist())]
