@@ -59,6 +59,7 @@ PLACERS: dict[str, PlacerInfo] = {
         _info("accelerate_auto", "devices filled in module order by memory, as Accelerate's device_map='auto'"),
         _info("contiguous", "an order of the groups cut into runs, by balance and then by simulation"),
         _info("mincut", "METIS over the accelerators: equal work, few bytes across (Karypis and Kumar, 1998)"),
+        _info("scotch", "Scotch's mapping onto the weighted cluster, CPU included (Pellegrini and Roman, 1996)"),
         _info("heft", "list scheduling by upward rank and earliest finish (Topcuoglu et al., 2002)"),
         _info("peft", "list scheduling by an optimistic cost table (Arabnejad and Barbosa, 2014)"),
         _info("etf", "list scheduling by earliest start (Hwang et al., 1989)"),

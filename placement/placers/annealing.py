@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Placed, Search
-from placement.placers.moves import Moves, Units, merged_steps
+from placement.placers.moves import Moves, Units, coarse_to_fine, single_units
 from placement.placers.starts import start_of, try_heuristics
 
 
@@ -25,18 +24,24 @@ class AnnealingConfig:
     """Settings of the annealer.
 
     Attributes:
-        hot: First temperature, as a share of the best step time.
-        cold: Last temperature, as a share of the best step time; between them the temperature falls geometrically.
-        stages: ``(time steps merged, share of the budget)``, coarse to fine.
+        stages: ``(wanted units, share of the budget)`` of the coarse stages; single groups take the rest.
+        hot: First temperatures of the cycles in turn, in units of the best step time over the number of movable units:
+            about what one unit adds to the step. A cycle starts from the best so far; the coarse stages have one cycle
+            each, at the first of these temperatures.
+        cold: Last temperature of every cycle, in the same unit; in a cycle the temperature falls geometrically.
+        cycle_moves: Moves an unit that one cycle takes, about; the last stage has as many cycles as the budget allows.
         largest_batch: Most moves that are evaluated together.
+        batch_acceptances: How many acceptances are expected among the moves that are evaluated together.
         seeded: Whether the quick heuristics' best is the start; otherwise a random placement is.
         default_evaluations: Evaluations where the budget limits neither time nor evaluations.
     """
 
-    hot: float = 0.03
-    cold: float = 1e-4
-    stages: tuple[tuple[int, float], ...] = ((8, 0.25), (3, 0.25), (1, 0.5))
+    stages: tuple[tuple[int, float], ...] = ((32, 0.3),)
+    hot: tuple[float, ...] = (0.3, 1.2, 5.0)
+    cold: float = 0.025
+    cycle_moves: int = 100
     largest_batch: int = 16
+    batch_acceptances: float = 0.4
     seeded: bool = True
     default_evaluations: int = 20_000
 
@@ -55,48 +60,45 @@ def anneal(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generato
     if config.seeded:
         note = f"from {try_heuristics(search, rng)}"
     else:
-        search.evaluate(Moves(merged_steps(problem, 1), rng).scatter()[None])
-    current = start_of(search)
-    stages = _distinct(problem, config.stages)
-    begin, total = search.spent_share, sum(share for _, share in stages)
-    for units, share in stages:
-        end = min(begin + (1.0 - search.spent_share) * share / total, 1.0)
-        _stage(search, units, current, rng, config, (search.spent_share, end))
-        begin, total = end, total - share
-        current = start_of(search)
+        search.evaluate(Moves(single_units(problem), rng).scatter()[None])
+    for units, share in coarse_to_fine(problem, config.stages):
+        begin = search.spent_share
+        if share < 1.0:
+            _cycle(search, units, rng, config, config.hot[0], until=begin + (1.0 - begin) * share)
+            continue
+        cycle = 0
+        while not search.spent and len(units.movable):
+            begin = search.spent_share
+            cycles_left = max(round(search.evaluations_left / (config.cycle_moves * len(units.movable))), 1)
+            hot = config.hot[cycle % len(config.hot)]
+            _cycle(search, units, rng, config, hot, until=begin + (1.0 - begin) / cycles_left)
+            cycle += 1
     return search.placed(config=asdict(config), note=note)
 
 
-def _distinct(problem: PlacementProblem, stages: tuple[tuple[int, float], ...]) -> list[tuple[Units, float]]:
-    """The stages' units, without those where merging more steps than the next stage changes nothing."""
-    found = [(merged_steps(problem, steps), share) for steps, share in stages]
-    sizes = [len(units.allowed) for units, _ in found] + [-1]
-    return [stage for stage, size, following in zip(found, sizes, sizes[1:], strict=False) if size != following]
-
-
-def _stage(
+def _cycle(
     search: Search,
     units: Units,
-    start: NDArray[np.int64],
     rng: np.random.Generator,
     config: AnnealingConfig,
-    window: tuple[float, float],
+    hot: float,
+    *,
+    until: float,
 ) -> None:
-    """Cool from hot to cold while the spent share of the budget goes through a window."""
+    """Cool from the best so far while the budget's spent share rises to `until`."""
     moves = Moves(units, rng)
-    placement = units.from_groups(start)
+    placement = units.from_groups(start_of(search))
     evaluation = search.evaluate(units.to_groups(placement)[None])
     if len(evaluation.feasible) == 0 or len(units.movable) == 0:
         return
     cost_s = float(search.penalised_s(evaluation)[0])
     accepted_share = 0.5
-    begin, end = window
-    while (spent := search.spent_share) < end:
-        progress = (spent - begin) / (end - begin)
-        scale_s = min(search.best_s, cost_s)
-        temperature_s = scale_s * config.hot * (config.cold / config.hot) ** progress
-        # As many as it takes, on average, until one is accepted: more would be dropped.
-        size = int(np.clip(1.0 / accepted_share, 2, config.largest_batch))
+    begin = search.spent_share
+    while (spent := search.spent_share) < until:
+        cooled = (spent - begin) / (until - begin)
+        temperature_s = min(search.best_s, cost_s) / len(units.movable) * hot * (config.cold / hot) ** cooled
+        # So few that most are looked at: those behind the first that is accepted are lost.
+        size = int(np.clip(config.batch_acceptances / accepted_share, 2, config.largest_batch))
         batch = np.stack([moves.propose(placement) for _ in range(size)])
         # Metropolis' rule with its random number drawn first: accept below this cost.
         limits_s = cost_s + temperature_s * rng.exponential(size=size)

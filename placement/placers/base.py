@@ -107,6 +107,15 @@ class Search:
         time_share = 0.0 if limit is None else self.elapsed_s / max(limit, 1e-9)
         return max(time_share, 0.0 if most is None else self.evaluations / max(most, 1))
 
+    @property
+    def evaluations_left(self) -> float:
+        """Evaluations that the budget still allows, at the rate so far where it limits time."""
+        limit, most = self.budget.time_limit_s, self.budget.evaluations
+        by_count = np.inf if most is None else float(most - self.evaluations)
+        if limit is None:
+            return max(by_count, 0.0)
+        return max(min(by_count, (limit - self.elapsed_s) * self.evaluations / max(self.elapsed_s, 1e-9)), 0.0)
+
     def evaluate(self, placements: NDArray[np.integer]) -> Evaluation:
         """Evaluate ``int[B, G]`` placements; with a limit on evaluations, only the first that still fit in it."""
         if self.budget.evaluations is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Placed, Search
-from placement.placers.moves import Units, merged_steps
+from placement.placers.moves import Units, coarse_to_fine
 from placement.placers.starts import start_of, try_heuristics
 
 SAMPLES = 64
@@ -23,13 +23,15 @@ ELITE = 8
 STEP = 0.3
 """How far the distribution moves towards the elite's frequencies each time."""
 
-OPENNESS = 0.1
-"""Probability that a group leaves the start's device, when the distribution is opened."""
+OPENNESS = (0.1, 0.2, 0.4)
+"""Probability that a group leaves the start's device when the distribution is opened, in turn."""
 
 COLLAPSED = 0.5
 """Expected number of groups that leave their likeliest device, below which the distribution has collapsed."""
 
-STAGES = ((8, 0.25), (3, 0.25), (1, 0.5))
+STAGES = ((32, 0.3),)
+"""(wanted units, share of the budget) of the coarse stages, as in `placement.placers.annealing`."""
+
 DEFAULT_EVALUATIONS = 20_000
 
 
@@ -39,16 +41,16 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
         budget = Budget(evaluations=DEFAULT_EVALUATIONS)
     search = Search(problem, budget)
     note = f"from {try_heuristics(search, rng)}"
-    begin, total = search.spent_share, sum(share for _, share in STAGES)
-    for steps, share in STAGES:
-        begin, total = begin + (1.0 - begin) * share / total, total - share
-        _sharpen(search, merged_steps(problem, steps), rng, until=begin)
+    for units, share in coarse_to_fine(problem, STAGES):
+        begin = search.spent_share
+        _sharpen(search, units, rng, until=begin + (1.0 - begin) * share)
     return search.placed(config={"samples": SAMPLES, "elite": ELITE, "step": STEP}, note=note)
 
 
 def _sharpen(search: Search, units: Units, rng: np.random.Generator, *, until: float) -> None:
     """Iterate until a share of the budget is spent."""
-    probability = _around(units, units.from_groups(start_of(search)))
+    opened = 0
+    probability = _around(units, units.from_groups(start_of(search)), OPENNESS[0])
     elite = np.zeros((0, len(units.allowed)), dtype=np.int64)
     elite_s = np.zeros(0)
     while not search.spent and search.spent_share < until and len(units.movable):
@@ -61,16 +63,17 @@ def _sharpen(search: Search, units: Units, rng: np.random.Generator, *, until: f
         frequency = np.stack([(elite == device).mean(axis=0) for device in range(probability.shape[1])], axis=1)
         probability += STEP * (frequency - probability)
         if (1.0 - probability.max(axis=1)).sum() < COLLAPSED:
-            probability = _around(units, units.from_groups(start_of(search)))
+            opened += 1
+            probability = _around(units, units.from_groups(start_of(search)), OPENNESS[opened % len(OPENNESS)])
             elite, elite_s = elite[:0], elite_s[:0]
 
 
-def _around(units: Units, placement: NDArray[np.int64]) -> NDArray[np.float64]:
+def _around(units: Units, placement: NDArray[np.int64], openness: float) -> NDArray[np.float64]:
     """``float64[U, D]``: mostly a placement, and with a little probability any other allowed device."""
     others = units.allowed.copy()
     others[np.arange(len(placement)), placement] = False
     count = others.sum(axis=1, keepdims=True)
-    probability = np.where(others, OPENNESS / np.maximum(count, 1), 0.0)
+    probability = np.where(others, openness / np.maximum(count, 1), 0.0)
     probability[np.arange(len(placement)), placement] = 1.0 - probability.sum(axis=1)
     return probability
 

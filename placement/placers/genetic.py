@@ -16,15 +16,18 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Placed, Search
-from placement.placers.moves import Moves, Units, merged_steps
+from placement.placers.moves import Moves, Units, coarse_to_fine
 from placement.placers.starts import start_of, try_heuristics
 
 POPULATION = 64
 ELITE = 12
 MUTANTS = 16
 BIAS = 0.7
-STAGES = ((8, 0.25), (3, 0.25), (1, 0.5))
-"""(time steps merged, share of the budget), coarse to fine as in `placement.placers.annealing`."""
+PATIENCE = 30
+"""Generations without a better placement after which a new population is bred around the best."""
+
+STAGES = ((32, 0.3),)
+"""(wanted units, share of the budget) of the coarse stages, as in `placement.placers.annealing`."""
 DEFAULT_EVALUATIONS = 20_000
 
 
@@ -34,11 +37,10 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
         budget = Budget(evaluations=DEFAULT_EVALUATIONS)
     search = Search(problem, budget)
     note = f"from {try_heuristics(search, rng)}"
-    begin, total = search.spent_share, sum(share for _, share in STAGES)
     generations = 0
-    for steps, share in STAGES:
-        begin, total = begin + (1.0 - begin) * share / total, total - share
-        generations += _breed(search, merged_steps(problem, steps), rng, until=begin)
+    for units, share in coarse_to_fine(problem, STAGES):
+        begin = search.spent_share
+        generations += _breed(search, units, rng, until=begin + (1.0 - begin) * share)
     return search.placed(config={"population": POPULATION, "elite": ELITE}, note=f"{note}, {generations} generations")
 
 
@@ -56,13 +58,17 @@ def _breed(search: Search, units: Units, rng: np.random.Generator, *, until: flo
         return ((table == placement[:, None]).argmax(axis=1) + 0.5) / counts
 
     moves = Moves(units, rng)
-    start = units.from_groups(start_of(search))
-    keys = rng.random((POPULATION, len(counts)))
-    keys[0] = encode(start)
-    for i in range(1, POPULATION // 2):
-        keys[i] = encode(moves.propose(start))
-    costs_s = search.penalised_s(search.evaluate(units.to_groups(decode(keys))))
-    generations = 0
+
+    def settle() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        start = units.from_groups(start_of(search))
+        keys = rng.random((POPULATION, len(counts)))
+        keys[0] = encode(start)
+        for i in range(1, POPULATION // 2):
+            keys[i] = encode(moves.propose(start))
+        return keys, search.penalised_s(search.evaluate(units.to_groups(decode(keys))))
+
+    keys, costs_s = settle()
+    generations, fruitless, best_s = 0, 0, search.best_s
     while not search.spent and search.spent_share < until and len(costs_s) == len(keys):
         order = np.argsort(costs_s, kind="stable")
         keys, costs_s = keys[order], costs_s[order]
@@ -80,6 +86,11 @@ def _breed(search: Search, units: Units, rng: np.random.Generator, *, until: flo
             break
         keys, costs_s = np.concatenate([elite, fresh]), np.concatenate([costs_s[:ELITE], fresh_s])
         generations += 1
+        fruitless = 0 if search.best_s < best_s else fruitless + 1
+        best_s = search.best_s
+        if fruitless == PATIENCE:
+            keys, costs_s = settle()
+            fruitless = 0
     return generations
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Placed, Search
-from placement.placers.moves import Moves, Units, merged_steps
+from placement.placers.moves import Moves, Units, single_units
 from placement.placers.starts import start_of, try_heuristics
 
 BATCH = 8
@@ -29,7 +29,7 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
         budget = Budget(evaluations=DEFAULT_EVALUATIONS)
     search = Search(problem, budget)
     note = f"from {try_heuristics(search, rng)}"
-    units = merged_steps(problem, 1)
+    units = single_units(problem)
     moves = Moves(units, rng)
     home = units.from_groups(start_of(search))
     home_s = _cost_s(search, units, home)

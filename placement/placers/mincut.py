@@ -16,8 +16,8 @@ from placement.placers.base import Budget, Placed, Search
 from placement.placers.repair import repair
 from placement.placers.single_device import all_on
 
-LARGEST_WEIGHT = 1_000_000
-"""METIS counts in 32-bit integers, so times and bytes are scaled to at most this."""
+TOTAL_WEIGHT = 10_000_000
+"""Partitioners count in 32-bit integers, so times and bytes are scaled until they add up to about this."""
 
 
 def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
@@ -38,9 +38,7 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
 
 def integer_weights(values: NDArray[np.float64]) -> NDArray[np.int64]:
     """Weights of at least 1 in proportion to the values."""
-    return np.maximum(np.rint(values * (LARGEST_WEIGHT / max(float(values.max(initial=0.0)), 1e-300))), 1).astype(
-        np.int64
-    )
+    return np.maximum(np.rint(values / max(float(values.sum()), 1e-300) * TOTAL_WEIGHT), 1).astype(np.int64)
 
 
 def subgraph(

@@ -1,10 +1,11 @@
-"""Moves of the searches: small changes of a placement that keep to what is allowed.
+"""Moves of the searches: small changes of a placement that keep to what is allowed; coarse first, then fine.
 
 Letters: ``G`` groups, ``U`` units (groups that move as one), ``D`` devices.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from graphs.groups import Groups
+from graphs.coarsening import coarsen
 
 KINDS = ("single", "run", "swap", "boundary")
 SHARES = (0.45, 0.40, 0.10, 0.05)
-"""How often each kind of move is proposed: measured on recurrent nets and convolutional ones, see `Moves.propose`."""
+"""How often each kind of move is proposed, see `Moves.propose`."""
 
 LONGEST_RUN = 64
 FURTHEST_SHIFT = 8
@@ -57,27 +58,40 @@ class Units:
         return np.where(self.allowed, votes, -1.0).argmax(axis=1)
 
 
-def merged_steps(problem: PlacementProblem, steps: int) -> Units:
-    """Units of up to `steps` consecutive time steps of one family; 1 leaves every group a unit.
+def single_units(problem: PlacementProblem) -> Units:
+    """Every group a unit."""
+    groups = problem.groups
+    return Units(np.arange(groups.num_groups), (groups.program_order, groups.family_order), problem.allowed)
 
-    Groups of a family are merged only with groups of the same family that may be on the same devices.
+
+def coarse_units(problem: PlacementProblem, wanted: int) -> Units:
+    """At most `wanted` units, where the kinds of device that groups may be on allow it; time steps merge first.
+
+    `graphs.coarsening.coarsen` says which groups belong together.
     """
-    groups: Groups = problem.groups
-    rank = np.empty(groups.num_groups, dtype=np.int64)
-    rank[groups.family_order] = np.arange(groups.num_groups)
-    first_rank = np.full(len(groups.family_names), groups.num_groups)
-    np.minimum.at(first_rank, groups.family, rank)
-    block = (rank - first_rank[groups.family]) // steps
-    kinds = np.unique(problem.allowed, axis=0, return_inverse=True)[1].reshape(-1)
-    keys = np.stack([groups.family, block, kinds], axis=1)
-    _, first, unit = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")
-    number = np.empty(len(order), dtype=np.int64)
-    number[order] = np.arange(len(order))
-    unit = number[unit.reshape(-1)]
-    by_family = np.full(len(order), groups.num_groups)
-    np.minimum.at(by_family, unit, rank)
-    return Units(unit, (np.arange(len(order)), np.argsort(by_family)), problem.allowed[first[order]])
+    coarse = coarsen(problem.graph, problem.groups, wanted)
+    first_op = np.unique(problem.groups.group_of_op, return_index=True)[1]
+    unit_of_group = coarse.group_of_op[first_op].astype(np.int64)
+    allowed = np.ones((coarse.num_groups, problem.num_devices), dtype=np.bool_)
+    np.logical_and.at(allowed, unit_of_group, problem.allowed)
+    return Units(unit_of_group, (coarse.program_order, coarse.family_order), allowed)
+
+
+def coarse_to_fine(problem: PlacementProblem, stages: Sequence[tuple[int, float]]) -> list[tuple[Units, float]]:
+    """Units from coarse to fine, each with the share of what is left of the budget that its stage may use.
+
+    Args:
+        problem: The problem.
+        stages: ``(wanted units, share of the budget)``; single groups take the rest. Stages that would merge fewer
+            than half of the groups are left out.
+    """
+    found = []
+    left = 1.0
+    for wanted, share in stages:
+        if wanted < problem.num_groups / 2:
+            found.append((coarse_units(problem, wanted), share / left))
+            left -= share
+    return [*found, (single_units(problem), 1.0)]
 
 
 class Moves:

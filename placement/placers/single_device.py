@@ -14,7 +14,7 @@ def all_on(problem: PlacementProblem, device: int) -> NDArray[np.int64]:
 
     The step's inputs are such groups: they stay on the host's CPU.
     """
-    nearest = np.argsort(_seconds_per_mebibyte(problem)[device], kind="stable")
+    nearest = np.argsort(seconds_per_mebibyte(problem)[device], kind="stable")
     return nearest[problem.allowed[:, nearest].argmax(axis=1)]
 
 
@@ -34,7 +34,7 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
     return search.placed(note=f"on {names[int(np.argmin(cost))]}")
 
 
-def _seconds_per_mebibyte(problem: PlacementProblem) -> NDArray[np.float64]:
+def seconds_per_mebibyte(problem: PlacementProblem) -> NDArray[np.float64]:
     """``float64[D, D]``: how far apart devices are, as the time of a transfer of 1 MiB; 0 on the diagonal."""
     routes = problem.cluster.routes
     return routes.latency_s + 2**20 / routes.bytes_per_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +17,8 @@ from placement.placers import PLACERS, get_placer
 from placement.placers.base import Budget, Placed
 from tests.placement.placer_problems import all_placements, cluster, optimum_s, random_problem, training_problem
 
-GENERAL = [name for name, info in PLACERS.items() if not info.learns and name not in {"expert", "cpu", "single_device"}]
+SPECIAL = {"expert", "cpu", "single_device"} | ({"scotch"} if shutil.which("scotch_gmap") is None else set())
+GENERAL = [name for name, info in PLACERS.items() if not info.learns and name not in SPECIAL]
 """Placers that serve any problem and place on any device."""
 
 
@@ -133,3 +135,37 @@ def test_list_schedulers_use_independent_branches(name: str) -> None:
 def test_enumeration_respects_the_pinned_input() -> None:
     problem = training_problem(3, 2, seed=0)
     assert len(all_placements(problem)) == 3**3
+
+
+SEARCHES = [name for name, info in PLACERS.items() if info.searches and not info.learns]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEARCHES)
+def test_search_reaches_the_optimum_of_small_problems(name: str) -> None:
+    """In at least 95% of 200 problems, with a quarter of the evaluations that trying everything takes."""
+    reached = 0
+    for seed in range(200):
+        problem = training_problem(8, 2, seed=seed, room=(None, 0.5, 0.7)[seed % 3])
+        best_s = optimum_s(problem)
+        found_s = step_time_s(problem, place(name, problem, seed=seed, evaluations=3**8 // 4))
+        assert found_s >= best_s
+        reached += found_s == best_s
+    assert reached >= 190
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_stops_in_time_and_keeps_to_its_evaluations(name: str) -> None:
+    problem = training_problem(20, 3, seed=0)
+    limit_s = 0.4
+    budget = Budget(time_limit_s=limit_s)
+    placed = get_placer(name).function(problem, budget=budget, rng=np.random.default_rng(0))
+    assert limit_s <= placed.search_s < limit_s + 0.6
+    assert place(name, problem, evaluations=123).evaluations == 123
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_is_no_worse_than_where_it_starts(name: str) -> None:
+    problem = training_problem(40, 3, seed=5)
+    heuristics_s = min(step_time_s(problem, place(start, problem)) for start in ("single_device", "contiguous", "heft"))
+    assert step_time_s(problem, place(name, problem, evaluations=3000)) < heuristics_s
