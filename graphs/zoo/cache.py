@@ -20,7 +20,7 @@ from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError
 from graphs.files import load_graph_file, save_graph_file
 
-_SOURCES = ("capture*.py", "computation_graph.py", "files.py", "zoo/*.py")
+_SOURCES = ("capture/*.py", "computation_graph.py", "files.py", "zoo/*.py")
 """Source files, from the folder of `graphs`, that a captured graph depends on."""
 
 

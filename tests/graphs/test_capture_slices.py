@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from graphs.capture import capture
-from graphs.capture_slices import disjoint, slice_bytes, slice_of
+from graphs.capture.slices import disjoint, slice_bytes, slice_of
 
 
 @st.composite

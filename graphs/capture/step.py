@@ -20,10 +20,10 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.overrides import TorchFunctionMode
 
-from graphs.capture_build import OPTIMIZER_STATES, add_update, to_graph, update_bytes
-from graphs.capture_recorder import Recorder, fake_like
-from graphs.capture_sparse import is_sparse
-from graphs.capture_tags import Tags
+from graphs.capture.build import OPTIMIZER_STATES, add_update, to_graph, update_bytes
+from graphs.capture.recorder import Recorder, fake_like
+from graphs.capture.sparse import is_sparse
+from graphs.capture.tags import Tags
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 

@@ -15,10 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
-from graphs.capture_costs import batch_rows, bytes_accessed, compute_dtype, flops, op_type
-from graphs.capture_slices import Slice, disjoint, slice_bytes, slice_of
-from graphs.capture_sparse import check_sparse, is_sparse, sparse_bag_gradient, sparse_sum
-from graphs.capture_tags import Tag, Tags
+from graphs.capture.costs import batch_rows, bytes_accessed, compute_dtype, flops, op_type
+from graphs.capture.slices import Slice, disjoint, slice_bytes, slice_of
+from graphs.capture.sparse import check_sparse, is_sparse, sparse_bag_gradient, sparse_sum
+from graphs.capture.tags import Tag, Tags
 from graphs.computation_graph import INPUT, PARAMETER, Shape
 
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from graphs.capture_recorder import RawOp, Recorder, Value
-from graphs.capture_slices import disjoint, slice_bytes
+from graphs.capture.recorder import RawOp, Recorder, Value
+from graphs.capture.slices import disjoint, slice_bytes
 from graphs.computation_graph import INPUT, PARAMETER, ComputationGraph, OpRecord, TensorRecord, build
 
 OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "rmsprop": 1, "adam": 2}
