@@ -128,7 +128,7 @@ def find(root: list[int], i: int) -> int:
 def _weights(graph: ComputationGraph, groups: Groups) -> list[float]:
     """Each group's share of work, of resident bytes and of the number of groups, added."""
     total = np.full(groups.num_groups, 1 / groups.num_groups)
-    for column in (op_work(graph), graph.resident_bytes.sum(axis=1).astype(np.float64)):
+    for column in (op_work(graph), graph.resident_bytes.astype(np.float64).sum(axis=1)):
         if column.sum() > 0:
             total += np.bincount(groups.group_of_op, column, groups.num_groups) / column.sum()
     return [float(w) for w in total]

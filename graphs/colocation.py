@@ -309,7 +309,7 @@ def _shares(
     count = int(of_op.max()) + 1
     work = op_work(graph)
     share = np.bincount(of_op, work, count) / max(work.sum(), 1.0)
-    resident = graph.resident_bytes.sum(axis=1).astype(np.float64)
+    resident = graph.resident_bytes.astype(np.float64).sum(axis=1)
     edges = np.flatnonzero(is_parameter_op[graph.edge_producer])
     producer = graph.edge_producer[edges]
     readers = np.bincount(producer, minlength=graph.num_ops)

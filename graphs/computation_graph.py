@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -251,10 +252,13 @@ def build(
         InputError: An op or tensor is not valid, or the graph has a cycle; the message names the op.
     """
     num_ops = len(ops)
-    for tensor in tensors:
-        for index in (tensor.producer, *tensor.consumers):
+    for what, indices in (
+        *(("a tensor", (t.producer, *t.consumers)) for t in tensors),
+        *(("a co-location constraint", members) for members in colocation),
+    ):
+        for index in indices:
             if not 0 <= index < num_ops:
-                raise InputError(f"graph '{name}': a tensor refers to op number {index}, but there are {num_ops} ops")
+                raise InputError(f"graph '{name}': {what} refers to op number {index}, but there are {num_ops} ops")
     rank = _topological_rank(name, ops, tensors)
     ordered: list[OpRecord] = [ops[0]] * num_ops if ops else []
     for position, op in enumerate(ops):
@@ -274,7 +278,6 @@ def build(
     group_of = np.full(num_ops, -1, dtype=np.int32)
     for number, members in enumerate(_merge_overlapping([[rank[i] for i in c] for c in colocation])):
         group_of[members] = number
-    specs = sorted({spec for op in ops for spec in op.time_s})
     counts = [len(consumers) for _, _, _, consumers in kept]
     return ComputationGraph(
         name=name,
@@ -298,7 +301,7 @@ def build(
         consumer_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         consumers=np.array([c for _, _, _, consumers in kept for c in consumers], dtype=np.int32),
         colocation=group_of,
-        time_s={spec: np.array([op.time_s.get(spec, np.nan) for op in ordered], dtype=np.float64) for spec in specs},
+        time_s=_time_columns(ordered),
     )
 
 
@@ -325,23 +328,30 @@ def _topological_rank(name: str, ops: Sequence[OpRecord], tensors: Sequence[Tens
             if waiting[successor] == 0:
                 heapq.heappush(ready, successor)
     if done < num_ops:
-        raise InputError(f"graph '{name}' has a cycle through op '{ops[_op_on_a_cycle(successors, rank)].name}'")
+        cycle = [ops[i].name for i in _cycle(successors, rank)]
+        path = cycle if len(cycle) <= 6 else [*cycle[:4], "...", cycle[-1]]
+        raise InputError(
+            f"graph '{name}' has a cycle through op '{cycle[0]}' ({' -> '.join([*path, cycle[0]])}); a step has none: "
+            "remove one of its tensors"
+        )
     return rank
 
 
-def _op_on_a_cycle(successors: list[list[int]], rank: list[int]) -> int:
-    """An op that really lies on a cycle, not merely behind one: walk back until an op repeats."""
+def _cycle(successors: list[list[int]], rank: list[int]) -> list[int]:
+    """The ops of one cycle, in its order, from the first given: walk back from an op that was never ready."""
     predecessor = {}
     for op, targets in enumerate(successors):
         if rank[op] < 0:
             for target in targets:
                 predecessor[target] = op
     op = next(i for i, r in enumerate(rank) if r < 0)
-    seen: set[int] = set()
-    while op not in seen:
-        seen.add(op)
+    walked: dict[int, int] = {}
+    while op not in walked:
+        walked[op] = len(walked)
         op = predecessor[op]
-    return op
+    cycle = list(walked)[walked[op] :][::-1]
+    first = cycle.index(min(cycle))
+    return cycle[first:] + cycle[:first]
 
 
 def _merge_overlapping(sets: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -376,9 +386,22 @@ def _int_column(name: str, ops: Sequence[OpRecord], key: str, dtype: Any) -> NDA
     limit = np.iinfo(dtype).max
     for op in ops:
         value = getattr(op, key)
-        if not 0 <= value <= limit:
-            raise InputError(f"graph '{name}': op '{op.name}' has {key} = {value}; it must be from 0 to {limit}")
+        if not _is_whole(value, limit):
+            raise InputError(
+                f"graph '{name}': op '{op.name}' has {key} = {value}; it must be a whole number from 0 to {limit}"
+            )
     return np.array([getattr(op, key) for op in ops], dtype=dtype)
+
+
+def _is_whole(value: Any, limit: int = 2**63 - 1) -> bool:
+    """Whether a size is one; NumPy would cut a fraction off without a word."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) <= limit
+
+
+def _time_columns(ops: Sequence[OpRecord]) -> dict[str, NDArray[np.float64]]:
+    """The profiled times; NaN in a record says, as in a column, that the op was not profiled."""
+    specs = sorted({spec for op in ops for spec, seconds in op.time_s.items() if not math.isnan(seconds)})
+    return {spec: np.array([op.time_s.get(spec, np.nan) for op in ops], dtype=np.float64) for spec in specs}
 
 
 def _choice_column(name: str, ops: Sequence[OpRecord], key: str, choices: tuple[str, ...]) -> NDArray[np.int8]:
@@ -400,8 +423,11 @@ def _resident_column(name: str, ops: Sequence[OpRecord]) -> NDArray[np.int64]:
                     f"graph '{name}': op '{op.name}' has resident bytes of '{part}'; "
                     f"known parts: {', '.join(RESIDENT_PARTS)}"
                 )
-            if not 0 <= size <= np.iinfo(np.int64).max:
-                raise InputError(f"graph '{name}': op '{op.name}' has {size} resident bytes of '{part}'")
+            if not _is_whole(size):
+                raise InputError(
+                    f"graph '{name}': op '{op.name}' has {size} resident bytes of '{part}'; it must be a whole number "
+                    "that is not negative"
+                )
             column[i, RESIDENT_PARTS.index(part)] = size
     return column
 
@@ -422,9 +448,24 @@ def _kinds_column(name: str, ops: Sequence[OpRecord]) -> NDArray[np.uint8]:
 
 def _tensor_bytes(name: str, ops: Sequence[OpRecord], tensors: Sequence[tuple[int, TensorRecord]]) -> NDArray[np.int64]:
     for producer, tensor in tensors:
-        if not 0 <= tensor.bytes <= np.iinfo(np.int64).max:
-            raise InputError(f"graph '{name}': op '{ops[producer].name}' makes a tensor of {tensor.bytes} bytes")
+        if not _is_whole(tensor.bytes):
+            raise InputError(
+                f"graph '{name}': op '{ops[producer].name}' makes a tensor of {tensor.bytes} bytes; it must be a whole "
+                "number that is not negative"
+            )
     return np.array([t.bytes for _, t in tensors], dtype=np.int64)
+
+
+_COLUMNS = {
+    **dict.fromkeys(("op_type", "module", "module_call", "batch", "colocation"), (np.int32, 1)),
+    **dict.fromkeys(("tensor_producer", "consumers"), (np.int32, 1)),
+    **dict.fromkeys(("flops", "bytes_accessed", "tensor_bytes", "consumer_offsets"), (np.int64, 1)),
+    **dict.fromkeys(("phase", "dtype"), (np.int8, 1)),
+    "allowed_kinds": (np.uint8, 1),
+    "resident_bytes": (np.int64, 2),
+    "tensor_resident": (np.bool_, 1),
+}
+"""Type and number of dimensions of each column; NumPy would wrap or round other types only when they are used."""
 
 
 def _check(graph: ComputationGraph) -> None:
@@ -442,10 +483,16 @@ def _check(graph: ComputationGraph) -> None:
             if op_name in seen:
                 fail(f"two ops are called '{op_name}'; names must be unique")
             seen.add(op_name)
+    for key, (dtype, dimensions) in _COLUMNS.items():
+        column = getattr(graph, key)
+        if column.dtype != dtype or column.ndim != dimensions:
+            fail(f"column {key} is {column.dtype} in {column.ndim} dimensions, not {np.dtype(dtype)} in {dimensions}")
     per_op = ("op_type", "module", "module_call", "phase", "flops", "bytes_accessed", "dtype", "batch", "allowed_kinds")
     for key in (*per_op, "colocation", "output_shapes", "resident_bytes"):
         if len(getattr(graph, key)) != num_ops:
             fail(f"column {key} has {len(getattr(graph, key))} rows for {num_ops} ops")
+    if graph.resident_bytes.shape[1] != len(RESIDENT_PARTS):
+        fail(f"resident_bytes has {graph.resident_bytes.shape[1]} columns, not {len(RESIDENT_PARTS)}")
     limits = {"op_type": len(graph.type_names), "module": len(graph.module_names)}
     limits |= {"phase": len(PHASES), "dtype": len(DTYPES), "allowed_kinds": ANY_KIND + 1}
     for key in per_op:
@@ -453,6 +500,9 @@ def _check(graph: ComputationGraph) -> None:
         bad = np.flatnonzero((column < 0) | (column > limits.get(key, np.iinfo(column.dtype).max + 1) - 1))
         if bad.size:
             fail(f"op '{graph.op_names[bad[0]]}' has {key} = {column[bad[0]]}, which is out of range")
+    bad = np.flatnonzero(graph.colocation < -1)
+    if bad.size:
+        fail(f"op '{graph.op_names[bad[0]]}' has colocation = {graph.colocation[bad[0]]}; -1 means bound to nothing")
     bad = np.flatnonzero(graph.allowed_kinds == 0)
     if bad.size:
         fail(f"op '{graph.op_names[bad[0]]}' is allowed on no kind of device")
@@ -463,8 +513,8 @@ def _check(graph: ComputationGraph) -> None:
         if any(d < 0 for shape in shapes for d in shape):
             fail(f"op '{graph.op_names[i]}' has a negative dimension in its output shapes {shapes}")
     for spec, times in graph.time_s.items():
-        if len(times) != num_ops:
-            fail(f"profiled times for '{spec}' have {len(times)} rows for {num_ops} ops")
+        if times.dtype != np.float64 or times.shape != (num_ops,):
+            fail(f"profiled times for '{spec}' are {times.dtype} of shape {times.shape} for {num_ops} ops")
         bad = np.flatnonzero((times < 0) | np.isinf(times))
         if bad.size:
             fail(

@@ -174,7 +174,7 @@ def load_graph_file(path: str | os.PathLike[str]) -> ComputationGraph:
     try:
         return decode_graph(data)
     except InputError as error:
-        raise InputError(f"graph file '{path}': {_printable(str(error))}") from error.__cause__
+        raise InputError(f"graph file '{path}': {error}") from error.__cause__
 
 
 def encode_graph(graph: ComputationGraph) -> bytes:
@@ -397,11 +397,6 @@ def _not_finite(value: Any, where: str) -> Iterator[tuple[str, float]]:
 def _shown(value: Any) -> str:
     text = f"'{value}'" if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _printable(text: str) -> str:
-    """The text with control characters escaped: a name in a file may hold any, and an error is one line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _lower_first(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,11 @@ from graphs.zoo import load
 
 HEAVY = {"flops": 10**9, "bytes_accessed": 10**6}
 LIGHT = {"bytes_accessed": 10}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphs.zoo.cache.user_cache_path", lambda app: tmp_path / app)
 
 
 def op(name: str, type: str = "mul", **columns: object) -> OpRecord:

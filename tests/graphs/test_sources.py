@@ -77,7 +77,8 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     assert load_graph(str(tmp_path / "a.b.graph.json.gz")).sha256 == graph.sha256
 
 
-def test_a_workload_of_the_zoo_is_captured() -> None:
+def test_a_workload_of_the_zoo_is_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphs.zoo.cache.user_cache_path", lambda app: tmp_path / app)
     graph = load_graph("rnnlm:steps=2,hidden=8,vocabulary=20,batch=3")
     assert {"rnnlm", "steps=2"} <= set(graph.name.replace(":", ",").split(","))
     assert {"cells.0", "cells.1", "softmax"} <= set(graph.module_names)
