@@ -100,9 +100,9 @@ def _cycle(
         # So few that most are looked at: those behind the first that is accepted are lost.
         size = int(np.clip(config.batch_acceptances / accepted_share, 2, config.largest_batch))
         batch = np.stack([moves.propose(placement) for _ in range(size)])
-        # Metropolis' rule with its random number drawn first: accept below this cost.
+        # Metropolis' rule with its random number drawn first: accept up to this cost; what is proven slower is aborted.
         limits_s = cost_s + temperature_s * rng.exponential(size=size)
-        costs_s = search.penalised_s(search.evaluate(units.to_groups(batch)))
+        costs_s = search.penalised_s(search.evaluate(units.to_groups(batch), abort_above_s=limits_s))
         accepted = np.flatnonzero(costs_s <= limits_s[: len(costs_s)])
         looked_at = int(accepted[0]) + 1 if len(accepted) else len(costs_s)
         accepted_share += (bool(len(accepted)) - accepted_share * looked_at) * 0.02

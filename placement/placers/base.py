@@ -116,11 +116,21 @@ class Search:
             return max(by_count, 0.0)
         return max(min(by_count, (limit - self.elapsed_s) * self.evaluations / max(self.elapsed_s, 1e-9)), 0.0)
 
-    def evaluate(self, placements: NDArray[np.integer]) -> Evaluation:
-        """Evaluate ``int[B, G]`` placements; with a limit on evaluations, only the first that still fit in it."""
+    def evaluate(
+        self, placements: NDArray[np.integer], *, abort_above_s: float | NDArray[np.float64] | None = None
+    ) -> Evaluation:
+        """Evaluate ``int[B, G]`` placements; with a limit on evaluations, only the first that still fit in it.
+
+        Args:
+            placements: The placements.
+            abort_above_s: As in `PlacementProblem.evaluate`, a cost as of `penalised_s`: the caller promises to treat
+                everything above it alike.
+        """
         if self.budget.evaluations is not None:
             placements = placements[: max(self.budget.evaluations - self.evaluations, 0)]
-        evaluation = self.problem.evaluate(placements)
+            if isinstance(abort_above_s, np.ndarray):
+                abort_above_s = abort_above_s[: len(placements)]
+        evaluation = self.problem.evaluate(placements, abort_above_s=abort_above_s)
         self.evaluations += len(placements)
         if len(placements) == 0:
             return evaluation
@@ -140,11 +150,13 @@ class Search:
     def penalised_s(self, evaluation: Evaluation) -> NDArray[np.float64]:
         """``float64[B]``: the step time, and for what does not fit more than any feasible step, by the bytes missing.
 
-        A search that compares these numbers walks downhill to what fits, and from then on downhill in time.
+        A search that compares these numbers walks downhill to what fits, and from then on downhill in time. Infinite
+        where the evaluation was aborted.
         """
         memory = self.problem.cluster.memory_bytes
         missing = np.maximum(evaluation.peak_memory_bytes - memory, 0).sum(axis=1) / max(int(memory.sum()), 1)
-        return np.where(evaluation.feasible, evaluation.step_time_s, self.failing_s * (1.0 + missing))
+        penalty_s = np.where(evaluation.aborted, np.inf, self.failing_s * (1.0 + missing))
+        return np.where(evaluation.feasible, evaluation.step_time_s, penalty_s)
 
     @cached_property
     def failing_s(self) -> float:

@@ -116,7 +116,7 @@ def _search_cuts(search: Search, order: NDArray[np.int64], devices: NDArray[np.i
                     cuts = best.copy()
                     cuts[i:last] += shift
                     moved.append(np.clip(np.maximum.accumulate(cuts), 0, len(order)))
-        tried, tried_s = _best(search, order, devices, np.array(moved)) if moved else (None, np.inf)
+        tried, tried_s = _best(search, order, devices, np.array(moved), below_s=best_s) if moved else (None, np.inf)
         if tried is not None and tried_s < best_s:
             best, best_s = tried, tried_s
         elif step == 1:
@@ -126,11 +126,19 @@ def _search_cuts(search: Search, order: NDArray[np.int64], devices: NDArray[np.i
 
 
 def _best(
-    search: Search, order: NDArray[np.int64], devices: NDArray[np.int64], cuts: NDArray[np.int64]
+    search: Search,
+    order: NDArray[np.int64],
+    devices: NDArray[np.int64],
+    cuts: NDArray[np.int64],
+    *,
+    below_s: float | None = None,
 ) -> tuple[NDArray[np.int64] | None, float]:
-    """The best of several cuts ``int64[B, C]`` and its cost; (None, inf) where the budget allows no evaluation."""
+    """The best of several cuts ``int64[B, C]`` and its cost; (None, inf) where the budget allows no evaluation.
+
+    Cuts that cost more than `below_s` may be given as infinitely bad.
+    """
     placements = np.stack([from_cuts(search.problem, order, devices, row) for row in cuts])
-    cost = search.penalised_s(search.evaluate(placements))
+    cost = search.penalised_s(search.evaluate(placements, abort_above_s=below_s))
     if not len(cost):
         return None, np.inf
     at = int(cost.argmin())

@@ -55,7 +55,8 @@ def _sharpen(search: Search, units: Units, rng: np.random.Generator, *, until: f
     elite_s = np.zeros(0)
     while not search.spent and search.spent_share < until and len(units.movable):
         samples = _draw(probability, rng)
-        costs_s = search.penalised_s(search.evaluate(units.to_groups(samples)))
+        worst_s = float(elite_s.max()) if len(elite_s) == ELITE else None
+        costs_s = search.penalised_s(search.evaluate(units.to_groups(samples), abort_above_s=worst_s))
         # The elite of all iterations since the opening, not of this one alone: a good sample is not forgotten.
         pool, pool_s = np.concatenate([elite, samples[: len(costs_s)]]), np.concatenate([elite_s, costs_s])
         best = np.argsort(pool_s, kind="stable")[:ELITE]

@@ -81,7 +81,9 @@ def _breed(search: Search, units: Units, rng: np.random.Generator, *, until: flo
             mutants[i] = encode(mutant)
         children = _cross(units, elite, keys[ELITE:], POPULATION - ELITE - MUTANTS, rng)
         fresh = np.concatenate([mutants, children])
-        fresh_s = search.penalised_s(search.evaluate(units.to_groups(decode(fresh))))
+        # What is slower than the elite is one of the rest, however slow it is.
+        worst_s = float(costs_s[ELITE - 1])
+        fresh_s = search.penalised_s(search.evaluate(units.to_groups(decode(fresh)), abort_above_s=worst_s))
         if len(fresh_s) < len(fresh):
             break
         keys, costs_s = np.concatenate([elite, fresh]), np.concatenate([costs_s[:ELITE], fresh_s])

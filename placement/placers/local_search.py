@@ -82,7 +82,7 @@ def _descend(
 def _first_better(
     search: Search, units: Units, batch: list[NDArray[np.int64]], cost_s: float
 ) -> tuple[NDArray[np.int64], float] | None:
-    costs_s = search.penalised_s(search.evaluate(units.to_groups(np.stack(batch))))
+    costs_s = search.penalised_s(search.evaluate(units.to_groups(np.stack(batch)), abort_above_s=cost_s))
     better = np.flatnonzero(costs_s < cost_s)
     return (batch[better[0]], float(costs_s[better[0]])) if len(better) else None
 

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from envs.problem import Evaluation, PlacementProblem
+from placement.placers import get_placer
 from placement.placers.base import Budget, Search
 from placement.placers.moves import Moves, coarse_to_fine, coarse_units, single_units
 from tests.placement.placer_problems import random_problem, training_problem
@@ -77,3 +79,24 @@ def test_what_does_not_fit_costs_more_than_what_does_and_less_when_less_is_missi
     order = np.argsort(missing, kind="stable")
     assert (np.diff(costs_s[order][missing[order] > 0]) >= 0).all()
     assert (search.failing_s > evaluation.step_time_s).all()
+
+
+def test_early_abort_changes_no_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The annealer walks the same way with and without it: only placements that it rejects are aborted."""
+    problem = training_problem(25, 3, seed=2, room=0.6)
+    place = get_placer("annealing").function
+    with_abort = place(problem, budget=Budget(evaluations=1500), rng=np.random.default_rng(1))
+    aborted = 0
+    evaluate = PlacementProblem.evaluate
+
+    def without(self: PlacementProblem, placements: np.ndarray, *, abort_above_s: object = None) -> Evaluation:
+        nonlocal aborted
+        exact = evaluate(self, placements)
+        if abort_above_s is not None:
+            aborted += int((exact.step_time_s > abort_above_s).sum())
+        return exact
+
+    monkeypatch.setattr(PlacementProblem, "evaluate", without)
+    without_abort = place(problem, budget=Budget(evaluations=1500), rng=np.random.default_rng(1))
+    assert aborted > 100
+    assert np.array_equal(with_abort.placement, without_abort.placement)
