@@ -18,6 +18,9 @@ from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, INPUT, ComputationG
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
 from graphs.groups import Groups
 
+_MOST_INDICES = 2**24
+"""How many device indices of ops are made at once: 64 MiB."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -159,8 +162,26 @@ class PlacementProblem:
             InputError: The shape or a device index is wrong, or a bound is not a number.
         """
         placements = self._checked(placements, self.num_groups)
-        feasible = self.allowed[np.arange(self.num_groups), placements].all(axis=1)
-        return self._evaluate(self.groups.to_ops(placements), feasible, threads, abort_above_s)
+        allowed = self.allowed[np.arange(self.num_groups), placements].all(axis=1)
+        bounds_s = None if abort_above_s is None else np.broadcast_to(abort_above_s, len(placements))
+        # Expanded to ops a batch can be large, so it is expanded in parts.
+        rows = max(_MOST_INDICES // self.graph.num_ops, 1)
+        parts = [
+            self._evaluate(
+                self.groups.to_ops(placements[i : i + rows]),
+                allowed[i : i + rows],
+                threads,
+                None if bounds_s is None else bounds_s[i : i + rows],
+            )
+            for i in range(0, max(len(placements), 1), rows)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return Evaluation(
+            np.concatenate([p.step_time_s for p in parts]),
+            np.concatenate([p.peak_memory_bytes for p in parts]),
+            np.concatenate([p.feasible for p in parts]),
+        )
 
     def evaluate_ops(
         self,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.cluster import Cluster
+
 if TYPE_CHECKING:
     from envs.simulator import SimulatorInput
 
@@ -61,6 +63,12 @@ class Trace:
     def num_transfers(self) -> int:
         """``K``."""
         return len(self.transfer_tensor)
+
+    def transfer_directions(self, cluster: Cluster) -> list[NDArray[np.int32]]:
+        """For each of the ``K`` transfers the numbers of the link directions that it crosses, in order."""
+        routes = cluster.routes
+        pairs = self.transfer_source.astype(np.int64) * cluster.num_devices + self.transfer_destination
+        return [routes.directions[routes.offsets[p] : routes.offsets[p + 1]] for p in pairs.tolist()]
 
     def busy_s(self) -> NDArray[np.float64]:
         """``float64[D]``: seconds for which each device computes."""

@@ -43,11 +43,7 @@ def chrome_events(trace: Trace, graph: ComputationGraph, cluster: Cluster) -> li
     events = [_name("process_name", _DEVICES, 0, "devices"), _name("process_name", _LINKS, 0, "links")]
     events.append(_name("process_name", _MEMORY, 0, "memory"))
     events += [_name("thread_name", _DEVICES, d, name) for d, name in enumerate(cluster.device_names)]
-    routes = cluster.routes
-    crossed = [
-        routes.directions[routes.offsets[pair] : routes.offsets[pair + 1]].tolist()
-        for pair in (trace.transfer_source.astype(int) * cluster.num_devices + trace.transfer_destination).tolist()
-    ]
+    crossed = [directions.tolist() for directions in trace.transfer_directions(cluster)]
     for direction in sorted({d for directions in crossed for d in directions}):
         events.append(_name("thread_name", _LINKS, direction, direction_name(cluster, direction)))
 

@@ -162,9 +162,7 @@ def _link_rows(
     trace: Trace, graph: ComputationGraph, cluster: Cluster
 ) -> tuple[list[int], list[NDArray[np.float64]], NDArray[np.float64]]:
     """The link directions that are used, the shares of each, and for which share of the step each is busy."""
-    routes = cluster.routes
-    pair = trace.transfer_source.astype(np.int64) * cluster.num_devices + trace.transfer_destination
-    uses = [routes.directions[routes.offsets[p] : routes.offsets[p + 1]] for p in pair.tolist()]
+    uses = trace.transfer_directions(cluster)
     number = np.repeat(np.arange(len(uses)), [len(u) for u in uses]) if uses else np.zeros(0, dtype=np.int64)
     direction = np.concatenate(uses) if uses else np.zeros(0, dtype=np.int64)
     phase = graph.phase[graph.tensor_producer[trace.transfer_tensor]].astype(int)

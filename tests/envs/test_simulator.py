@@ -22,3 +22,20 @@ def test_the_kernel_equals_the_plain_version(devices: int, schedule: str) -> Non
             assert_same_trace(simulate(problem.simulator_input, placement), plain)
             assert step_time_s[b] == plain.step_time_s
             np.testing.assert_array_equal(peak[b], plain.peak_memory_bytes)
+
+
+def test_a_batch_too_large_to_expand_at_once_is_evaluated_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = random_graph(60, seed=4)
+    problem = PlacementProblem(graph, one_group_an_op(graph), star(3))
+    placements = np.random.default_rng(0).integers(0, 3, size=(10, 60))
+    whole = problem.evaluate(placements)
+    bounds_s = np.where(np.arange(10) % 2, whole.step_time_s, 0.0)
+    held = problem.evaluate(placements, abort_above_s=bounds_s)
+    monkeypatch.setattr("envs.problem._MOST_INDICES", 60 * 3)
+    for key in ("step_time_s", "peak_memory_bytes", "feasible"):
+        np.testing.assert_array_equal(getattr(problem.evaluate(placements), key), getattr(whole, key))
+        np.testing.assert_array_equal(
+            getattr(problem.evaluate(placements, abort_above_s=bounds_s), key), getattr(held, key)
+        )
+    assert held.aborted.tolist() == [True, False] * 5
+    assert problem.evaluate(np.zeros((0, 60), int)).step_time_s.shape == (0,)

@@ -100,11 +100,9 @@ def check_feasible(problem: PlacementProblem, placement: np.ndarray) -> None:
             needed.add((tensor, placement[reader]))
             assert trace.op_start_s[reader] >= arrival_s[tensor, placement[reader]]
     assert needed == set(arrival_s)
-    routes = problem.cluster.routes
     on_direction: dict[int, list[tuple[float, float]]] = {}
-    for k in range(trace.num_transfers):
-        pair = trace.transfer_source[k] * problem.num_devices + trace.transfer_destination[k]
-        for direction in routes.directions[routes.offsets[pair] : routes.offsets[pair + 1]]:
+    for k, directions in enumerate(trace.transfer_directions(problem.cluster)):
+        for direction in directions:
             on_direction.setdefault(direction, []).append((trace.transfer_start_s[k], trace.transfer_end_s[k]))
     for spans in on_direction.values():
         for (_, end), (start, _) in itertools.pairwise(sorted(spans)):
