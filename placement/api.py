@@ -16,6 +16,7 @@ A graph may also be a `ComputationGraph`, for example from `graphs.capture.captu
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 from graphs.sources import load_graph
 from placement import run_directory
-from placement.comparison import Comparison, Row, check_seed, compare_placers, quick_placers
+from placement.comparison import Comparison, Row, check_seed, compare_placers
 from placement.placers import PLACERS, get_placer
 from placement.placers.base import Budget
 from placement.result import PlacementResult, check_placement, read_placement
@@ -85,7 +86,8 @@ def train(
 
     Args:
         problem: From `make_problem`.
-        time_limit_s: Seconds of training; by default a minute where `updates` is None, too.
+        time_limit_s: Seconds in all, those of the other placers included; by default a minute where `updates` is None,
+            too. The default preset starts from what the other placers answer.
         updates: Updates in all. Only where they alone limit the run does the same seed give the same placement.
         preset: A name in `placement.reinforce.PRESETS`.
         seed: Of all random numbers.
@@ -97,8 +99,9 @@ def train(
         InputError: Bad input; the message says what.
         NoFeasiblePlacementError: Nothing fits; the message says which memory is short by how much.
     """
-    from placement.training_run import make_trainer, run_training  # here, because it loads torch
+    from placement.training_run import compare_others, make_trainer, run_training  # here, because it loads torch
 
+    began = time.perf_counter()
     if time_limit_s is None and updates is None:
         time_limit_s = DEFAULT_TRAIN_S
     run_dir = None if out is None else Path(out)
@@ -110,8 +113,8 @@ def train(
         preset, seed = config.preset, config.seed
     elif run_dir is not None:
         run_directory.check_free(run_dir)
-    others = compare_placers(problem, quick_placers(), budget=Budget(), seed=seed)
-    trainer = make_trainer(problem, preset=preset, seed=seed, run_dir=run_dir, resume=resume)
+    others = compare_others(problem, seed=seed, time_limit_s=time_limit_s)
+    trainer = make_trainer(problem, others, preset=preset, seed=seed, run_dir=run_dir, resume=resume)
     if run_dir is not None and not resume:
         config = run_directory.make_run_config(
             problem,
@@ -124,7 +127,14 @@ def train(
             time_limit_s=time_limit_s,
         )
         run_directory.create(run_dir, config)
-    return run_training(trainer, others, updates=updates, time_limit_s=time_limit_s, on_update=on_update)
+    return run_training(
+        trainer,
+        others,
+        updates=updates,
+        time_limit_s=time_limit_s,
+        spent_s=time.perf_counter() - began,
+        on_update=on_update,
+    )
 
 
 def compare(

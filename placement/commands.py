@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,23 +192,26 @@ def _train(verb: verbs.Train) -> int:
 def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, verb: verbs.Train) -> int:
     """Compare the others, train, show; `run_dir` is made where it is new."""
     from placement import run_directory
-    from placement.comparison import compare_placers, quick_placers
-    from placement.placers.base import Budget
     from placement.progress import ComparisonDisplay, TrainingDisplay
     from placement.report import problem_heading
 
     out, err = _console(), _console(stderr=True)
     problem.check_can_fit()
     out.print(problem_heading(problem))
+    with err.status("loading PyTorch"):
+        from placement.training_run import compare_others, make_trainer, run_training
+    began = time.perf_counter()
     with ComparisonDisplay(err) as display:
-        others = compare_placers(
-            problem, quick_placers(), budget=Budget(), seed=config.seed, on_start=display.start, on_row=display.row
+        others = compare_others(
+            problem,
+            seed=config.seed,
+            time_limit_s=config.time_limit_s,
+            on_start=display.start,
+            on_row=display.row,
         )
     with err.status("starting the training"):
-        from placement.training_run import make_trainer, run_training
-
         trainer = make_trainer(
-            problem, preset=config.preset, seed=config.seed, run_dir=run_dir, resume=verb.resume is not None
+            problem, others, preset=config.preset, seed=config.seed, run_dir=run_dir, resume=verb.resume is not None
         )
     if verb.resume is None:
         run_directory.create(run_dir, config)
@@ -217,9 +221,15 @@ def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, v
         said = "nothing is left to do; more takes --time-limit-s or a larger --updates" if done else "going on"
         err.print(f"{trainer.updates:,} updates are done: {said}", soft_wrap=True)
     try:
-        with TrainingDisplay(err, others, updates=updates, time_limit_s=time_limit_s) as training:
+        spent_s = time.perf_counter() - began
+        with TrainingDisplay(err, others, updates=updates, time_limit_s=time_limit_s, spent_s=spent_s) as training:
             trained = run_training(
-                trainer, others, updates=updates, time_limit_s=time_limit_s, on_update=training.update
+                trainer,
+                others,
+                updates=updates,
+                time_limit_s=time_limit_s,
+                spent_s=spent_s,
+                on_update=training.update,
             )
     except KeyboardInterrupt:  # one that came after the training, or a second one during it
         if not (run_dir / run_directory.PLACEMENT).exists():

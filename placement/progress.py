@@ -33,16 +33,23 @@ class TrainingDisplay:
         comparison: The other placers' rows, to set the best step time against.
         updates: Updates at which the run ends; None where only the time does.
         time_limit_s: Seconds after which it ends; None where only the updates do.
+        spent_s: Seconds of these that are over.
     """
 
     def __init__(
-        self, console: Console, comparison: Comparison, *, updates: int | None, time_limit_s: float | None
+        self,
+        console: Console,
+        comparison: Comparison,
+        *,
+        updates: int | None,
+        time_limit_s: float | None,
+        spent_s: float = 0.0,
     ) -> None:
         self._console = console
         self._comparison = comparison
         self._updates = updates
         self._time_limit_s = time_limit_s
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - spent_s
         self._last_line_s = -math.inf
         self._stats: UpdateStats | None = None
         self._first_update = 0

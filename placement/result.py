@@ -111,7 +111,7 @@ def make_result(
         peak_memory_bytes={
             name: int(peak) for name, peak in zip(devices, evaluation.peak_memory_bytes[0], strict=True)
         },
-        placer=PlacerReference(placer, seed, msgspec.to_builtins(dict(config or {}))),
+        placer=PlacerReference(placer, seed, msgspec.json.decode(msgspec.json.encode(dict(config or {})))),
         ops={name: devices[device] for name, device in zip(graph.op_names, op_devices, strict=True)},
     )
 

@@ -36,7 +36,7 @@ from placement.reinforce import (
 )
 from placement.stats import UpdateStats
 from placement.telemetry import Telemetry
-from placement.warm_start import heuristic_start
+from placement.warm_start import Start, heuristic_start
 
 CHECKPOINT_INTERVAL_S = 20.0
 """Seconds of training between checkpoints; one is written at the end of every run, too."""
@@ -62,6 +62,8 @@ class Trainer:
         config: How to learn.
         seed: Of all random numbers.
         run_dir: Where the checkpoint and TensorBoard's events go; None writes nothing.
+        start: What the heuristics answered, where they were asked before; what that took counts as the trainer's. None
+            lets the trainer ask them.
         checkpoint_interval_s: Seconds between checkpoints.
 
     Attributes:
@@ -83,6 +85,7 @@ class Trainer:
         config: ReinforceConfig,
         seed: int = 0,
         run_dir: Path | str | None = None,
+        start: Start | None = None,
         checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
     ) -> None:
         self.problem = problem
@@ -119,6 +122,7 @@ class Trainer:
             uniform_share=config.search_uniform_share,
             rng=np.random.default_rng([seed, 1]),  # its own: it runs beside the rest
         )
+        self._start_from = start
         self._started = False
         self._most_evaluations: int | None = None
         self._checkpoint_interval_s = checkpoint_interval_s
@@ -163,8 +167,8 @@ class Trainer:
 
         Args:
             updates: Updates in all, those before this call included: running to 10 and then to 20 is running to 20.
-            time_limit_s: Seconds that this call may take. How many updates fit is the machine's affair, so only
-                `updates` and `evaluations` promise the same result twice.
+            time_limit_s: Seconds that this call may take; a first update is made however short they are. How many
+                updates fit is the machine's affair, so only `updates` and `evaluations` promise the same result twice.
             evaluations: Placements evaluated in all, those before this call included.
             on_update: Called after every update.
             should_stop: Asked before every update.
@@ -185,7 +189,7 @@ class Trainer:
                 while True:
                     done = updates is not None and self.updates >= updates
                     spent = evaluations is not None and self.evaluations >= evaluations
-                    late = time.perf_counter() >= deadline
+                    late = time.perf_counter() >= deadline and self._started
                     if done or spent or late or interrupt.is_set() or (should_stop is not None and should_stop()):
                         break
                     whole = False
@@ -222,8 +226,12 @@ class Trainer:
             return
         if self.config.warm_start:
             left = None if self._most_evaluations is None else self._most_evaluations - self.evaluations
-            with self._timed("heuristics"):
+            start = self._start_from
+            if start is None:
                 start = heuristic_start(self.problem, evaluations=left, rng=self._rng)
+            else:
+                self.elapsed_s += start.search_s  # what is asked here, the clock counts
+            self.seconds["heuristics"] += start.search_s
             self.evaluations += start.evaluations
             self._evaluate(np.unique(np.stack(list(start.placements.values())), axis=0))
         self._started = True

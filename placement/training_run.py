@@ -17,17 +17,29 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError, unknown_name
 from graphs.files import write_atomically
 from placement import run_directory
-from placement.comparison import Comparison, Row, check_seed, encode_comparison, make_row
-from placement.placers.base import Placed
+from placement.comparison import (
+    Comparison,
+    Row,
+    check_seed,
+    compare_placers,
+    encode_comparison,
+    make_row,
+    quick_placers,
+)
+from placement.placers.base import Budget, Placed
 from placement.reinforce import PRESETS
 from placement.result import PlacementResult, make_result, write_placement
 from placement.stats import UpdateStats
 from placement.trainer import Trainer
+from placement.warm_start import Start
 
 LEARNED = "reinforce"
 """What results call the learned placer."""
 
 _REFRESH_EVERY_S = 2.0
+
+_OTHERS_SHARE = 0.25
+"""Share of the time limit that one of the placers that do not search may take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +65,45 @@ class TrainedRun:
     interrupted: bool
 
 
+def compare_others(
+    problem: PlacementProblem,
+    *,
+    seed: int,
+    time_limit_s: float | None = None,
+    on_start: Callable[[str], None] | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> Comparison:
+    """Ask the placers that do not search: for the display, for the comparison, and for the learner to start from.
+
+    Args:
+        problem: What to place.
+        seed: Of each placer's random numbers.
+        time_limit_s: Of the whole run, which includes this. Without one, the answers depend on the seed alone.
+        on_start: Called with a placer's name before it runs.
+        on_row: Called with each finished row.
+
+    Raises:
+        InputError: The seed is out of range.
+        NoFeasiblePlacementError: It is proven that no placement fits.
+    """
+    budget = Budget(None if time_limit_s is None else _OTHERS_SHARE * time_limit_s)
+    return compare_placers(problem, quick_placers(), budget=budget, seed=seed, on_start=on_start, on_row=on_row)
+
+
 def make_trainer(
-    problem: PlacementProblem, *, preset: str, seed: int, run_dir: Path | None, resume: bool = False
+    problem: PlacementProblem,
+    others: Comparison,
+    *,
+    preset: str,
+    seed: int,
+    run_dir: Path | None,
+    resume: bool = False,
 ) -> Trainer:
     """The trainer of a run.
 
     Args:
         problem: What to place.
+        others: From `compare_others`: the default preset starts from these placements.
         preset: A name in `PRESETS`.
         seed: Of all random numbers.
         run_dir: Where its files go; None writes none.
@@ -74,7 +118,12 @@ def make_trainer(
         raise unknown_name("preset", preset, PRESETS)
     if resume and run_dir is not None and (run_dir / run_directory.CHECKPOINT).exists():
         return Trainer.resume(problem, run_dir)
-    return Trainer(problem, config=PRESETS[preset], seed=seed, run_dir=run_dir)
+    start = Start(
+        placements={row.placer: row.placement for row in others.rows if row.placement is not None},
+        evaluations=sum(row.evaluations for row in others.rows),
+        search_s=sum(row.search_s for row in others.rows),
+    )
+    return Trainer(problem, config=PRESETS[preset], seed=seed, run_dir=run_dir, start=start)
 
 
 def run_training(
@@ -83,6 +132,7 @@ def run_training(
     *,
     updates: int | None = None,
     time_limit_s: float | None = None,
+    spent_s: float = 0.0,
     on_update: Callable[[UpdateStats], None] | None = None,
 ) -> TrainedRun:
     """Train, keep `placement.json` up to date meanwhile, and write the comparison at the end.
@@ -93,7 +143,8 @@ def run_training(
         trainer: From `make_trainer`.
         others: The rows to compare with.
         updates: Updates in all, those before a resumption included.
-        time_limit_s: Seconds of this call.
+        time_limit_s: Seconds of this call and what came before it, `spent_s`.
+        spent_s: Seconds since the run began, the other placers' among them.
         on_update: Called after each update.
 
     Raises:
@@ -109,7 +160,8 @@ def run_training(
             on_update(stats)
 
     with _stop_on_sigterm() as stop:
-        trainer.run(updates=updates, time_limit_s=time_limit_s, on_update=after_update, should_stop=stop.is_set)
+        left_s = None if time_limit_s is None else max(time_limit_s - spent_s, 0.0)
+        trainer.run(updates=updates, time_limit_s=left_s, on_update=after_update, should_stop=stop.is_set)
     if trainer.best_placement is None:
         if trainer.interrupted or stop.is_set():
             raise KeyboardInterrupt

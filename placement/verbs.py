@@ -34,7 +34,8 @@ class Train:
     cluster: OptionalClusterArg = None
     schedule: ScheduleArg = "priority"
     time_limit_s: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
-    """Seconds of training; a minute where --updates is not given either. With --resume: seconds more."""
+    """Seconds in all but for reading the graph; a minute where --updates is not given either. With --resume: seconds
+    more."""
     updates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Updates in all, those before --resume included; the same seed then gives the same placement."""
     seed: Annotated[int, arg(metavar="K")] = 0

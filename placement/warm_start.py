@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,14 +22,16 @@ class Start:
     Attributes:
         placements: ``int64[G]`` by the placer's name, in the order of `placement.placers.PLACERS`.
         evaluations: Placements that they evaluated on the way.
+        search_s: Wall-clock seconds that they took.
     """
 
     placements: Mapping[str, NDArray[np.int64]]
     evaluations: int
+    search_s: float
 
 
 def heuristic_start(problem: PlacementProblem, *, evaluations: int | None, rng: np.random.Generator) -> Start:
-    """Ask every placer that neither learns nor searches; one that cannot serve the problem is left out.
+    """Ask every placer that answers when it is done; one that cannot serve the problem is left out.
 
     Args:
         problem: What to place.
@@ -36,8 +39,9 @@ def heuristic_start(problem: PlacementProblem, *, evaluations: int | None, rng: 
             half of them, since what it answers must be evaluated, too. None for as many as they like.
         rng: For those that draw.
     """
-    heuristics = [info for info in PLACERS.values() if not info.learns and not info.searches]
+    heuristics = [info for info in PLACERS.values() if not (info.learns or info.searches or info.exact)]
     share = None if evaluations is None else evaluations // (2 * len(heuristics))
+    started = time.perf_counter()
     placements: dict[str, NDArray[np.int64]] = {}
     used = 0
     for info in heuristics:
@@ -47,4 +51,4 @@ def heuristic_start(problem: PlacementProblem, *, evaluations: int | None, rng: 
             continue
         placements[info.name] = placed.placement
         used += placed.evaluations
-    return Start(placements, used)
+    return Start(placements, used, time.perf_counter() - started)

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from graphs.files import save_graph_file
 from graphs.synthetic import random_graph
+from placement.placers import get_placer
+from placement.placers.base import Budget, Placed
 from placement.result import encode_placement
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +54,29 @@ def test_without_a_directory_no_file_is_written_and_the_placement_is_the_same(
     assert alone.run_dir is None
     written = placement.train(problem, updates=2, seed=4, out="run")
     assert encode_placement(alone.result) == encode_placement(written.result)
+
+
+def test_the_learner_starts_from_the_placers_that_ran_before_it_and_the_limit_includes_them(
+    problem: PlacementProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    round_robin = get_placer("round_robin").function
+
+    def slow(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+        asked.append(budget.time_limit_s)
+        time.sleep(0.5)
+        return replace(round_robin(problem, budget=budget, rng=rng), search_s=0.5, evaluations=1000)
+
+    monkeypatch.setattr("placement.placers.round_robin.place", slow)
+    run = placement.train(problem, updates=1)
+    assert asked == [None]  # once, and with no limit that could change its answer
+    assert run.training_s >= 0.5
+    others = run.comparison.rows[:-1]
+    assert run.evaluations > sum(row.evaluations for row in others) > 1000
+    assert run.result.step_time_s <= min(row.step_time_s for row in others if row.feasible and row.step_time_s)
+    run = placement.train(problem, time_limit_s=0.4)  # shorter than what comes before the first update
+    assert asked == [None, 0.1]
+    assert run.updates == 1
 
 
 def test_a_run_goes_on_where_it_stopped(problem: PlacementProblem, tmp_path: Path) -> None:
