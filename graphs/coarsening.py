@@ -138,9 +138,7 @@ def _classes(graph: ComputationGraph, groups: Groups) -> NDArray[np.int64]:
     """``int64[G]``: groups of different numbers must not be merged: kinds of device differ, or only one is inputs."""
     kinds = np.full(groups.num_groups, ANY_KIND, dtype=np.int64)
     np.bitwise_and.at(kinds, groups.group_of_op, graph.allowed_kinds.astype(np.int64))
-    inputs = np.zeros(graph.num_ops, dtype=np.bool_)
-    if INPUT in graph.type_names:
-        inputs = (graph.op_type == graph.type_names.index(INPUT)) & (graph.allowed_kinds == ANY_KIND)
+    inputs = graph.is_type(INPUT) & (graph.allowed_kinds == ANY_KIND)
     holds_inputs = np.bincount(groups.group_of_op, inputs, groups.num_groups) > 0
     return kinds + holds_inputs * (ANY_KIND + 1)
 
@@ -157,7 +155,7 @@ def _pairs(graph: ComputationGraph, groups: Groups) -> Iterator[tuple[float, int
 
     scopes = _scopes(families)
     innermost = np.unique([scope[0] for scope in scopes], return_inverse=True)[1]
-    reads = graph.op_type[graph.edge_producer] != _type_index(graph, PARAMETER)
+    reads = ~graph.is_type(PARAMETER)[graph.edge_producer]
     source = groups.group_of_op[graph.edge_producer[reads]].astype(np.int64)
     target = groups.group_of_op[graph.consumers[reads]].astype(np.int64)
     siblings = (source != target) & (kind[source] == kind[target]) & (innermost[source] == innermost[target])
@@ -182,8 +180,8 @@ def _runs(graph: ComputationGraph, groups: Groups) -> NDArray[np.bool_]:
 
     Ops that sum a parameter's gradient are bound to it, and so make no difference.
     """
-    bound = graph.colocation[(graph.colocation >= 0) & (graph.op_type == _type_index(graph, PARAMETER))]
-    source = np.isin(graph.op_type, [_type_index(graph, PARAMETER), _type_index(graph, INPUT)])
+    bound = graph.colocation[(graph.colocation >= 0) & graph.is_type(PARAMETER)]
+    source = graph.is_type(PARAMETER) | graph.is_type(INPUT)
     update = graph.phase == PHASES.index("update")
     sums = np.isin(graph.colocation, bound) & (graph.phase != PHASES.index("forward"))
     runs = np.zeros(groups.num_groups, dtype=np.bool_)
@@ -194,10 +192,6 @@ def _runs(graph: ComputationGraph, groups: Groups) -> NDArray[np.bool_]:
 def _depth(level: int, scope: str) -> int:
     """How far a common enclosing module is: the whole model is always the farthest."""
     return level if scope else _LEVELS
-
-
-def _type_index(graph: ComputationGraph, name: str) -> int:
-    return graph.type_names.index(name) if name in graph.type_names else -1
 
 
 def _scopes(families: Sequence[str]) -> list[list[str]]:

@@ -16,17 +16,17 @@ op was captured in.
 3. *Inputs.* The step's inputs are the group ``inputs``, with nothing else in it: they start on the host.
 4. *Module calls.* All ops of one call of one module, forward and backward, are a group: ``encoder.0/7`` is the eighth
    call of ``encoder.0``, its time step 7. The innermost module decides, except that a small one is one with its parts:
-   a module that does something itself and whose parts are all leaves, called once in each of its calls, at most four of
-   them with FLOPs (an LSTM cell made of two products; convolution, normalisation and activation; attention with its
-   query, key, value and output).
+   a module that does something itself and whose parts are all leaves, called once in each of its calls, at most two of
+   them with FLOPs (convolution, normalisation and activation; two layers with an activation between), or four where it
+   is called in many steps (an LSTM cell made of products, a step of attention).
 5. *Leftovers* are ops of no module: those of the model itself (``""``), and those of a module that loops over its parts
    (it is called less often than a part), because they belong to many steps. A leftover whose output only one other op
    of the forward pass reads joins it, repeatedly. One that several read joins the producer of its largest input, or
    where no group makes one its first reader. A backward leftover joins the group whose parameter it reads or whose
    parameter's gradient it makes; else the producer of the largest forward tensor that it reads, which is the group of
    its forward op; else it does as in the forward pass. A group takes in leftovers up to a 128th of the step's work and
-   memory (where they have FLOPs a 1024th), and the rest stand alone: the paper's rule by itself makes one group of any
-   chain.
+   memory or four average ops (where they have FLOPs up to a 1024th), and the rest stand alone: the paper's rule by
+   itself makes one group of any chain. In a graph without any FLOPs, only profiled times, all ops count as having some.
 6. *What hardly works.* A module call without FLOPs (activation, normalisation, dropout, loss) that reads from only one
    group joins it where that one has FLOPs; one without parameters that only one group reads joins that.
 7. *Parameters.* A parameter (with what is bound to it: its gradient's accumulation, optimizer state and update) whose
@@ -37,13 +37,12 @@ op was captured in.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from graphs.coarsening import coarsen, find, op_work, unique_names
-from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, INPUT, PARAMETER, PHASES, ComputationGraph
+from graphs.coarsening import coarsen, find, unique_names
+from graphs.colocation_atoms import BACKWARD, FORWARD, Atoms, Call, make_atoms
+from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, ComputationGraph
 from graphs.errors import InputError
 from graphs.groups import Groups, make_groups
 
@@ -53,19 +52,11 @@ WANTED_GROUPS = 256
 LEFTOVER_SHARE = 1 / 128
 """The share of a step's work and memory that a group takes in as leftovers."""
 
+LEFTOVER_OPS = 4
+"""The same as a number of average ops, where it is more: in a small graph every op is a large share."""
+
 LEFTOVER_SHARE_WITH_FLOPS = 1 / 1024
-"""The same for leftovers that have FLOPs: products are what a placement is about, and better stand alone."""
-
-UNIT_PARTS = 4
-"""The most parts with FLOPs of a module that is one group with its parts."""
-
-_LEVELS = 64
-"""Enclosing modules that are looked at; far more than any model nests."""
-
-_FORWARD, _BACKWARD, _UPDATE = (PHASES.index(phase) for phase in ("forward", "backward", "update"))
-
-Call = tuple[str, int]
-"""A module path and the how-manieth call of that module."""
+"""The share that counts for leftovers with FLOPs: products are what a placement is about, and better stand alone."""
 
 
 def colocate(graph: ComputationGraph, *, wanted_groups: int = WANTED_GROUPS) -> Groups:
@@ -91,7 +82,7 @@ def colocate(graph: ComputationGraph, *, wanted_groups: int = WANTED_GROUPS) -> 
 
 def natural_groups(graph: ComputationGraph) -> Groups:
     """The groups that the structure of a graph suggests, however many they are; see `colocate`."""
-    atoms = _make_atoms(graph)
+    atoms = make_atoms(graph)
     state = _Clusters(atoms)
     _join_inputs(state)
     _join_module_calls(state)
@@ -104,43 +95,10 @@ def natural_groups(graph: ComputationGraph) -> Groups:
     return _name_groups(graph, state)
 
 
-@dataclass(frozen=True, eq=False)
-class _Atoms:
-    """What co-location constraints leave to decide: sets of bound ops, and single ops. Letter: ``A`` atoms.
-
-    Attributes:
-        of_op: ``int64[N]``.
-        first_op: For each atom, its first op.
-        kinds: Bit mask of the kinds of device that all its ops allow.
-        phase: Of its first op.
-        is_input: All its ops are inputs.
-        is_parameter: It has a parameter, and no op of the forward pass that belongs to a module.
-        call: The module call that it belongs to by rule 4; None for leftovers, inputs and parameters.
-        owner: The module of its first op, for names.
-        has_flops: It has FLOPs.
-        share: Its share of the step's work plus, for what reads parameters, of the resident bytes.
-        reads: For each atom what it reads, as (atom, bytes, whether a parameter), in tensor order.
-        readers: For each atom which others read it, without repetition, in order.
-    """
-
-    of_op: NDArray[np.int64]
-    first_op: list[int]
-    kinds: list[int]
-    phase: list[int]
-    is_input: list[bool]
-    is_parameter: list[bool]
-    call: list[Call | None]
-    owner: list[str]
-    has_flops: list[bool]
-    share: list[float]
-    reads: list[list[tuple[int, int, bool]]]
-    readers: list[list[int]]
-
-
 class _Clusters:
     """Atoms that were joined so far: a forest, with what each tree weighs and is called."""
 
-    def __init__(self, atoms: _Atoms) -> None:
+    def __init__(self, atoms: Atoms) -> None:
         count = len(atoms.first_op)
         self.atoms = atoms
         self.root = list(range(count))
@@ -174,152 +132,12 @@ class _Clusters:
         if a == b:
             return True
         taken = self.taken_in[b] + self.share[a]
-        most = LEFTOVER_SHARE_WITH_FLOPS if self.has_flops[a] else LEFTOVER_SHARE
+        most = LEFTOVER_SHARE_WITH_FLOPS if self.has_flops[a] else max(LEFTOVER_SHARE, LEFTOVER_OPS / len(self.root))
         if not self.may_join(a, b) or taken > most:
             return False
         self.join(a, b)
         self.taken_in[b] = taken
         return True
-
-
-def _make_atoms(graph: ComputationGraph) -> _Atoms:
-    """Rules 1 and 2: bind, and look up what later rules ask of each atom."""
-    of_op = _bind(graph)
-    count = int(of_op.max()) + 1
-    first_op = np.unique(of_op, return_index=True)[1]
-    kinds = np.full(count, ANY_KIND, dtype=np.int64)
-    np.bitwise_and.at(kinds, of_op, graph.allowed_kinds.astype(np.int64))
-    for atom in np.flatnonzero(kinds == 0)[:1]:
-        names = [graph.op_names[i] for i in np.flatnonzero(of_op == atom)]
-        raise InputError(
-            f"graph '{graph.name}': op '{names[0]}' and {len(names) - 1} others must share a device, but no kind of "
-            "device is allowed to all of them; change their allowed_kinds or the colocation constraint"
-        )
-    is_parameter_op = graph.op_type == _type_index(graph, PARAMETER)
-    is_input_op = graph.op_type == _type_index(graph, INPUT)
-    sizes = np.bincount(of_op, minlength=count)
-    inputs = np.bincount(of_op, is_input_op, count) == sizes
-    has_parameter = np.bincount(of_op, is_parameter_op, count) > 0
-    call = _calls(graph, of_op, is_parameter_op | is_input_op, has_parameter)
-
-    source, target = of_op[graph.edge_producer], of_op[graph.consumers]
-    reads: list[list[tuple[int, int, bool]]] = [[] for _ in range(count)]
-    readers: list[list[int]] = [[] for _ in range(count)]
-    columns = (source, target, graph.tensor_bytes[graph.edge_tensor], is_parameter_op[graph.edge_producer])
-    for a, b, size, of_parameter in zip(*(c.tolist() for c in columns), strict=True):
-        if a != b:
-            reads[b].append((a, size, of_parameter))
-            if not readers[a] or readers[a][-1] != b:
-                readers[a].append(b)
-    return _Atoms(
-        of_op=of_op,
-        first_op=first_op.tolist(),
-        kinds=kinds.tolist(),
-        phase=graph.phase[first_op].tolist(),
-        is_input=inputs.tolist(),
-        is_parameter=[bool(p) and c is None for p, c in zip(has_parameter, call, strict=True)],
-        call=call,
-        owner=[graph.module_names[m] for m in graph.module[first_op]],
-        has_flops=(np.bincount(of_op, graph.flops, count) > 0).tolist(),
-        share=_shares(graph, of_op, is_parameter_op).tolist(),
-        reads=reads,
-        readers=[sorted(set(r)) for r in readers],
-    )
-
-
-def _bind(graph: ComputationGraph) -> NDArray[np.int64]:
-    """Rule 1: ``int64[N]``, the atom of each op; atoms are numbered by their first op."""
-    root = list(range(graph.num_ops))
-    first: dict[int, int] = {}
-    bound = np.flatnonzero(graph.colocation >= 0)
-    for op, number in zip(bound.tolist(), graph.colocation[bound].tolist(), strict=True):
-        root[op] = first.setdefault(number, op)
-    offsets, tensors = graph.input_tensors
-    parameter = _type_index(graph, PARAMETER)
-    updates = (graph.phase == _UPDATE) & (graph.colocation < 0) & (graph.op_type != _type_index(graph, INPUT))
-    for op in np.flatnonzero(updates).tolist():
-        producers = np.unique(graph.tensor_producer[tensors[offsets[op] : offsets[op + 1]]])
-        owners = producers[graph.op_type[producers] == parameter]
-        if len(owners) == 1 and graph.allowed_kinds[owners[0]] == graph.allowed_kinds[op]:
-            root[op] = find(root, int(owners[0]))
-    _, numbered = np.unique([find(root, op) for op in range(graph.num_ops)], return_inverse=True)
-    return numbered.astype(np.int64)
-
-
-def _calls(
-    graph: ComputationGraph, of_op: NDArray[np.int64], is_source: NDArray[np.bool_], has_parameter: NDArray[np.bool_]
-) -> list[Call | None]:
-    """Rule 4: the call that each atom belongs to, by its first op that tells one.
-
-    A bound set with a parameter takes it only from forward ops (a normalisation bound to its running mean), because the
-    adds that accumulate a gradient belong to the parameter and not to any call.
-    """
-    unit = _units(graph)
-    call: list[Call | None] = [None] * len(has_parameter)
-    tells = ~is_source & (graph.phase != _UPDATE) & (~has_parameter[of_op] | (graph.phase == _FORWARD))
-    for op in np.flatnonzero(tells).tolist():
-        atom = of_op[op]
-        module = unit[graph.module[op]]
-        if call[atom] is None and module is not None:
-            call[atom] = (module, int(graph.module_call[op]))
-    return call
-
-
-def _units(graph: ComputationGraph) -> list[str | None]:
-    """The module that each module's calls are grouped by: itself, a small one around it, or None for leftovers."""
-    names = graph.module_names
-    sources = [_type_index(graph, INPUT), _type_index(graph, PARAMETER)]
-    works = (graph.phase != _UPDATE) & ~np.isin(graph.op_type, sources)
-    calls = np.full(len(names), -1, dtype=np.int64)
-    np.maximum.at(calls, graph.module[works], graph.module_call[works])
-    flops = np.bincount(graph.module, graph.flops, len(names)) > 0
-    present = {names[m]: m for m in np.flatnonzero(calls >= 0).tolist()}
-    parts: dict[str, list[str]] = {name: [] for name in present}
-    loops = {""}
-    for name, m in present.items():
-        around = [outer for outer in _enclosing(name) if outer in present]
-        if around:
-            parts[around[0]].append(name)
-        loops.update(outer for outer in around if calls[present[outer]] < calls[m])
-    unit: dict[str, str | None] = {name: None if name in loops else name for name in present}
-    for name, inner in parts.items():
-        if (
-            name not in loops
-            and inner
-            and all(not parts[p] and calls[present[p]] == calls[present[name]] for p in inner)
-            and sum(bool(flops[present[p]]) for p in inner) <= UNIT_PARTS
-        ):
-            unit.update(dict.fromkeys(inner, name))
-    return [unit.get(name) for name in names]
-
-
-def _enclosing(path: str) -> Iterable[str]:
-    """The paths of the modules around a module, innermost first, without the model itself."""
-    for _ in range(_LEVELS):
-        path = path.rpartition(".")[0]
-        if not path:
-            return
-        yield path
-
-
-def _shares(
-    graph: ComputationGraph, of_op: NDArray[np.int64], is_parameter_op: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """``float64[A]``: share of the step's work, plus that of resident bytes among the readers of parameters."""
-    count = int(of_op.max()) + 1
-    work = op_work(graph)
-    share = np.bincount(of_op, work, count) / max(work.sum(), 1.0)
-    resident = graph.resident_bytes.astype(np.float64).sum(axis=1)
-    edges = np.flatnonzero(is_parameter_op[graph.edge_producer])
-    producer = graph.edge_producer[edges]
-    readers = np.bincount(producer, minlength=graph.num_ops)
-    each = resident[producer] / np.maximum(readers[producer], 1) / max(resident.sum(), 1.0)
-    return share + np.bincount(of_op[graph.consumers[edges]], each, count)
-
-
-def _type_index(graph: ComputationGraph, name: str) -> int:
-    """The index of an op type, -1 where no op has it."""
-    return graph.type_names.index(name) if name in graph.type_names else -1
 
 
 def _join_inputs(state: _Clusters) -> None:
@@ -347,7 +165,7 @@ def _leftovers(state: _Clusters, *, forward: bool) -> list[int]:
         if call is None
         and not atoms.is_input[a]
         and not atoms.is_parameter[a]
-        and (atoms.phase[a] == _FORWARD) == forward
+        and (atoms.phase[a] == FORWARD) == forward
     ]
 
 
@@ -357,7 +175,7 @@ def _join_forward_leftovers(state: _Clusters) -> None:
     leftovers = _leftovers(state, forward=True)
     heads = []
     for atom in reversed(leftovers):
-        readers = [r for r in atoms.readers[atom] if atoms.phase[r] == _FORWARD and not atoms.is_parameter[r]]
+        readers = [r for r in atoms.readers[atom] if atoms.phase[r] == FORWARD and not atoms.is_parameter[r]]
         if len(readers) != 1 or not state.take_in(atom, readers[0]):
             heads.append(atom)
     _take_in_heads(state, reversed(heads))
@@ -387,18 +205,19 @@ def _chain(state: _Clusters, head: int) -> list[int]:
 
 
 def _largest_input(state: _Clusters, chain: Sequence[int], *, forward_only: bool = False) -> int | None:
-    """The atom that makes the largest tensor that leftovers read from other groups; the first of equals.
+    """The atom that makes the largest tensor that leftovers read from other groups; the last of equals.
 
-    Inputs and parameters do not count: a step's inputs are on the host, and a weight may have many readers.
+    The last made, so that a residual sum joins its own layer and not the one before. Inputs and parameters do not
+    count: a step's inputs are on the host, and a weight may have many readers.
     """
     atoms, cluster = state.atoms, state.of(chain[0])
     best, best_bytes = None, -1
     for producer, size, of_parameter in (read for atom in chain for read in atoms.reads[atom]):
         if of_parameter or atoms.is_input[producer] or atoms.is_parameter[producer]:
             continue
-        if state.of(producer) == cluster or (forward_only and atoms.phase[producer] != _FORWARD):
+        if state.of(producer) == cluster or (forward_only and atoms.phase[producer] != FORWARD):
             continue
-        if size > best_bytes or (size == best_bytes and best is not None and producer < best):
+        if size > best_bytes or (size == best_bytes and best is not None and producer > best):
             best, best_bytes = producer, size
     return best
 
@@ -415,14 +234,14 @@ def _join_light_calls(state: _Clusters) -> None:
         cluster = state.of(own[0])
         if state.has_flops[cluster]:
             continue
-        forward = [a for a in own if atoms.phase[a] == _FORWARD]
+        forward = [a for a in own if atoms.phase[a] == FORWARD]
         read = {
             state.of(p)
             for a in forward
             for p, _, of_parameter in atoms.reads[a]
             if not of_parameter and not atoms.is_input[p] and not atoms.is_parameter[p]
         } - {cluster}
-        read_by = {state.of(r) for a in forward for r in atoms.readers[a] if atoms.phase[r] == _FORWARD} - {cluster}
+        read_by = {state.of(r) for a in forward for r in atoms.readers[a] if atoms.phase[r] == FORWARD} - {cluster}
         owns_parameters = any(of_parameter for a in forward for _, _, of_parameter in atoms.reads[a])
         for others, allowed in ((read, True), (read_by, not owns_parameters)):
             if allowed and len(others) == 1:
@@ -447,7 +266,7 @@ def _users(state: _Clusters, parameter: int) -> list[int]:
     """The groups that read a parameter in the forward pass, or where none does in the rest of the step."""
     atoms = state.atoms
     readers = [r for r in atoms.readers[parameter] if not atoms.is_parameter[r]]
-    forward = [r for r in readers if atoms.phase[r] == _FORWARD]
+    forward = [r for r in readers if atoms.phase[r] == FORWARD]
     return sorted({state.of(r) for r in forward or readers} - {state.of(parameter)})
 
 
@@ -457,7 +276,7 @@ def _join_other_leftovers(state: _Clusters) -> None:
     alone = []
     for atom in _leftovers(state, forward=False):
         home = _own_parameter(state, atom)
-        if home is None and atoms.phase[atom] == _BACKWARD:
+        if home is None and atoms.phase[atom] == BACKWARD:
             home = _largest_input(state, [atom], forward_only=True)
         if home is not None and state.may_join(atom, home):
             state.join(atom, home)
@@ -534,6 +353,6 @@ def _describe(
     if not leftovers:
         owner = atoms.owner[members[0]]
         return f"{owner}/parameters" if owner else "parameters", owner, 0
-    heaviest = max(leftovers, key=lambda a: (atoms.share[a], -a))
+    heaviest = max(leftovers, key=lambda a: (atoms.phase[a] == FORWARD, atoms.share[a], -a))
     op = atoms.first_op[heaviest]
     return graph.op_names[op], atoms.owner[heaviest], int(graph.module_call[op])

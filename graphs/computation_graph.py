@@ -197,6 +197,10 @@ class ComputationGraph:
                 digest.update(repr(value).encode())
         return digest.hexdigest()
 
+    def is_type(self, name: str) -> NDArray[np.bool_]:
+        """``bool[N]``, True for ops of a type, for example `INPUT`."""
+        return np.array([type_name == name for type_name in self.type_names])[self.op_type]
+
     def __repr__(self) -> str:
         return (
             f"ComputationGraph('{self.name}', {self.num_ops:,} ops, {self.num_edges:,} edges, "

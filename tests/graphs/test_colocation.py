@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections import Counter
@@ -53,6 +54,10 @@ def members(graph: ComputationGraph, groups: Groups) -> dict[str, str]:
         name: " ".join(graph.op_names[i] for i in np.flatnonzero(groups.group_of_op == g))
         for g, name in enumerate(groups.names)
     }
+
+
+def both(graph: ComputationGraph) -> tuple[ComputationGraph, Groups]:
+    return graph, natural_groups(graph)
 
 
 def test_an_lstm_like_cell_over_three_steps() -> None:
@@ -111,7 +116,7 @@ def test_a_small_module_is_one_with_its_parts() -> None:
     }
 
 
-def test_a_module_of_more_than_four_products_is_not_small() -> None:
+def test_a_module_of_many_products_is_not_small() -> None:
     ops = [op(f"branch{i}", "mm", module=f"block.b{i}", **HEAVY) for i in range(5)] + [
         op("cat", module="block", **LIGHT)
     ]
@@ -120,8 +125,14 @@ def test_a_module_of_more_than_four_products_is_not_small() -> None:
         **{f"block.b{i}": f"branch{i}" for i in range(5)},
         "block": "cat",
     }
-    graph = graph_of([*ops[1:5], ops[5]], " ".join(f"branch{i}>cat" for i in range(1, 5)))
-    assert list(members(graph, natural_groups(graph))) == ["block"]
+    two = [*ops[:2], ops[5]]
+    assert list(members(*both(graph_of(two, "branch0>cat branch1>cat")))) == ["block"]
+    three = [*ops[:3], ops[5]]
+    assert len(members(*both(graph_of(three, "branch0>cat branch1>cat branch2>cat")))) == 4
+    # In many steps, four: an attention step is one group.
+    steps = [dataclasses.replace(o, name=f"{o.name}/{t}", module_call=t) for t in range(2) for o in [*ops[:4], ops[5]]]
+    edges = " ".join(f"branch{i}/{t}>cat/{t}" for i in range(4) for t in range(2))
+    assert list(members(*both(graph_of(steps, edges)))) == ["block/0", "block/1"]
 
 
 def test_ops_of_a_module_that_loops_over_its_parts_belong_to_the_steps() -> None:
@@ -212,6 +223,34 @@ def test_backward_leftovers_follow_their_forward_op_and_their_parameter() -> Non
     }
 
 
+def test_a_residual_sum_joins_its_own_layer() -> None:
+    ops = [op("x", "mm", **HEAVY), op("mm1", "mm", **HEAVY), op("sum1", **LIGHT), op("mm2", "mm", **HEAVY)]
+    ops += [op("sum2", **LIGHT), op("last", "mm", **HEAVY)]
+    graph = graph_of(ops, "x>mm1,sum1 mm1>sum1 sum1>mm2,sum2 mm2>sum2 sum2>last")
+    assert members(graph, natural_groups(graph)) == {"x": "x", "mm1": "mm1 sum1", "mm2": "mm2", "last": "sum2 last"}
+
+
+def test_a_graph_with_times_and_no_flops_keeps_its_ops_apart() -> None:
+    ops = [op(f"step{i}", time_s={"k80": 1e-3}) for i in range(20)]
+    graph = graph_of(ops, " ".join(f"step{i}>step{i + 1}" for i in range(19)))
+    assert natural_groups(graph).num_groups == 20
+
+
+def test_parameters_of_a_small_module_are_its_own() -> None:
+    ops = [op("w1", PARAMETER, module="cell.ih"), op("w2", PARAMETER, module="cell.hh")]
+    edges = ["w1>ih0,ih1 w2>hh0,hh1"]
+    for t in range(2):
+        ops += [op(f"{part}{t}", "mm", module=f"cell.{part}", module_call=t, **HEAVY) for part in ("ih", "hh")]
+        ops += [op(f"gate{t}", module="cell", module_call=t, **LIGHT)]
+        edges += [f"ih{t}>gate{t} hh{t}>gate{t}"]
+    graph = graph_of(ops, " ".join(edges))
+    assert members(graph, natural_groups(graph)) == {
+        "cell/parameters": "w1 w2",
+        "cell/0": "ih0 hh0 gate0",
+        "cell/1": "ih1 hh1 gate1",
+    }
+
+
 def test_bound_ops_share_a_group_without_pulling_in_their_modules() -> None:
     ops = [op(f"{m}{i}", "mm", module=m, **HEAVY) for m in "abc" for i in range(2)]
     graph = graph_of(ops, "a0>a1 a1>b0 b0>b1 b1>c0 c0>c1", ("a0 c1",))
@@ -245,7 +284,7 @@ def test_kinds_of_device_are_kept_apart() -> None:
 
 def test_bound_ops_of_different_kinds_may_be_where_both_may() -> None:
     ops = [op("a", allowed_kinds=["cpu", "gpu"]), op("b", allowed_kinds=["gpu", "tpu"])]
-    assert list(members(*(lambda g: (g, natural_groups(g)))(graph_of(ops, "a>b", ("a b",))))) == ["a[gpu]"]
+    assert list(members(*both(graph_of(ops, "a>b", ("a b",))))) == ["a[gpu]"]
     ops = [op("a", allowed_kinds=["cpu"]), op("b", allowed_kinds=["gpu"])]
     with pytest.raises(InputError, match="op 'a' and 1 others must share a device, but no kind of device is allowed"):
         colocate(graph_of(ops, "a>b", ("a b",)))
