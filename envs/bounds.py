@@ -1,4 +1,4 @@
-"""A step time that no placement can beat, proven and quick to compute.
+"""A step time that no placement can beat, and one that none can exceed: proven and quick to compute.
 
 Letters: ``N`` ops, ``G`` groups, ``D`` devices, ``C`` classes of interchangeable devices, ``T`` tensors.
 """
@@ -16,7 +16,7 @@ from envs.problem import PlacementProblem
 from graphs.errors import NoFeasiblePlacementError
 
 _ROUNDING = 1e-9
-"""The bound is lowered by this share, more than any order of adding the same float64 figures can differ."""
+"""The bounds are moved to the safe side by this share, more than any order of adding float64 figures can differ."""
 
 _FAR_LARGER = 1e9
 """Times, and memories, this many times those of the whole step are as good as infinite to the solver."""
@@ -76,6 +76,33 @@ def lower_bound_s(problem: PlacementProblem) -> float:
     head = np.where(allowed, heads, np.inf).min(axis=1)
     tail = np.where(allowed, tails, np.inf).min(axis=1)
     return max(path_s, _work_bound_s(problem, head, tail)) * (1 - _ROUNDING)
+
+
+def upper_bound_s(problem: PlacementProblem) -> float:
+    """A step time in seconds that no placement of the problem's groups on allowed devices exceeds, under any schedule.
+
+    At every instant of a step some op runs or some transfer is under way: an idle device starts an op as soon as it
+    may, and a transfer that waits, waits for one that is under way on its route. (In program order the first op that
+    has not run may start, once its inputs are there.) So the step takes no longer than all ops one after another, each
+    where it is slowest, and all transfers one after another: each tensor once to every other group that reads it, or
+    to every other device if these are fewer, over the slowest route.
+
+    Args:
+        problem: What to bound; its schedule does not matter.
+    """
+    slowest = np.where(problem.allowed[problem.groups.group_of_op], problem.op_time_s.T, 0.0).max(axis=1)
+    graph, group = problem.graph, problem.groups.group_of_op
+    elsewhere = group[graph.consumers] != group[graph.edge_producer]
+    reader = np.stack([graph.edge_tensor[elsewhere], group[graph.consumers[elsewhere]]])
+    tensors = np.unique(reader, axis=1)[0] if elsewhere.any() else np.zeros(0, dtype=np.int64)
+    copies = np.bincount(tensors, minlength=graph.num_tensors)
+    copies = np.minimum(copies, problem.num_devices - 1)
+    latency, per_byte = _transfers(problem)
+    apart = ~np.eye(problem.num_devices, dtype=np.bool_)
+    transfer_s = np.zeros(graph.num_tensors)
+    for route in np.unique(np.stack([latency[apart], per_byte[apart]]), axis=1).T:
+        np.maximum(transfer_s, route[0] + graph.tensor_bytes * route[1], out=transfer_s)
+    return float(slowest.sum() + (copies * transfer_s).sum()) * (1 + _ROUNDING)
 
 
 def _heads(problem: PlacementProblem) -> Floats:

@@ -42,7 +42,8 @@ class DeviceSpec:
         name: For example ``"k80"``; profiled times in a graph file refer to it.
         kind: One of `graphs.computation_graph.DEVICE_KINDS`.
         memory_bytes: What ops can use.
-        peak_flops_per_s: Peak rate by dtype; a dtype that is absent runs at ``float32``'s.
+        peak_flops_per_s: Peak rate by dtype; a dtype that is absent runs at ``float32``'s. Where ``float32`` is absent
+            too, the device computes in the dtypes that are named and in no other.
         memory_bytes_per_s: Bandwidth of the device's own memory.
         launch_overhead_s: Time that every op takes before it computes.
         efficiency: Share of the peak that each of `OP_CLASSES` reaches, in (0, 1]; absent means 1.
@@ -73,7 +74,10 @@ class DeviceSpec:
         need(self.name != "", "its name is empty")
         need(self.kind in DEVICE_KINDS, f"kind '{self.kind}' is not one of {', '.join(DEVICE_KINDS)}")
         _need_range(where, "memory_bytes", self.memory_bytes, 0, 2**63 - 1)
-        need("float32" in self.peak_flops_per_s, "peak_flops_per_s needs an entry for float32")
+        need(
+            len(self.peak_flops_per_s) > 0,
+            "peak_flops_per_s is empty; give at least one rate",
+        )
         for dtype, rate in self.peak_flops_per_s.items():
             need(dtype in DTYPE_BYTES, f"peak_flops_per_s names dtype '{dtype}'; known: {', '.join(DTYPE_BYTES)}")
             _need_range(where, f"peak_flops_per_s of {dtype}", rate, _LEAST_RATE, _MOST_RATE)
@@ -84,6 +88,15 @@ class DeviceSpec:
         for op_class, share in self.efficiency.items():
             need(op_class in OP_CLASSES, f"efficiency names op class '{op_class}'; known: {', '.join(OP_CLASSES)}")
             _need_range(where, f"efficiency of {op_class}", share, _LEAST_EFFICIENCY, 1)
+
+    def computes(self, dtype: str) -> bool:
+        """Whether ops of a dtype can run here; see `peak_flops_per_s`."""
+        return dtype in self.peak_flops_per_s or "float32" in self.peak_flops_per_s
+
+    def rate_flops_per_s(self, dtype: str) -> float:
+        """The peak rate in a dtype; in one that the device does not compute, the slowest of its rates."""
+        rates = self.peak_flops_per_s
+        return rates.get(dtype, rates.get("float32", min(rates.values())))
 
 
 @dataclass(frozen=True)

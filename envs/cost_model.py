@@ -4,7 +4,8 @@ An op's time is the profiled one where the graph carries a number for the device
 
     launch_overhead_s + max(flops / (peak * efficiency * fill), bytes_accessed / memory_bytes_per_s)
 
-- ``peak`` is the spec's rate for the op's dtype, or float32's where the spec has none for it.
+- ``peak`` is the spec's rate for the op's dtype, or float32's where the spec has none for it. (A device without a rate
+  for float32 computes only in the dtypes that it names; a problem allows no other op there.)
 - ``efficiency`` is the share of the peak that the op's class (`op_class`) reaches on the device.
 - ``fill = flops / (flops + fill_flops)`` slows kernels that are too small to fill the device.
 - The batch dimension is rounded up to the device's tile, so a batch of 33 costs as much as one of 64 on a tile of 32;
@@ -42,7 +43,7 @@ def op_class(op_type: str) -> str:
         return "attention"
     if base.startswith("conv") and "convert" not in base:
         return "convolution"
-    if base in _PRODUCTS or "grouped_mm" in base:
+    if base in (*_PRODUCTS, "int_mm") or "grouped_mm" in base:
         return "product"
     return "other"
 
@@ -60,7 +61,7 @@ def op_times_s(graph: ComputationGraph, spec: DeviceSpec) -> NDArray[np.float64]
     rounded = np.ceil(batch / spec.tile) * spec.tile
     flops = np.where(batched, flops * (rounded / np.maximum(batch, 1.0)), flops)
 
-    peak = np.array([spec.peak_flops_per_s.get(d, spec.peak_flops_per_s["float32"]) for d in DTYPES])
+    peak = np.array([spec.rate_flops_per_s(d) for d in DTYPES])
     share = np.array([spec.efficiency.get(c, 1.0) for c in OP_CLASSES])
     class_of_type = np.array([OP_CLASSES.index(op_class(t)) for t in graph.type_names], dtype=np.int64)
     rate = peak[graph.dtype] * share[class_of_type[graph.op_type]]

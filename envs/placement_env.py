@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from envs.bounds import upper_bound_s
 from envs.catalog import load_cluster
 from envs.observation import Observer
 from envs.problem import Evaluation, PlacementProblem
@@ -303,12 +304,11 @@ class DevicePlacementOneShotVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.
 
 
 def default_failing_s(problem: PlacementProblem) -> float:
-    """A failing signal for any problem: twice the time of all ops one after another, each where it is slowest.
+    """A failing signal for any problem: what no feasible placement takes, so that failing is never the better choice.
 
     The paper charges 100 s, which suits steps of seconds only.
     """
-    slowest = np.where(problem.allowed, problem.group_time_s, 0).max(axis=1)
-    return max(2 * float(slowest.sum()), 1e-6)
+    return max(upper_bound_s(problem), 1e-6)
 
 
 def _failing_s(problem: PlacementProblem, failing_s: float | None) -> float:

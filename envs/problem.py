@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from envs.cluster import Cluster, DeviceSpec
 from envs.cost_model import op_times_s
 from envs.simulator import SCHEDULES, SimulatorInput, Trace, make_input, simulate, simulate_batch
-from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, INPUT, ComputationGraph
+from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, DTYPES, INPUT, ComputationGraph
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
 from graphs.groups import Groups
 
@@ -59,7 +59,8 @@ class PlacementProblem:
         schedule: Which ready op a device runs first: one of `envs.simulator.SCHEDULES`.
 
     Raises:
-        InputError: The schedule is unknown, or a group has no device that it may be on.
+        InputError: The schedule is unknown, no accelerator computes in the graph's dtypes, or a group has no device
+            that it may be on.
     """
 
     graph: ComputationGraph
@@ -75,12 +76,13 @@ class PlacementProblem:
                 f"the groups cover {len(self.groups.group_of_op)} ops, but graph '{self.graph.name}' has "
                 f"{self.graph.num_ops}; group this graph again"
             )
+        self._check_dtypes()
         nowhere = np.flatnonzero(~self.allowed.any(axis=1))
         if nowhere.size:
             op = int(np.flatnonzero(self.groups.group_of_op == nowhere[0])[0])
             raise InputError(
                 f"group '{self.groups.names[nowhere[0]]}' (op '{self.graph.op_names[op]}' and others) may be on no "
-                f"device of cluster '{self.cluster.name}': its ops' allowed device kinds leave none"
+                f"device of cluster '{self.cluster.name}': its ops' allowed device kinds and dtypes leave none"
             )
 
     @property
@@ -113,9 +115,15 @@ class PlacementProblem:
 
     @cached_property
     def op_allowed(self) -> NDArray[np.bool_]:
-        """``bool[N, D]``: True where the op may run; inputs start on the host's CPU where the cluster has one."""
+        """``bool[N, D]``: True where the op may run.
+
+        That is where its kind of device and its dtype are allowed; what takes no time (a parameter, a view) needs no
+        dtype. Inputs start on the host's CPU where the cluster has one.
+        """
         kind = np.array([DEVICE_KINDS.index(d.spec.kind) for d in self.cluster.devices])
         allowed = (self.graph.allowed_kinds[:, None] >> kind[None, :]) & 1 == 1  # [N, D]
+        computes = np.array([[d.spec.computes(dtype) for dtype in DTYPES] for d in self.cluster.devices])
+        allowed &= computes[:, self.graph.dtype].T | ~self._busy[:, None]
         cpus = np.flatnonzero(kind == DEVICE_KINDS.index("cpu"))
         if cpus.size and INPUT in self.graph.type_names:
             inputs = self.graph.op_type == self.graph.type_names.index(INPUT)
@@ -235,6 +243,24 @@ class PlacementProblem:
             raise NoFeasiblePlacementError(
                 f"graph '{self.graph.name}' keeps {need / 1e9:.2f} GB resident, but the {self.num_devices} devices of "
                 f"cluster '{self.cluster.name}' have {have / 1e9:.2f} GB in all: short by {(need - have) / 1e9:.2f} GB"
+            )
+
+    @property
+    def _busy(self) -> NDArray[np.bool_]:
+        """``bool[N]``: True for the ops that compute or move something."""
+        return (self.graph.flops > 0) | (self.graph.bytes_accessed > 0)
+
+    def _check_dtypes(self) -> None:
+        """Raise where every accelerator is there for nothing, as one that knows only int8 is for a float graph."""
+        specs = [d.spec for d in self.cluster.devices if d.spec.kind != "cpu"]
+        matter = self.graph.flops > 0 if self.graph.flops.any() else self._busy
+        dtypes = [DTYPES[i] for i in np.unique(self.graph.dtype[matter])]
+        if specs and dtypes and not any(spec.computes(dtype) for spec in specs for dtype in dtypes):
+            known = sorted({dtype for spec in specs for dtype in spec.peak_flops_per_s})
+            raise InputError(
+                f"graph '{self.graph.name}' computes in {', '.join(dtypes)}, but the accelerators of cluster "
+                f"'{self.cluster.name}' only in {', '.join(known)}: choose another cluster, or a graph of a model that "
+                "is quantised for inference"
             )
 
     def _checked(self, placements: NDArray[np.integer], width: int) -> NDArray[np.integer]:

@@ -219,7 +219,7 @@ def _device_features(problem: PlacementProblem) -> FloatArray:
         bandwidth = routes.bytes_per_s[d][others[d]]
         rank = sum(1 for twin in specs[:d] if twin == spec)
         numbers = [
-            np.log10(spec.peak_flops_per_s["float32"]) - 12.0,
+            np.log10(spec.rate_flops_per_s("float32")) - 12.0,
             np.log10(spec.memory_bytes_per_s) - 11.0,
             np.log10(max(spec.memory_bytes, 1)) - 10.0,
             np.log10(spec.launch_overhead_s + 1e-6) + 5.0,

@@ -126,7 +126,8 @@ def _range(values: list[float], unit: str) -> str:
 
 
 def _peak(spec: DeviceSpec) -> str:
-    """Peak rate in float32 and the share of it that products reach."""
-    peak = f"{spec.peak_flops_per_s['float32'] / 1e12:,.2f} TFLOP/s"
+    """Peak rate in float32, or in int8 where there is none, and the share of it that products reach."""
+    dtype = "float32" if spec.computes("float32") else "int8"
+    peak = f"{spec.rate_flops_per_s(dtype) / 1e12:,.2f} " + ("TFLOP/s" if dtype == "float32" else "TOP/s int8")
     share = spec.efficiency.get("product", 1.0)
     return f"{peak} x {share:.0%}" if share < 1 else peak

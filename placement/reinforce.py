@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envs.bounds import upper_bound_s
 from envs.problem import Evaluation, PlacementProblem
 from graphs.errors import InputError
 
@@ -128,8 +129,13 @@ PRESETS = {
 
 
 def failing_signal_s(problem: PlacementProblem, ratio: float) -> float:
-    """The failing signal of a problem: `ratio` times its groups' time one after the other on the slowest device."""
-    return ratio * float(problem.group_time_s.sum(axis=0).max())
+    """The failing signal of a problem: `ratio` times its groups' time one after the other on the slowest device.
+
+    But no less than any feasible step can take, or failing could be the better choice; and 0 where `ratio` is.
+    """
+    if ratio == 0:
+        return 0.0
+    return max(ratio * float(problem.group_time_s.sum(axis=0).max()), upper_bound_s(problem))
 
 
 def overflow_share(evaluation: Evaluation, memory_bytes: NDArray[np.int64]) -> FloatArray:

@@ -32,11 +32,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def compute_dtype(tensors: Sequence[torch.Tensor]) -> str:
-    """What an op computes in: the dtype of its first floating-point tensor (inputs, then outputs), else of its last."""
+    """What an op computes in: the dtype of its first floating-point tensor (inputs, then outputs), else the first.
+
+    A mask is not what an op computes in where there is anything else.
+    """
     for tensor in tensors:
         if tensor.is_floating_point() or tensor.is_complex():
             return dtype_name(tensor.dtype)
-    return dtype_name(tensors[-1].dtype) if tensors else "float32"
+    numbers = [t for t in tensors if t.dtype is not torch.bool] or list(tensors)
+    return dtype_name(numbers[0].dtype) if numbers else "float32"
 
 
 def flops(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
@@ -95,6 +99,7 @@ _OWN_FLOPS = {
     "dot": _matrix_vector_flops,
     "vdot": _matrix_vector_flops,
     "_grouped_mm": _grouped_mm_flops,
+    "_int_mm": lambda args: 2 * int(args[0].numel()) * int(args[1].shape[-1]),
     "_scaled_dot_product_flash_attention_for_cpu": _attention_flops,
     "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward_flops,
 }
@@ -170,7 +175,7 @@ def batch_rows(name: str, args: Sequence[Any], from_data: Sequence[bool], output
         outputs: Shapes of what it makes.
         batch: The leading dimension of the example batch.
     """
-    if name in ("mm", "addmm", "bmm", "baddbmm"):
+    if name in ("mm", "addmm", "bmm", "baddbmm", "_int_mm"):
         skip = 1 if name in ("addmm", "baddbmm") else 0
         first, second = args[skip].shape, args[skip + 1].shape
         left, right = from_data[skip], from_data[skip + 1]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.bounds import lower_bound_s
+from envs.bounds import lower_bound_s, upper_bound_s
 from envs.catalog import load_cluster
 from envs.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
@@ -146,6 +146,28 @@ def test_random_placements_never_beat_it(problem: PlacementProblem, seed: int) -
     blocks = np.sort(placements, axis=1)
     evaluation = problem.evaluate(np.concatenate([placements, near, blocks]))
     assert evaluation.cost_s().min() >= least
+
+
+@settings(max_examples=30, deadline=None)
+@given(problems(40), st.integers(0, 10**6))
+def test_no_placement_on_allowed_devices_exceeds_the_upper_bound(problem: PlacementProblem, seed: int) -> None:
+    most = upper_bound_s(problem)
+    placements = np.random.default_rng(seed).integers(0, problem.num_devices, (100, problem.num_groups))
+    slowest = np.repeat(np.arange(problem.num_devices)[:, None], problem.num_groups, axis=1)
+    assert problem.evaluate(np.concatenate([placements, slowest])).step_time_s.max() <= most
+
+
+def test_the_upper_bound_is_reached_by_a_chain_that_changes_its_device_at_every_op() -> None:
+    chain = graph_of([2, 4, 6], [(0, 1, 3), (1, 2, 5)])
+    where = cluster(spec("a", 1), spec("b", 1), latency_s=0.5)
+    problem = PlacementProblem(chain, one_group_an_op(chain), where)
+    assert upper_bound_s(problem) == pytest.approx(2 + 3.5 + 4 + 5.5 + 6)
+    assert problem.evaluate(np.array([[0, 1, 0]])).step_time_s[0] == pytest.approx(upper_bound_s(problem))
+    # In one group nothing is sent; on one device neither.
+    together = make_groups(np.zeros(3, dtype=np.int64), ["a"], [""], [0])
+    assert upper_bound_s(problem.with_groups(together)) == pytest.approx(12)
+    alone = PlacementProblem(chain, one_group_an_op(chain), cluster(spec("a", 2)))
+    assert upper_bound_s(alone) == pytest.approx(6)
 
 
 def test_the_optimum_is_never_below_it_and_close_on_small_problems() -> None:

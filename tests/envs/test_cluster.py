@@ -146,7 +146,7 @@ def test_zero_bandwidth_is_refused_and_zero_latency_is_not() -> None:
         ({"memory_bytes": 2**63}, "memory_bytes is 9223372036854775808"),
         ({"memory_bytes": math.inf}, "memory_bytes is inf"),
         ({"memory_bytes": math.nan}, "memory_bytes is nan"),
-        ({"peak_flops_per_s": {}}, "needs an entry for float32"),
+        ({"peak_flops_per_s": {}}, "peak_flops_per_s is empty"),
         ({"peak_flops_per_s": {"float32": 0}}, "peak_flops_per_s of float32 is 0"),
         ({"peak_flops_per_s": {"float32": math.nan}}, "peak_flops_per_s of float32 is nan"),
         ({"peak_flops_per_s": {"float32": 1, "tf32": 1}}, "names dtype 'tf32'"),

@@ -133,6 +133,17 @@ def test_a_device_that_is_not_allowed_costs_the_failing_signal() -> None:
     assert steps[-1][4]["feasible"] is False
 
 
+def test_failing_is_never_better_than_a_placement_that_mostly_waits_for_transfers() -> None:
+    """Eight ops that take microseconds, and each sends 100 MB to the next: 10 ms on the way."""
+    ops = [OpRecord(f"op{i}", "add", bytes_accessed=1000) for i in range(8)]
+    graph = build("chain", ops, [TensorRecord(i, 10**8, [i + 1]) for i in range(7)])
+    problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster("k80x2"))
+    slow = play(DevicePlacementEnv(problem), [1, 2, 1, 2, 1, 2, 1, 2])[-1]
+    assert slow[4]["feasible"]
+    assert slow[4]["step_time_s"] > 0.07
+    assert slow[1] >= -np.sqrt(default_failing_s(problem))
+
+
 def test_a_placement_that_does_not_fit_costs_the_failing_signal() -> None:
     # Three branches keep 1, 2 and 3 MB; GPUs of 16 MB hold them with their tensors, GPUs of 4 MB do not.
     env = DevicePlacementEnv(small_problem("k80x2:memory_bytes=16e6"), failing_s=9.0)
