@@ -8,116 +8,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 from graphs.zoo.cache import cached
+from graphs.zoo.workloads import ZOO, Workload
 
-
-@dataclass(frozen=True)
-class Knob:
-    """A size or choice that a workload's name may set.
-
-    Attributes:
-        default: Its value where the name does not set it.
-        about: One line for people.
-        minimum: The smallest value of a number.
-        choices: The allowed words; empty for a number.
-    """
-
-    default: int | str
-    about: str
-    minimum: int = 1
-    choices: tuple[str, ...] = ()
-
-    def parse(self, workload: str, key: str, text: str) -> int | str:
-        """The value that a text means.
-
-        Raises:
-            InputError: The text is not a whole number that is large enough, or not among the choices.
-        """
-        if self.choices:
-            if text not in self.choices:
-                raise InputError(
-                    f"workload '{workload}': {key} is '{text}', but must be one of {', '.join(self.choices)}"
-                )
-            return text
-        if not text.isdecimal() or int(text) < self.minimum:
-            raise InputError(
-                f"workload '{workload}': {key} is '{text}', but must be a whole number of at least {self.minimum}"
-            )
-        return int(text)
-
-
-TRAINING = Knob(1, "1: forward, backward and update; 0: the forward pass in evaluation mode", minimum=0)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A model of the zoo, known by name before it is loaded.
-
-    Attributes:
-        name: As in `ZOO`, and the module ``graphs.zoo.<name>`` that has ``make(sizes) -> (model, example batch)``; the
-            model returns its loss.
-        about: One line for people, with the source.
-        optimizer: What it is trained with.
-        knobs: What its name may set, by key.
-    """
-
-    name: str
-    about: str
-    optimizer: str
-    knobs: Mapping[str, Knob]
-
-
-ZOO: dict[str, Workload] = {
-    workload.name: workload
-    for workload in (
-        Workload(
-            "rnnlm",
-            "language model of unrolled LSTM layers (Zaremba 2014, arXiv 1409.2329; sizes of Mirhoseini 2017)",
-            "adam",
-            {
-                "layers": Knob(2, "LSTM layers"),
-                "hidden": Knob(2048, "width of the embedding and of each layer"),
-                "steps": Knob(40, "unrolled time steps"),
-                "vocabulary": Knob(10_000, "words", minimum=2),
-                "batch": Knob(64, "sequences a step"),
-                "training": TRAINING,
-            },
-        ),
-        Workload(
-            "nmt",
-            "LSTM encoder and decoder with attention (Bahdanau 2014, arXiv 1409.0473; sizes of Mirhoseini 2017)",
-            "adam",
-            {
-                "layers": Knob(2, "LSTM layers of the encoder, and as many of the decoder"),
-                "hidden": Knob(1024, "width of embeddings, layers and attention"),
-                "steps": Knob(40, "unrolled time steps of the encoder, and as many of the decoder"),
-                "vocabulary": Knob(32_000, "words of each language", minimum=2),
-                "batch": Knob(64, "sentence pairs a step"),
-                "attention": Knob(
-                    "top", "the decoder layer whose last state asks: bottom or top", choices=("bottom", "top")
-                ),
-                "training": TRAINING,
-            },
-        ),
-        Workload(
-            "inception_v3",
-            "image classifier of branching convolutions (Szegedy 2015, arXiv 1512.00567)",
-            "rmsprop",
-            {
-                "batch": Knob(32, "images a step"),
-                "image": Knob(299, "height and width of an image in pixels; 299 with the auxiliary head", minimum=75),
-                "classes": Knob(1000, "classes", minimum=2),
-                "aux": Knob(1, "1: with the auxiliary head, which only training uses; 0: without", minimum=0),
-                "training": TRAINING,
-            },
-        ),
-    )
-}
-"""All workloads by name."""
+__all__ = ["ZOO", "build", "canonical_name", "load", "parse"]
 
 
 def load(spec: str) -> ComputationGraph:
@@ -156,6 +54,8 @@ def parse(spec: str) -> tuple[Workload, dict[str, int | str]]:
             raise InputError(f"workload '{spec}': {key} is set twice")
         seen.add(key)
         sizes[key] = workload.knobs[key].parse(name, key, text)
+    if sizes["dtype"] == "int8" and sizes["training"]:
+        raise InputError(f"workload '{spec}': int8 is for inference; add training=0")
     return workload, sizes
 
 
@@ -165,6 +65,25 @@ def canonical_name(workload: Workload, sizes: Mapping[str, int | str]) -> str:
     return f"{workload.name}:{','.join(changed)}" if changed else workload.name
 
 
+def build(workload: Workload, sizes: Mapping[str, int | str]) -> tuple[Any, dict[str, Any]]:
+    """A workload's model in its dtype, and an example batch as the model's arguments by name.
+
+    Inside ``with torch.device("meta")`` neither takes memory.
+    """
+    import torch
+
+    from graphs.zoo.int8 import quantize_products
+
+    model, batch = importlib.import_module(f"graphs.zoo.{workload.name}").make(sizes)
+    if sizes["dtype"] == "float32":
+        return model, batch
+    dtype = torch.bfloat16 if sizes["dtype"] == "int8" else getattr(torch, str(sizes["dtype"]))
+    model = model.to(dtype)
+    if sizes["dtype"] == "int8":
+        quantize_products(model)
+    return model, {key: t.to(dtype) if t.is_floating_point() else t for key, t in batch.items()}
+
+
 def _capture(workload: Workload, sizes: Mapping[str, int | str], name: str) -> ComputationGraph:
     """Build the model on the meta device, so that it takes no memory, and capture it."""
     import torch
@@ -172,5 +91,5 @@ def _capture(workload: Workload, sizes: Mapping[str, int | str], name: str) -> C
     from graphs.capture import capture
 
     with torch.device("meta"):
-        model, batch = importlib.import_module(f"graphs.zoo.{workload.name}").make(sizes)
-    return capture(model, batch, training=bool(sizes["training"]), optimizer=workload.optimizer, name=name)
+        model, batch = build(workload, sizes)
+    return capture(model, batch, training=bool(sizes["training"]), optimizer=str(sizes["optimizer"]), name=name)

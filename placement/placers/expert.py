@@ -59,6 +59,7 @@ RULES: dict[str, Stacked | Parts] = {
         top={"attention": "decoder", "attention_keys": "decoder", "softmax": "decoder"},
     ),
     "inception_v3": Parts(),
+    "resnet50": Parts(depth=3),
 }
 """The rule for each workload of the zoo that has one."""
 
