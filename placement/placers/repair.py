@@ -5,6 +5,8 @@ Every heuristic here ends with it: a heuristic chooses by speed, and memory deci
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,13 +19,19 @@ STEPS = 64
 CANDIDATES = 64
 """Moves tried for each step of the descent."""
 
+MOST_PLACEMENTS = 4096
+"""So many placements are all tried, where nothing else finds one that fits."""
+
+SCATTERED = 4
+"""Descents from random placements, where nothing else finds one that fits."""
+
 
 def repair(search: Search, placement: NDArray[np.int64]) -> bool:
     """Evaluate a placement, and where it does not fit move groups off the devices that overflow.
 
     First many groups at once, by estimated bytes, in rounds that leave ever more room; then one group at a time, each
-    time the move after which the least memory is missing (the faster where several are equal). The search keeps the
-    best placement that was seen.
+    time the move after which the least memory is missing (the faster where several are equal); at last other starts.
+    The search keeps the best placement that was seen.
 
     Args:
         search: What evaluates, counts and keeps the best.
@@ -47,7 +55,9 @@ def repair(search: Search, placement: NDArray[np.int64]) -> bool:
         evaluation = search.evaluate(start[None])
     if evaluation.feasible.any():
         return True
-    return _descend(search, start) or _descend(search, placement)
+    if _descend(search, start) or _descend(search, placement):
+        return True
+    return _try_all(search, placement) or _scatter(search)
 
 
 def _bulk(
@@ -113,6 +123,32 @@ def _descend(search: Search, placement: NDArray[np.int64]) -> bool:
             tried.feasible[best : best + 1],
         )
     return bool(evaluation.feasible[0])
+
+
+def _try_all(search: Search, placement: NDArray[np.int64]) -> bool:
+    """Where there are few placements, all of them, those that move the fewest groups first, until one fits."""
+    problem = search.problem
+    choices = [np.flatnonzero(row) for row in problem.allowed]
+    if math.prod(len(c) for c in choices) > MOST_PLACEMENTS:
+        return False
+    every = np.stack([axis.ravel() for axis in np.meshgrid(*choices, indexing="ij")], axis=1)
+    every = every[np.argsort((every != placement).sum(axis=1), kind="stable")]
+    return any(
+        not search.spent and search.evaluate(every[i : i + CANDIDATES]).feasible.any()
+        for i in range(0, len(every), CANDIDATES)
+    )
+
+
+def _scatter(search: Search) -> bool:
+    """Descend from random placements; a fixed seed, because a heuristic's answer must not hang on chance."""
+    rng = np.random.default_rng(0)
+    allowed = search.problem.allowed
+    for _ in range(SCATTERED):
+        if search.spent:
+            return False
+        if _descend(search, np.where(allowed, rng.random(allowed.shape), -1.0).argmax(axis=1)):
+            return True
+    return False
 
 
 def _moves(
