@@ -32,7 +32,8 @@ the start of its transfer to the end of its last reader there (also a copy of a 
 what ends at an instant makes room for what starts at it, and a life of no length takes no room. The peak is the most
 that is in use between any two instants.
 
-Where this is fast it differs from `envs.simulator_plain` in no bit; `envs.simulator_kernel` says how.
+`envs.simulator_kernel` and `envs.simulator_in_order` say how this is made fast; they differ in no bit from
+`envs.simulator_plain`.
 
 Letters: ``B`` placements in a batch, ``N`` ops, ``E`` edges, ``T`` tensors, ``D`` devices, ``S`` distinct device specs.
 """
@@ -50,14 +51,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs import simulator_kernel as kernel
+from envs import simulator_in_order, simulator_kernel
 from envs.cluster import Cluster
 from envs.trace import Trace, memory_steps
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 
 SCHEDULES = ("priority", "fifo", "program_order")
-"""Names of the schedules; the kernel knows them by their index."""
+"""Names of the schedules."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,17 +129,22 @@ class SimulatorInput:
         """``int32[T]``."""
         return np.repeat(np.arange(self.num_ops, dtype=np.int32), np.diff(self.tensor_offsets))
 
+    @property
+    def _kernel(self) -> Any:
+        """The module that simulates the schedule."""
+        return simulator_in_order if self.schedule == "program_order" else simulator_kernel
+
     @cached_property
-    def _idle_workspaces(self) -> list[kernel.Work]:
+    def _idle_workspaces(self) -> list[Any]:
         return []
 
     @contextmanager
-    def _workspace(self) -> Iterator[kernel.Work]:
+    def _workspace(self) -> Iterator[Any]:
         """A workspace that no other thread has; kept for the next call."""
         try:
             work = self._idle_workspaces.pop()
         except IndexError:
-            work = kernel.make_work(self, SCHEDULES.index(self.schedule))
+            work = self._kernel.make_work(self)
         yield work
         self._idle_workspaces.append(work)
 
@@ -195,7 +201,9 @@ def make_input(
     tensor_offsets = graph.tensor_offsets.astype(np.int32)
     consumer_offsets = graph.consumer_offsets.astype(np.int32)
     remaining_path_s = np.empty(graph.num_ops)
-    kernel.remaining_paths(fastest, tensor_offsets, consumer_offsets, np.array(graph.consumers), remaining_path_s)
+    simulator_kernel.remaining_paths(
+        fastest, tensor_offsets, consumer_offsets, np.array(graph.consumers), remaining_path_s
+    )
     return SimulatorInput(
         schedule=schedule,
         op_time_s=np.array(times, dtype=np.float64, order="C"),
@@ -251,11 +259,11 @@ def simulate(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trac
     placements = _as_placements(problem, np.asarray(op_placement)[None])
     step_time_s, peak = np.empty(1), np.empty((1, problem.num_devices), dtype=np.int64)
     with problem._workspace() as work:
-        kernel.simulate_many(work, placements, np.full(1, np.inf), step_time_s, peak)
-        transfers = work.transfers[: int(work.state[0]["transfers"])]
+        problem._kernel.simulate_many(work, placements, np.full(1, np.inf), step_time_s, peak)
+        transfers = problem._kernel.transfers_of(work)
         tensor, destination = (transfers[key].astype(np.int32) for key in ("tensor", "destination"))
         start_s, end_s = transfers["start_s"].copy(), transfers["end_s"].copy()
-        op_start_s, op_end_s = work.ops["start_s"][:-1].copy(), work.ops["end_s"][:-1].copy()
+        op_start_s, op_end_s = (work.ops[key][: problem.num_ops].copy() for key in ("start_s", "end_s"))
     memory_time_s, memory_bytes = memory_steps(
         problem, placements[0], op_start_s, op_end_s, tensor, destination, start_s, end_s
     )
@@ -313,7 +321,7 @@ def simulate_batch(
     def part(number: int) -> None:
         rows = slice(count * number // parts, count * (number + 1) // parts)
         with problem._workspace() as work:
-            kernel.simulate_many(work, placements[rows], limit_s[rows], step_time_s[rows], peak[rows])
+            problem._kernel.simulate_many(work, placements[rows], limit_s[rows], step_time_s[rows], peak[rows])
 
     if count == 0:
         return step_time_s, peak

@@ -1,4 +1,7 @@
-"""The compiled step simulator; `envs.simulator` states the rules, `envs.simulator_plain` is the plain version.
+"""The compiled step simulator for the schedules that choose among ready ops, ``priority`` and ``fifo``.
+
+`envs.simulator` states the rules, `envs.simulator_plain` is the plain version, `envs.simulator_in_order` has the third
+schedule.
 
 Why it is fast:
 
@@ -14,7 +17,7 @@ Why it is fast:
   of an op lies in one cache line. Indices are unsigned, which spares numba's check for negative ones.
 - **Nothing is allocated** while simulating: `Work` holds all that changes, one for each thread.
 
-The functions are compiled when first called and kept in numba's cache (see `_compiled`). All of them stand in this one
+The functions are compiled when first called and kept in numba's cache (see `compiled`). All of them stand in this one
 file because numba notices only changes to the file of the function that it cached. They pass arrays one by one: a tuple
 of arrays would be copied, and every array's references counted, at each call.
 
@@ -36,7 +39,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from envs.simulator import SimulatorInput
 
-PRIORITY, FIFO, PROGRAM_ORDER = range(3)
+PRIORITY, FIFO = range(2)
 NONE = np.uint32(2**32 - 1)
 """In place of an index: no op, no transfer, no edge."""
 BLOCK = np.uint64(8)
@@ -55,7 +58,7 @@ OP = np.dtype(
         ("rank", np.uint32),  # by priority, or the op's index
         ("first_tensor", np.uint32),  # up to the next op's
         ("first_input", np.uint32),  # of `Work.holders`, up to the next op's
-        ("next_op", np.uint32),  # chain of a device's ops: in program order, or ready (fifo)
+        ("next_op", np.uint32),  # chain of a device's ready ops (fifo)
         ("start_s", np.float64),
         ("end_s", np.float64),
         ("output_bytes", np.int64),  # sum of `local_bytes` of its tensors
@@ -168,7 +171,7 @@ class Work(NamedTuple):
     state: NDArray[Any]  # STATE[1]
 
 
-def _compiled(function: F) -> F:
+def compiled(function: F) -> F:
     """Compile on first use, release the GIL, and keep the machine code in numba's cache.
 
     `_nrt=False` leaves out counting references to arrays, which took nine tenths of the time: nothing here allocates or
@@ -184,7 +187,7 @@ def _compiled(function: F) -> F:
         return cast(F, numba.njit(**options)(function))
 
 
-def _inlined(function: F) -> F:
+def inlined(function: F) -> F:
     """Compile into the callers."""
     options: dict[str, Any] = {"nogil": True, "_nrt": False, "error_model": "numpy"}
     return cast(F, numba.njit(forceinline=True, **options)(function))
@@ -200,8 +203,14 @@ def _trailing_zeros(typing_context: Any, word: Any = None) -> Any:
     return types.uint64(types.uint64), generate
 
 
-def make_work(problem: SimulatorInput, schedule: int) -> Work:
+def transfers_of(work: Work) -> NDArray[Any]:
+    """The transfers of the step that was simulated last, TRANSFER, in the order in which they were reserved."""
+    return work.transfers[: int(work.state[0]["transfers"])]
+
+
+def make_work(problem: SimulatorInput) -> Work:
     """Allocate and fill what one thread needs."""
+    schedule = PRIORITY if problem.schedule == "priority" else FIFO
     num_ops, num_tensors, num_edges = problem.num_ops, len(problem.tensor_bytes), len(problem.consumers)
     num_devices, num_directions = problem.num_devices, problem.num_directions
     by_priority = np.lexsort((np.arange(num_ops), -problem.remaining_path_s))
@@ -268,7 +277,7 @@ def make_work(problem: SimulatorInput, schedule: int) -> Work:
     )
 
 
-@_compiled
+@compiled
 def remaining_paths(
     time_s: NDArray[np.float64],
     tensor_offsets: NDArray[np.int32],
@@ -284,7 +293,7 @@ def remaining_paths(
         remaining_s[op] = time_s[op] + longest
 
 
-@_inlined
+@inlined
 def _insert(bits, first_word, number):
     """Set the bit of a number, and in the words above it the bits of the words below them."""
     word, bit = first_word + (np.uint64(number) >> _6), np.uint64(number) & _63
@@ -296,7 +305,7 @@ def _insert(bits, first_word, number):
         word, bit = (word - _1) >> _6, (word - _1) & _63
 
 
-@_inlined
+@inlined
 def _pop_least(bits, first_word):
     """Clear the lowest number's bit and return the number, or `NONE` where no bit is set."""
     if bits[_0] == _0:
@@ -313,7 +322,7 @@ def _pop_least(bits, first_word):
         word = (word - _1) >> _6
 
 
-@_inlined
+@inlined
 def _least(slot_s, first):
     """The least of a block of slots; paired, so that the comparisons need not wait for each other."""
     s0 = min(slot_s[first], slot_s[first + np.uint64(1)])
@@ -323,7 +332,7 @@ def _least(slot_s, first):
     return min(min(s0, s1), min(s2, s3))
 
 
-@_inlined
+@inlined
 def _least_of_all(block_s):
     """The time of the next event."""
     least = block_s[_0]
@@ -332,7 +341,7 @@ def _least_of_all(block_s):
     return least
 
 
-@_inlined
+@inlined
 def _advance_slot(slot_s, block_s, slot, time_s):
     """Give a slot that had no event its next one."""
     slot_s[slot] = time_s
@@ -340,7 +349,7 @@ def _advance_slot(slot_s, block_s, slot, time_s):
         block_s[slot // BLOCK] = time_s
 
 
-@_inlined
+@inlined
 def _touch(devices, touched, state, device):
     if devices[device].touched == 0:
         devices[device].touched = 1
@@ -348,7 +357,7 @@ def _touch(devices, touched, state, device):
         state[_0].touched += 1
 
 
-@_inlined
+@inlined
 def _wake(devices, wake, state, device):
     if devices[device].awake == 0:
         devices[device].awake = 1
@@ -356,35 +365,31 @@ def _wake(devices, wake, state, device):
         state[_0].awake += 1
 
 
-@_inlined
+@inlined
 def _make_ready(schedule, first_word, ops, devices, bits, wake, touched, state, op):
     """All inputs of the op are on its device."""
     device = ops[op].device
-    if schedule != PROGRAM_ORDER:
-        _insert(bits[device], first_word, ops[op].rank)
-        if schedule == FIFO:
-            _touch(devices, touched, state, device)
+    _insert(bits[device], first_word, ops[op].rank)
+    if schedule == FIFO:
+        _touch(devices, touched, state, device)
     if devices[device].running == NONE:
         _wake(devices, wake, state, device)
 
 
-@_inlined
+@inlined
 def _take_best(schedule, op_of_rank, first_word, ops, devices, bits, device):
     """Remove and return the ready op that the device runs next, or `NONE`."""
     if schedule == PRIORITY:
         rank = _pop_least(bits[device], first_word)
         return op_of_rank[rank] if rank != NONE else NONE
     op = devices[device].first_op
-    if schedule == FIFO:
-        if op == NONE:
-            return _pop_least(bits[device], first_word)
-    elif op == NONE or ops[op].missing > 0:
-        return NONE
+    if op == NONE:
+        return _pop_least(bits[device], first_word)
     devices[device].first_op = ops[op].next_op
     return op
 
 
-@_inlined
+@inlined
 def _append_op(ops, device, op):
     """Put an op at the end of a device's chain."""
     ops[op].next_op = NONE
@@ -395,7 +400,7 @@ def _append_op(ops, device, op):
     device.last_op = op
 
 
-@_inlined
+@inlined
 def _close_instant(schedule, first_word, ops, devices, bits, touched, state, peak):
     """Time is about to advance: note peaks, and under fifo put the ops that became ready behind the older ones."""
     for i in range(state[_0].touched):
@@ -411,7 +416,7 @@ def _close_instant(schedule, first_word, ops, devices, bits, touched, state, pea
     state[_0].touched = 0
 
 
-@_inlined
+@inlined
 def _reserve(
     route_directions, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
     tensor, size, source, destination, now,
@@ -457,7 +462,7 @@ def _reserve(
     return number
 
 
-@_inlined
+@inlined
 def _send(
     schedule, first_word, route_directions, ops, tensors, edges, holders, transfers, devices, routes, directions,
     queues, bits, destinations, wake, touched, slot_s, block_s, state, tensor_number, source, now,
@@ -506,7 +511,7 @@ def _send(
             transfers[number].first_edge = e
 
 
-@_inlined
+@inlined
 def _drop_inputs(ops, tensors, holders, transfers, devices, op):
     """An op ended: free what it was the last to read."""
     device = devices[ops[op].device]
@@ -522,7 +527,7 @@ def _drop_inputs(ops, tensors, holders, transfers, devices, op):
                 device.memory -= transfers[number].bytes
 
 
-@_inlined
+@inlined
 def _arrive(schedule, first_word, ops, tensors, edges, transfers, devices, queue, bits, wake, touched, state):
     """The first transfer of a queue ends: return when the next one does."""
     transfer = transfers[queue.first]
@@ -547,7 +552,7 @@ def _arrive(schedule, first_word, ops, tensors, edges, transfers, devices, queue
     return transfers[queue.first].end_s if queue.first != NONE else np.inf
 
 
-@_inlined
+@inlined
 def _start_ops(
     schedule, op_time_s, op_of_rank, first_word, ops, devices, bits, wake, touched, slot_s, block_s, state, now
 ):
@@ -574,10 +579,8 @@ def _start_ops(
     state[_0].awake = 0
 
 
-@_inlined
-def _reset(
-    schedule, op_time_s, resident_bytes, ops, devices, directions, queues, slot_s, block_s, state, place, peak, limit_s
-):
+@inlined
+def _reset(op_time_s, resident_bytes, ops, devices, directions, queues, slot_s, block_s, state, place, peak, limit_s):
     """Put everything back to the start of a step."""
     state[_0].limit_s = limit_s * (1.0 + 4.0 * len(place) * EPSILON)
     state[_0].over = 0
@@ -605,15 +608,13 @@ def _reset(
         device.memory += resident_bytes[op]
         if limit_s < np.inf:
             device.work_left_s += op_time_s[device.spec, op]
-        if schedule == PROGRAM_ORDER:
-            _append_op(ops, device, op)
     for d in range(len(devices)):
         peak[d] = devices[d].memory
         if devices[d].work_left_s > state[_0].limit_s:
             state[_0].over = 1
 
 
-@_inlined
+@inlined
 def _simulate(work, place, limit_s, peak):
     """Simulate one placement ``[N]``: return the step time, fill `peak` ``[D]`` and the trace in `work`.
 
@@ -624,7 +625,7 @@ def _simulate(work, place, limit_s, peak):
      holders, transfers, devices, routes, directions, queues, bits, destinations, ended, wake, touched, slot_s, block_s,
      state) = work  # fmt: skip
     _reset(
-        schedule, op_time_s, resident_bytes, ops, devices, directions, queues, slot_s, block_s, state, place, peak,
+        op_time_s, resident_bytes, ops, devices, directions, queues, slot_s, block_s, state, place, peak,
         limit_s,
     )  # fmt: skip
     if state[_0].over != 0:
@@ -688,7 +689,7 @@ def _simulate(work, place, limit_s, peak):
     return now
 
 
-@_compiled
+@compiled
 def simulate_many(work, placements, limit_s, step_time_s, peak_memory_bytes):
     """Simulate placements ``[B, N]`` under limits ``[B]`` into ``[B]`` and ``[B, D]``."""
     for b in range(len(placements)):

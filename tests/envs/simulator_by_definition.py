@@ -5,6 +5,7 @@ is swept from the lives of tensors once the step is over. It reads the graph and
 so it checks that too. Quadratic and slow, which is no matter for graphs of some tens of ops.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -74,9 +75,7 @@ class History:
         before = [s.end_s for s in self.sent if mine & set(self.directions(s.source, s.destination))]
         start_s = max([now, *before])
         links = [self.cluster.links[direction // 2] for direction in self.directions(source, destination)]
-        latency_s = 0.0
-        for link in links:
-            latency_s += link.latency_s
+        latency_s = math.fsum(link.latency_s for link in links)
         seconds = latency_s + int(self.graph.tensor_bytes[tensor]) / min(link.bytes_per_s for link in links)
         self.sent.append(Sent(tensor, source, destination, start_s, start_s + seconds))
 
