@@ -29,9 +29,11 @@ from envs.problem import PlacementProblem
 from graphs.colocation import colocate
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
+from graphs.files import write_atomically
 from graphs.sources import load_graph
 from placement import run_directory
 from placement.comparison import Comparison, Row, check_seed, compare_placers
+from placement.comparison_file import encode_comparison, read_finished
 from placement.placers import PLACERS, get_placer
 from placement.placers.base import Budget
 from placement.result import PlacementResult, check_placement, read_placement
@@ -113,7 +115,7 @@ def train(
         preset, seed = config.preset, config.seed
     elif run_dir is not None:
         run_directory.check_free(run_dir)
-    others = compare_others(problem, seed=seed, time_limit_s=time_limit_s)
+    others = compare_others(problem, seed=seed, time_limit_s=time_limit_s, run_dir=run_dir if resume else None)
     trainer = make_trainer(problem, others, preset=preset, seed=seed, run_dir=run_dir, resume=resume)
     if run_dir is not None and not resume:
         config = run_directory.make_run_config(
@@ -144,8 +146,10 @@ def compare(
     time_limit_s: float | None = DEFAULT_SEARCH_S,
     evaluations: int | None = None,
     seed: int = 0,
+    json: str | Path | None = None,
+    restart: bool = False,
     on_start: Callable[[str], None] | None = None,
-    on_row: Callable[[Row], None] | None = None,
+    on_row: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
     """Run several placers under one budget.
 
@@ -155,18 +159,34 @@ def compare(
         time_limit_s: Seconds that each may take; only those that search use them up.
         evaluations: Placements that each may evaluate.
         seed: Of each placer's random numbers.
-        on_start: Called with a placer's name before it runs.
-        on_row: Called with each finished row.
+        json: A file for the rows, written whole after each: a comparison that was killed and is started again with the
+            same settings takes the finished rows from there.
+        restart: Do not look at what is in that file.
+        on_start: As in `placement.comparison.compare_placers`.
+        on_row: Likewise.
 
     Raises:
-        InputError: A placer is unknown, or a placer that searches has no limit.
+        InputError: A placer is unknown, a placer that searches has no limit, or the file holds something else.
     """
     names = list(PLACERS) if placers is None else list(placers)
     searching = [name for name in names if get_placer(name).searches]
     if searching and time_limit_s is None and evaluations is None:
         raise InputError(f"placer '{searching[0]}' searches until it is stopped; give a time limit or evaluations")
     budget = Budget(time_limit_s=time_limit_s, evaluations=evaluations)
-    return compare_placers(problem, names, budget=budget, seed=seed, on_start=on_start, on_row=on_row)
+    path = None if json is None else Path(json)
+    finished: tuple[Row, ...] = ()
+    if path is not None and not restart:
+        finished = read_finished(path, problem, seed=seed, budget=budget)
+
+    def after_row(comparison: Comparison) -> None:
+        if path is not None:
+            write_atomically(path, encode_comparison(comparison))
+        if on_row is not None:
+            on_row(comparison)
+
+    return compare_placers(
+        problem, names, budget=budget, seed=seed, finished=finished, on_start=on_start, on_row=after_row
+    )
 
 
 def simulate(

@@ -13,10 +13,11 @@ from rich.text import Text
 
 from graphs.errors import InputError
 from placement import verbs
-from placement.text import size
+from placement.text import clock, size
 
 if TYPE_CHECKING:
     from envs.problem import PlacementProblem
+    from placement.comparison import Comparison
     from placement.run_directory import RunConfig
     from placement.training_run import TrainedRun
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 _PLAIN_WIDTH = 100
 """Columns of a table that does not go to a terminal."""
+
+_DETAILED = 6
+"""Rows, from the fastest, whose devices are shown after a training; `comparison.json` holds all."""
 
 
 def run(verb: verbs.Verb) -> int:
@@ -70,16 +74,10 @@ def _import(verb: verbs.Import) -> int:
 
 
 def _compare(verb: verbs.Compare) -> int:
-    from envs.bounds import lower_bound_s
     from graphs.files import write_atomically
     from placement import api
-    from placement.comparison import (
-        Comparison,
-        check_seed,
-        choose_placers,
-        encode_comparison,
-        encode_comparison_csv,
-    )
+    from placement.comparison import check_seed, choose_placers
+    from placement.comparison_file import encode_comparison, encode_comparison_csv
     from placement.progress import ComparisonDisplay
     from placement.report import comparison_report, problem_heading
 
@@ -90,33 +88,62 @@ def _compare(verb: verbs.Compare) -> int:
     out, err = _console(), _console(stderr=True)
     problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
     out.print(problem_heading(problem))
-    with ComparisonDisplay(err, time_limit_s=verb.time_limit_s) as display:
+    out.print(_plan(placers, verb.time_limit_s), style="dim")
+    with ComparisonDisplay(err, placers, time_limit_s=verb.time_limit_s) as display:
+
+        def show(comparison: Comparison) -> None:
+            if not display.running:
+                taken = f"finished rows taken from {verb.json}: {len(comparison.rows)}"
+                err.print(f"{taken}; --restart runs them again", style="yellow", soft_wrap=True)
+            display.row(comparison)
+
         try:
             comparison = api.compare(
                 problem,
                 placers,
                 time_limit_s=verb.time_limit_s,
                 seed=verb.seed,
+                json=verb.json,
+                restart=verb.restart,
                 on_start=display.start,
-                on_row=display.row,
+                on_row=show,
             )
         except KeyboardInterrupt:
-            if not display.rows:
+            if display.comparison is None:
                 raise
-            comparison = Comparison(problem, verb.seed, float(lower_bound_s(problem)), tuple(display.rows))
+            comparison = display.comparison
             err.print(f"stopped during {display.running}; these are the rows before it", style="yellow")
     out.print()
     out.print(comparison_report(comparison, width=out.width))
+    out.print()
     if verb.json is not None:
         write_atomically(verb.json, encode_comparison(comparison))
+        out.print(f"rows     {verb.json}", soft_wrap=True)
     if verb.csv is not None:
         write_atomically(verb.csv, encode_comparison_csv(comparison))
+        out.print(f"table    {verb.csv}", soft_wrap=True)
     if verb.plot is not None:
         from placement.comparison_plot import comparison_png
 
         write_atomically(verb.plot, comparison_png(comparison))
+        out.print(f"picture  {verb.plot}", soft_wrap=True)
     comparison.check_feasible()
     return 0
+
+
+def _plan(placers: list[str], time_limit_s: float) -> str:
+    """What a comparison is about to do, and how long its searches will take."""
+    from envs.simulator import available_cores
+    from placement.placers import PLACERS
+
+    searching = sum(PLACERS[name].searches for name in placers)
+    said = f"{len(placers)} placers"
+    if searching:
+        said += (
+            f"; {searching} of them search for {time_limit_s:g} s each, on the same {available_cores()} cores: "
+            f"{clock(searching * time_limit_s)} in all"
+        )
+    return said
 
 
 def _simulate(verb: verbs.Simulate) -> int:
@@ -206,6 +233,7 @@ def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, v
             problem,
             seed=config.seed,
             time_limit_s=config.time_limit_s,
+            run_dir=verb.resume,
             on_start=display.start,
             on_row=display.row,
         )
@@ -254,9 +282,10 @@ def _show_trained(out: Console, trained: TrainedRun) -> None:
     from placement.report import comparison_report, summary
 
     out.print()
-    out.print(comparison_report(trained.comparison, width=out.width))
+    learned = trained.comparison.rows[-1]
+    out.print(comparison_report(trained.comparison, width=out.width, detailed=_DETAILED, always=learned))
     out.print()
-    out.print(summary(trained.comparison, trained.comparison.rows[-1]), style="bold")
+    out.print(summary(trained.comparison, learned), style="bold")
     if trained.interrupted:
         out.print("Stopped before the limit; the best placement so far is kept.", style="yellow")
     out.print(f"placement   {trained.run_dir}/placement.json", soft_wrap=True)

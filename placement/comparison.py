@@ -5,14 +5,11 @@ What a placer claims is not believed: every placement is evaluated again by the 
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +36,7 @@ class Row:
         feasible: False too where there is no placement.
         peak_memory_bytes: ``int64[D]``; None where there is no placement.
         busy_share: ``float64[D]``, the share of the step for which each device computes; None likewise.
-        placement: ``int64[G]``; None likewise.
+        placement: ``int64[G]``; None likewise, and where the row was read from a file.
         search_s: Wall-clock seconds that the placer took.
         evaluations: Placements that it evaluated.
         note: One line: what it chose, or why it gave nothing.
@@ -65,16 +62,18 @@ class Comparison:
         seed: The seed that every placer was given.
         lower_bound_s: Seconds that no placement can beat.
         rows: In the order in which the placers ran.
+        budget: What each placer might spend.
     """
 
     problem: PlacementProblem
     seed: int
     lower_bound_s: float
     rows: tuple[Row, ...]
+    budget: Budget = field(default_factory=Budget)
 
     def with_row(self, row: Row) -> Comparison:
         """The same with one more row."""
-        return Comparison(self.problem, self.seed, self.lower_bound_s, (*self.rows, row))
+        return replace(self, rows=(*self.rows, row))
 
     def ranked(self) -> list[Row]:
         """The rows, fastest first; then the infeasible by how much memory they lack; then those without a placement."""
@@ -99,6 +98,17 @@ class Comparison:
         placements = np.stack([placement for _, placement in single_device_placements(self.problem)])
         best_s = float(self.problem.evaluate(placements).cost_s().min())
         return best_s if np.isfinite(best_s) else None
+
+    def ratios(self, row: Row) -> tuple[float | None, float | None, float | None]:
+        """A feasible row's step time over the best row's, the best single device's and the lower bound."""
+        if row.step_time_s is None or not row.feasible:
+            return None, None, None
+        best_s = None if self.best is None else self.best.step_time_s
+        to_best, to_one, to_bound = (
+            row.step_time_s / other_s if other_s else None
+            for other_s in (best_s, self.best_single_device_s, self.lower_bound_s)
+        )
+        return to_best, to_one, to_bound
 
     def short_bytes(self, row: Row) -> NDArray[np.int64]:
         """``int64[D]``: by how much the row's peak exceeds each device's memory; zeros where it has no placement."""
@@ -158,18 +168,22 @@ def compare_placers(
     *,
     budget: Budget,
     seed: int = 0,
+    finished: Sequence[Row] = (),
     on_start: Callable[[str], None] | None = None,
-    on_row: Callable[[Row], None] | None = None,
+    on_row: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
-    """Run placers one after the other, each under the same budget and from the same seed.
+    """Run placers one after the other, each under the same budget, on the same cores and from the same seed.
 
     Args:
         problem: What to place.
         placers: Names in `placement.placers.PLACERS`.
         budget: What each may spend.
         seed: Of each placer's random numbers, so that a row does not depend on which others were run.
+        finished: Rows of an earlier comparison of the same problem, seed and budget. They are taken over, and their
+            placers not run again; those without a placement are: what was missing then may be there now.
         on_start: Called with a placer's name before it runs.
-        on_row: Called with each finished row.
+        on_row: Called after each finished row with the comparison so far, whose last row is the new one; and at first
+            where there are `finished` rows.
 
     Raises:
         InputError: A name is unknown, or the seed is out of range.
@@ -180,15 +194,22 @@ def compare_placers(
         get_placer(name)
     problem.check_can_fit()
     bound_s = float(lower_bound_s(problem))  # first: it may prove that nothing fits
-    rows = []
+    # Rows of single devices are not worth keeping: all of them together take no time.
+    kept = [row for row in finished if row.step_time_s is not None and not row.placer.startswith(SINGLE_DEVICE)]
+    comparison = Comparison(problem, seed, bound_s, tuple(kept), budget)
+    if kept and on_row is not None:
+        on_row(comparison)
+    done = {row.placer for row in kept}
     for name in placers:
+        if name in done:
+            continue
         if on_start is not None:
             on_start(name)
         for row in _run(problem, name, budget, seed):
-            rows.append(row)
+            comparison = comparison.with_row(row)
             if on_row is not None:
-                on_row(row)
-    return Comparison(problem, seed, bound_s, tuple(rows))
+                on_row(comparison)
+    return comparison
 
 
 def make_row(problem: PlacementProblem, name: str, placed: Placed) -> Row:
@@ -222,60 +243,3 @@ def _run(problem: PlacementProblem, name: str, budget: Budget, seed: int) -> Ite
         yield Row(name, None, False, None, None, None, time.perf_counter() - started, 0, str(error))
         return
     yield make_row(problem, name, placed)
-
-
-class _RowRecord(msgspec.Struct, frozen=True):
-    """A row as `comparison.json` holds it."""
-
-    placer: str
-    step_time_s: float | None
-    feasible: bool
-    peak_memory_bytes: dict[str, int] | None
-    search_s: float
-    evaluations: int
-    note: str
-
-
-def _records(comparison: Comparison) -> list[_RowRecord]:
-    names = comparison.problem.cluster.device_names
-    return [
-        _RowRecord(
-            row.placer,
-            row.step_time_s,
-            row.feasible,
-            None
-            if row.peak_memory_bytes is None
-            else {name: int(peak) for name, peak in zip(names, row.peak_memory_bytes, strict=True)},
-            row.search_s,
-            row.evaluations,
-            row.note,
-        )
-        for row in comparison.rows
-    ]
-
-
-def encode_comparison(comparison: Comparison) -> bytes:
-    """The bytes of a `comparison.json`."""
-    problem = comparison.problem
-    content = {
-        "graph": problem.graph.name,
-        "cluster": problem.cluster.name,
-        "schedule": problem.schedule,
-        "seed": comparison.seed,
-        "lower_bound_s": comparison.lower_bound_s,
-        "rows": _records(comparison),
-    }
-    return msgspec.json.format(msgspec.json.encode(content, order="sorted"), indent=2) + b"\n"
-
-
-def encode_comparison_csv(comparison: Comparison) -> bytes:
-    """The rows as CSV, one column a device for the peak memory."""
-    names = comparison.problem.cluster.device_names
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    memory = [f"peak_memory_bytes:{name}" for name in names]
-    writer.writerow(["placer", "step_time_s", "feasible", *memory, "search_s", "evaluations", "note"])
-    for row in _records(comparison):
-        peaks = [None] * len(names) if row.peak_memory_bytes is None else list(row.peak_memory_bytes.values())
-        writer.writerow([row.placer, row.step_time_s, row.feasible, *peaks, row.search_s, row.evaluations, row.note])
-    return text.getvalue().encode()

@@ -1,43 +1,82 @@
-"""The comparison as a picture: a bar of the step time for each placer, and the lower bound as a line."""
+"""The comparison as a picture: a bar of the step time for each placer, the lower bound and the best single device."""
 
 from __future__ import annotations
 
 import io
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
-from placement.comparison import Comparison
+from placement.comparison import Comparison, Row
+from placement.placers import PLACERS
 from placement.report import merge_like_devices
 from placement.text import seconds
 
 _LONGEST = 3.0
 """Bars are cut at this many times the best step time."""
 
+_COLOURS = {"learns": "#2a9d55", "searches": "#4c78a8", "answers at once": "#9fb3c8", "does not fit": "#e3e6ea"}
+"""By what a placer is."""
+
 
 def comparison_png(comparison: Comparison) -> bytes:
     """A PNG of the rows, fastest on top; those that do not fit are pale, those without a placement left out."""
     problem = comparison.problem
     rows = [(label, row) for label, row in merge_like_devices(comparison) if row.step_time_s is not None]
-    labels = [label if row.feasible else f"{label} (does not fit)" for label, row in rows]
-    times_s = [row.step_time_s or 0.0 for _, row in rows]
-    figure = Figure(figsize=(9, 1.4 + 0.34 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 1.7 + 0.27 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    colours = ["#2a9d55" if row is comparison.best else "#4c78a8" if row.feasible else "#d5d9df" for _, row in rows]
-    axes.barh(labels, [time_s * 1e3 for time_s in times_s], color=colours)
+    kinds = [_kind(row) for _, row in rows]
+    times_s = [row.step_time_s or 0.0 for _, row in rows]
     # A row that is many times slower than the best would leave no room for the others: its bar is cut.
-    limit_s = min(max(times_s, default=1.0), _LONGEST * min(times_s, default=1.0))
-    for y, time_s in enumerate(times_s):
-        cut = " »" if time_s > limit_s else ""
-        axes.text(min(time_s, limit_s) * 1e3, y, f" {seconds(time_s, digits=4)}{cut}", va="center", fontsize=8)
-    axes.set_xlim(0, limit_s * 1e3 * 1.15)
-    axes.axvline(comparison.lower_bound_s * 1e3, color="#c44", linewidth=1, label="lower bound")
-    axes.invert_yaxis()
-    axes.set_xlabel(f"step time in ms, simulated, schedule {problem.schedule}")
-    axes.set_title(f"{problem.graph.name} on {problem.cluster.name}", loc="left")
-    axes.legend(loc="lower right", frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    best_s = comparison.best.step_time_s if comparison.best is not None else None
+    limit_s = min(max(times_s, default=1.0), _LONGEST * (best_s or min(times_s, default=1.0)))
+    scale, unit = (1.0, "s") if limit_s >= 1 else (1e3, "ms") if limit_s >= 1e-3 else (1e6, "us")
+    axes.barh(
+        range(len(rows)),
+        [min(time_s, limit_s) * scale for time_s in times_s],
+        color=[_COLOURS[kind] for kind in kinds],
+        height=0.72,
+    )
+    for y, (_, row) in enumerate(rows):
+        _label_bar(axes, y, comparison, row, limit_s, scale)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, limit_s * scale * 1.22)
+    lines = [axes.axvline(comparison.lower_bound_s * scale, color="#c44", linewidth=1.2, label="lower bound")]
+    single_s = comparison.best_single_device_s
+    if single_s is not None and single_s <= limit_s:
+        line = axes.axvline(single_s * scale, color="#555", linewidth=1, linestyle="--", zorder=0.5)
+        line.set_label("best single device")
+        lines.append(line)
+    patches = [Patch(color=colour, label=kind) for kind, colour in _COLOURS.items() if kind in kinds]
+    handles = [*patches, *lines]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+    axes.set_xlabel(f"simulated step time, {unit} (schedule {problem.schedule}); at the bars' ends: times the best")
+    axes.set_title(f"{problem.graph.name} on {problem.cluster.name}", loc="left", fontweight="bold")
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130, metadata={"Software": None})
     return picture.getvalue()
+
+
+def _kind(row: Row) -> str:
+    info = PLACERS.get(row.placer.partition(":")[0])
+    if not row.feasible:
+        return "does not fit"
+    if info is None:
+        return "answers at once"
+    return "learns" if info.learns else "searches" if info.searches else "answers at once"
+
+
+def _label_bar(axes: Axes, y: int, comparison: Comparison, row: Row, limit_s: float, scale: float) -> None:
+    time_s = row.step_time_s or 0.0
+    to_best = comparison.ratios(row)[0]
+    ratio = "" if to_best is None else f"  {to_best:.2f} x"
+    cut = "» " if time_s > limit_s else ""
+    weight = "bold" if row is comparison.best else "normal"
+    text = f" {cut}{seconds(time_s, digits=4)}{ratio}"
+    axes.text(min(time_s, limit_s) * scale, y, text, va="center", fontsize=8, fontweight=weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from placement.comparison import Comparison, Row
+from placement.placers import PLACERS
+from placement.report import comparison_so_far, outcome
 from placement.text import clock, seconds, sparkline
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 _LINE_EVERY_S = 5.0
 _CURVE_WIDTH = 32
 _CURVE_POINTS = 4096
+_AROUND_THE_ROWS = 7
+"""Lines of the live table that are no rows: what is running, the head, the bound, and room for the prompt."""
 
 
 class TrainingDisplay:
@@ -144,23 +149,25 @@ class TrainingDisplay:
 
 
 class ComparisonDisplay:
-    """Says which placer is running and what those before it came to.
+    """Says which placer is running, and shows the table of those before it: live on a terminal, elsewhere a line each.
 
     Args:
         console: Where to.
+        placers: Names of those that will run, for the count; empty where nobody wants to know.
         time_limit_s: Seconds that a searching placer may take, for the countdown.
 
     Attributes:
         running: The placer that runs, or was the last to.
-        rows: What is done.
+        comparison: What is done; None before the first row.
     """
 
-    def __init__(self, console: Console, *, time_limit_s: float | None = None) -> None:
+    def __init__(self, console: Console, placers: Sequence[str] = (), *, time_limit_s: float | None = None) -> None:
         self._console = console
+        self._placers = list(placers)
         self._time_limit_s = time_limit_s
         self.running = ""
-        self.rows: list[Row] = []
-        self._since = 0.0
+        self.comparison: Comparison | None = None
+        self._since = time.perf_counter()
         self._spinner = Spinner("dots")
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=8, transient=True)
 
@@ -179,21 +186,32 @@ class ComparisonDisplay:
         """A placer begins."""
         self.running, self._since = placer, time.perf_counter()
 
-    def row(self, row: Row) -> None:
-        """A placer is done."""
-        self.rows.append(row)
+    def row(self, comparison: Comparison) -> None:
+        """A placer is done, or rows of an earlier start were taken over."""
+        before = 0 if self.comparison is None else len(self.comparison.rows)
+        self.comparison = comparison
         if not self._console.is_terminal:
-            self._console.print(self._line(row), soft_wrap=True)
+            for row in comparison.rows[before:]:
+                self._console.print(self._line(comparison, row), soft_wrap=True)
 
-    def _line(self, row: Row) -> str:
-        if row.step_time_s is None:
-            outcome = f"no placement: {row.note}"
-        else:
-            outcome = seconds(row.step_time_s, digits=4) if row.feasible else "does not fit"
-        return f"  {row.placer:<24} {outcome}"
+    def _line(self, comparison: Comparison, row: Row) -> str:
+        return f"  {row.placer:<24} {outcome(comparison, row):<12} {row.note}".rstrip()
 
     def _render(self) -> RenderableType:
-        limit = f" of at most {clock(self._time_limit_s)}" if self._time_limit_s is not None else ""
-        self._spinner.update(text=Text(f"{self.running}, {clock(time.perf_counter() - self._since)}{limit}"))
-        done = Text("\n".join(self._line(row) for row in self.rows), style="dim", no_wrap=True, overflow="ellipsis")
-        return Group(done, self._spinner) if self.rows else self._spinner
+        self._spinner.update(text=Text(self._now_running(), no_wrap=True, overflow="ellipsis"))
+        if self.comparison is None:
+            return self._spinner
+        # What is running stands on top: where the terminal is low, the slowest rows are left out, not this.
+        most_rows = max(self._console.height - _AROUND_THE_ROWS, 1)
+        return Group(self._spinner, "", comparison_so_far(self.comparison, most_rows=most_rows))
+
+    def _now_running(self) -> str:
+        if not self.running:
+            return "computing the lower bound"
+        since_s = time.perf_counter() - self._since
+        searches = self._time_limit_s is not None and PLACERS[self.running].searches
+        limit = f" of {clock(self._time_limit_s)}" if searches and self._time_limit_s is not None else ""
+        counted = ""
+        if self.running in self._placers:
+            counted = f" ({self._placers.index(self.running) + 1} of {len(self._placers)})"
+        return f"{self.running}{counted}, {clock(since_s)}{limit}"

@@ -13,9 +13,6 @@ from placement.comparison import SINGLE_DEVICE, Comparison, Row
 from placement.simulated import Simulated, describe_short
 from placement.text import bar, seconds, size, table
 
-_DETAILED = 6
-"""Rows, from the fastest, whose devices are shown one by one; the files hold all."""
-
 
 def problem_heading(problem: PlacementProblem) -> RenderableType:
     """What is placed and where to."""
@@ -27,23 +24,39 @@ def problem_heading(problem: PlacementProblem) -> RenderableType:
     return Group(Text(f"{graph.name} on {cluster.name}", style="bold"), Text(what, style="dim"))
 
 
-def comparison_report(comparison: Comparison, *, width: int) -> RenderableType:
+_WIDE = 100
+"""Columns from which on there is room for notes."""
+
+
+def comparison_report(
+    comparison: Comparison, *, width: int, detailed: int | None = None, always: Row | None = None
+) -> RenderableType:
     """The rows, fastest first, with their ratios; then each device's share; then why rows failed.
 
     Args:
         comparison: What to show.
         width: Columns of the terminal.
+        detailed: Rows, from the fastest, whose devices are shown one by one; None for all.
+        always: A row whose devices are shown whatever its rank.
     """
     rows = merge_like_devices(comparison)
-    parts: list[RenderableType] = [_ratio_table(comparison, rows)]
+    parts: list[RenderableType] = [_ratio_table(comparison, rows, notes=width >= _WIDE)]
     placed = [(label, row) for label, row in rows if row.peak_memory_bytes is not None]
-    # The last row is the learned placer's where there is one: whatever its rank, it is what the reader came for.
-    shown = [entry for i, entry in enumerate(placed) if i < _DETAILED or entry[1] is comparison.rows[-1]]
+    shown = [entry for i, entry in enumerate(placed) if detailed is None or i < detailed or entry[1] is always]
     if shown:
         parts += ["", *_device_tables(comparison, shown, width)]
     notes = _notes(comparison, rows)
     if notes:
         parts += ["", *notes]
+    return Group(*parts)
+
+
+def comparison_so_far(comparison: Comparison, *, most_rows: int) -> RenderableType:
+    """The rows that are done, fastest first, as many as there is room for."""
+    rows = merge_like_devices(comparison)
+    parts: list[RenderableType] = [_ratio_table(comparison, rows[:most_rows])]
+    if len(rows) > most_rows:
+        parts.append(Text(f"slower ones: {len(rows) - most_rows}", style="dim"))
     return Group(*parts)
 
 
@@ -108,23 +121,34 @@ def _device_range(names: Sequence[str]) -> str:
     return ",".join(ordered)
 
 
-def _ratio_table(comparison: Comparison, rows: Sequence[tuple[str, Row]]) -> Table:
-    best, single_s, bound_s = comparison.best, comparison.best_single_device_s, comparison.lower_bound_s
+def _ratio_table(comparison: Comparison, rows: Sequence[tuple[str, Row]], *, notes: bool = False) -> Table:
+    """One line a row; `notes` adds what each placer says about its placement, as far as there is room."""
+    best = comparison.best
     head = ("placer", "step time", "x best", "x one\ndevice", "x bound", "evaluated", "search")
     made = table(*head, right=head[1:])
     made.columns[0].no_wrap = True
+    if notes:
+        made.add_column("note", no_wrap=True, overflow="ellipsis", style="dim", header_style="dim")
     for label, row in rows:
+        note = [row.note if row.step_time_s is not None else "see below"] if notes else []
         style = "bold green" if row is best else "" if row.feasible else "dim"
-        if row.step_time_s is None or not row.feasible:
-            time_s = "no placement" if row.step_time_s is None else "does not fit"
-            ratios = ["-", "-", "-"]
-        else:
-            time_s = seconds(row.step_time_s, digits=4)
-            references = (best.step_time_s if best is not None else None, single_s, bound_s)
-            ratios = [f"{row.step_time_s / r:.2f}" if r else "-" for r in references]
-        made.add_row(label, time_s, *ratios, f"{row.evaluations:,}", seconds(row.search_s), style=style)
-    made.add_row("lower bound", seconds(bound_s, digits=4), *_bound_ratios(comparison), "", "", style="dim italic")
+        ratios = ["-" if ratio is None else f"{ratio:.2f}" for ratio in comparison.ratios(row)]
+        made.add_row(
+            label, outcome(comparison, row), *ratios, f"{row.evaluations:,}", seconds(row.search_s), *note, style=style
+        )
+    bound = seconds(comparison.lower_bound_s, digits=4)
+    made.add_row("lower bound", bound, *_bound_ratios(comparison), "", "", style="dim italic")
     return made
+
+
+def outcome(comparison: Comparison, row: Row) -> str:
+    """The step time of a row, or by how much memory it does not fit, or that it has no placement."""
+    if row.step_time_s is None:
+        return "no placement"
+    if row.feasible:
+        return seconds(row.step_time_s, digits=4)
+    short_bytes = int(comparison.short_bytes(row).sum())
+    return f"short {size(short_bytes)}" if short_bytes else "not allowed"
 
 
 def _bound_ratios(comparison: Comparison) -> list[str]:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -22,10 +22,10 @@ from placement.comparison import (
     Row,
     check_seed,
     compare_placers,
-    encode_comparison,
     make_row,
     quick_placers,
 )
+from placement.comparison_file import encode_comparison, read_record, rows_of
 from placement.placers.base import Budget, Placed
 from placement.reinforce import PRESETS
 from placement.result import PlacementResult, make_result, write_placement
@@ -70,8 +70,9 @@ def compare_others(
     *,
     seed: int,
     time_limit_s: float | None = None,
+    run_dir: Path | None = None,
     on_start: Callable[[str], None] | None = None,
-    on_row: Callable[[Row], None] | None = None,
+    on_row: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
     """Ask the placers that do not search: for the display, for the comparison, and for the learner to start from.
 
@@ -79,15 +80,25 @@ def compare_others(
         problem: What to place.
         seed: Of each placer's random numbers.
         time_limit_s: Of the whole run, which includes this. Without one, the answers depend on the seed alone.
-        on_start: Called with a placer's name before it runs.
-        on_row: Called with each finished row.
+        run_dir: Of a run to go on with: once it has a checkpoint, the learner has what it starts from, and the rows of
+            its `comparison.json` are taken over.
+        on_start: As in `placement.comparison.compare_placers`.
+        on_row: Likewise.
 
     Raises:
         InputError: The seed is out of range.
         NoFeasiblePlacementError: It is proven that no placement fits.
     """
     budget = Budget(None if time_limit_s is None else _OTHERS_SHARE * time_limit_s)
-    return compare_placers(problem, quick_placers(), budget=budget, seed=seed, on_start=on_start, on_row=on_row)
+    finished: tuple[Row, ...] = ()
+    if run_dir is not None and all(
+        (run_dir / name).exists() for name in (run_directory.CHECKPOINT, run_directory.COMPARISON)
+    ):
+        finished = rows_of(read_record(run_dir / run_directory.COMPARISON, remedy="delete it"), problem)
+        finished = tuple(row for row in finished if row.placer != LEARNED)
+    return compare_placers(
+        problem, quick_placers(), budget=budget, seed=seed, finished=finished, on_start=on_start, on_row=on_row
+    )
 
 
 def make_trainer(
@@ -153,6 +164,8 @@ def run_training(
         InputError: There is no limit, or a file cannot be written.
     """
     keeper = _Keeper(trainer)
+    if trainer.run_dir is not None:
+        write_atomically(trainer.run_dir / run_directory.COMPARISON, encode_comparison(others))
 
     def after_update(stats: UpdateStats) -> None:
         keeper.refresh()
@@ -168,7 +181,7 @@ def run_training(
         raise InputError("the training was stopped before anything was evaluated; give it more time or updates")
     row = learned_row(trainer)
     comparison = others.with_row(row)
-    Comparison(others.problem, others.seed, others.lower_bound_s, (row,)).check_feasible()
+    replace(others, rows=(row,)).check_feasible()
     result = keeper.finish()
     if trainer.run_dir is not None:
         write_atomically(trainer.run_dir / run_directory.COMPARISON, encode_comparison(comparison))

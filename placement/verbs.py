@@ -64,7 +64,9 @@ class Compare:
     """Of each placer's random numbers."""
     groups: GroupsArg = 256
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Write the rows there as JSON."""
+    """Write the rows there as JSON, after each of them; started again, finished rows are taken from there."""
+    restart: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Run every placer anew, whatever the --json file holds."""
     csv: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as CSV."""
     plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None

@@ -19,11 +19,10 @@ from placement.comparison import (
     Row,
     choose_placers,
     compare_placers,
-    encode_comparison,
-    encode_comparison_csv,
     make_row,
     quick_placers,
 )
+from placement.comparison_file import encode_comparison, encode_comparison_csv
 from placement.placers import PLACERS, PlacerInfo
 from placement.placers.base import Budget, Placed
 from placement.report import comparison_report, summary
@@ -98,7 +97,11 @@ def test_a_placers_refusal_is_a_row_and_its_claims_are_not_believed(
     monkeypatch.setitem(PLACERS, "boast", Info(boast))  # type: ignore[arg-type]
     seen: list[str] = []
     comparison = compare_placers(
-        problem, ["refuse", "boast"], budget=Budget(), on_start=seen.append, on_row=lambda row: seen.append(row.note)
+        problem,
+        ["refuse", "boast"],
+        budget=Budget(),
+        on_start=seen.append,
+        on_row=lambda comparison: seen.append(comparison.rows[-1].note),
     )
     assert seen == ["refuse", "there is no rule for graph 'pair'", "boast", "the fastest ever"]
     refused, boasted = comparison.rows
@@ -172,7 +175,7 @@ def test_an_infeasible_row_names_the_memory_that_is_short(tight: PlacementProble
     row = row_of(tight, "gpu", [1] * 12)
     text = " ".join(render(Comparison(tight, 0, 1e-6, (row,)), 100).split())
     assert row.peak_memory_bytes is not None
-    assert "does not fit" in text
+    assert f"short {size(row.peak_memory_bytes[1] - 10_000)}" in text
     assert f"gpu: needs {size(row.peak_memory_bytes[1])} on gpu:0, which has 10 kB: short by" in text
 
 
@@ -187,9 +190,12 @@ def test_json_and_csv_hold_the_same_rows(problem: PlacementProblem) -> None:
     )
     assert content["rows"][3]["peak_memory_bytes"] == {"cpu:0": 0, "gpu:0": 8, "gpu:1": 8}
     rows = list(csv.DictReader(io.StringIO(encode_comparison_csv(comparison).decode())))
-    assert [row["placer"] for row in rows] == [row["placer"] for row in content["rows"]]
-    assert float(rows[3]["step_time_s"]) == content["rows"][3]["step_time_s"]
-    assert rows[3]["peak_memory_bytes:gpu:1"] == "8"
+    assert [row["placer"] for row in rows] == [row.placer for row in comparison.ranked()]
+    assert rows[0]["placer"] == "round_robin"
+    assert float(rows[0]["step_time_s"]) == content["rows"][3]["step_time_s"]
+    assert [float(rows[0][f"ratio_to_{other}"]) for other in ("best", "one_device")] == pytest.approx([1.0, 0.5])
+    assert rows[0]["peak_memory_bytes:gpu:1"] == "8"
+    assert float(rows[0]["busy_share:gpu:1"]) == pytest.approx(1.0)
 
 
 def test_choosing_placers() -> None:

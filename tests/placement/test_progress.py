@@ -97,20 +97,33 @@ def test_on_a_terminal_everything_stands_in_one_place(others: Comparison) -> Non
 
 def test_a_comparison_counts_down_and_lists_what_is_done(others: Comparison) -> None:
     made = console(terminal=True)
-    with ComparisonDisplay(made, time_limit_s=20) as display:
-        display.start("by_hand")
-        display.row(others.rows[0])
+    placers = ["heft", "annealing"]
+    with ComparisonDisplay(made, placers, time_limit_s=20) as display:
+        made.print(display._render())
+        display.start("heft")
+        display.row(others)
         display.start("annealing")
         made.print(display._render())
     shown = " ".join(text_of(made).split())
-    assert "by_hand 25.00 ms" in shown
-    assert "annealing, 0:00 of at most 0:20" in shown
+    assert "computing the lower bound" in shown
+    assert "annealing (2 of 2), 0:00 of 0:20" in shown
+    assert "by_hand 25.00 ms 1.00" in shown
+    slower = replace(others.rows[0], step_time_s=1.0)
+    low = console(terminal=True)
+    low.height = 9
+    with ComparisonDisplay(low, placers) as display:
+        display.start("heft")
+        display.row(replace(others, rows=(slower, slower, others.rows[0])))
+        low.print(display._render())
+    shown = " ".join(text_of(low).split())
+    assert "slower ones: 1" in shown  # and what is running is seen all the same
+    assert "heft (1 of 2)" in shown
     plain = console(terminal=False)
     with ComparisonDisplay(plain) as display:
-        display.start("by_hand")
-        display.row(others.rows[0])
-        display.row(replace(others.rows[0], step_time_s=None, feasible=False, note="no rule"))
+        display.start("heft")
+        display.row(others)
+        display.row(others.with_row(replace(others.rows[0], step_time_s=None, feasible=False, note="no rule")))
     assert [" ".join(line.split()) for line in text_of(plain).splitlines()] == [
         "by_hand 25.00 ms",
-        "by_hand no placement: no rule",
+        "by_hand no placement no rule",
     ]
