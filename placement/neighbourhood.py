@@ -3,16 +3,17 @@
 A few chains walk over placements by small moves; each accepts a move by Metropolis' rule at its own temperature, and
 neighbours on the ladder of temperatures now and then exchange their placements (parallel tempering), so that there is
 no schedule of cooling that would have to know when the search ends. A move gives a run of groups, along the program or
-along a module family, one device; or swaps the devices of two groups. Where the run starts and which device it gets are
-drawn from the policy's own probabilities, read off for all groups at once with the chain's placement as the devices
-before (teacher forcing), mixed with a share of uniform draws.
+along a module family, one device; or swaps the devices of two groups. Where the run is, is drawn by the seconds that
+each group adds to the critical path of the chain's placement; the policy has a share in that and in which device it
+gets: its probabilities are read off for all groups at once, with the chain's placement as the devices before (teacher
+forcing). The rest of the draws is uniform.
 
 References:
     Metropolis et al., 1953; Geyer, "Markov chain Monte Carlo maximum likelihood", 1991, for the exchanges.
     Shaw, "Using constraint programming and local search methods to solve vehicle routing problems", 1998, for
     neighbourhoods that a model of the problem chooses.
 
-Letters: ``C`` chains, ``G`` groups, ``D`` devices, ``R`` rounds.
+Letters: ``C`` chains, ``G`` groups, ``D`` devices.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import Evaluation, PlacementProblem
+from placement.critical_path import critical_group_s
 from placement.reinforce import charged_s
 
 LONGEST_RUN = 64
@@ -33,6 +35,9 @@ LONGEST_RUN = 64
 SHARE_SINGLE, SHARE_RUN, SHARE_EXTENSION = 0.5, 0.2, 0.2
 """Shares of the moves that give one group a drawn device, a run a drawn device, and a run the device of the group
 before it; the rest swap two groups' devices."""
+
+ROUNDS_A_TRACE = 32
+"""The critical paths are those of the placements that the chains had at most this many rounds before."""
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -59,7 +64,8 @@ class NeighbourhoodSearch:
     Args:
         problem: What to place.
         temperatures: Of the chains, coldest first, as shares of the best step time.
-        uniform_share: Share of draws that ignore the policy; 1 ignores it altogether.
+        critical_share: Share of the draws of groups that follow the critical path.
+        policy_share: Share of the other draws of groups, and of those of devices, that follow the policy.
         rng: Source of all draws; the search is its only user.
     """
 
@@ -68,14 +74,16 @@ class NeighbourhoodSearch:
         problem: PlacementProblem,
         *,
         temperatures: tuple[float, ...],
-        uniform_share: float,
+        critical_share: float,
+        policy_share: float,
         rng: np.random.Generator,
     ) -> None:
         groups = problem.groups
         self.problem = problem
         self.placements: IntArray = np.empty((0, problem.num_groups), dtype=np.int64)  # [C, G]
         self._temperature = np.array(temperatures)  # [C]
-        self._uniform_share = uniform_share
+        self._critical_share = critical_share
+        self._policy_share = policy_share
         self._rng = rng
         self._cost_s: FloatArray = np.empty(0)  # [C]
         self._best_s = np.inf
@@ -107,12 +115,14 @@ class NeighbourhoodSearch:
         """
         chains = len(self._temperature)
         rounds = -(-evaluations // chains)
-        guide = _Guide(self.problem.allowed, probability, self.placements, self._uniform_share)
+        guide = _Guide(self.problem.allowed, probability, self.placements, self._policy_share)
         kept: list[IntArray] = []
         times, peaks, feasible = [], [], []
         log_u = np.log(self._rng.random((rounds, chains)))
         left = evaluations
         for r in range(rounds):
+            if self._critical_share > 0 and r % ROUNDS_A_TRACE == 0:
+                guide.follow(self._critical_s(), self._critical_share)
             proposals = self._propose(guide)[:left]
             left -= len(proposals)
             evaluation = self.problem.evaluate(proposals, threads=1)
@@ -156,6 +166,11 @@ class NeighbourhoodSearch:
     def _charged_s(self, evaluation: Evaluation) -> FloatArray:
         return charged_s(evaluation, self.problem.cluster.memory_bytes, failing_signal_s=0.0)
 
+    def _critical_s(self) -> FloatArray:
+        """``float64[C, G]``: seconds of each group on the critical path of each chain's placement."""
+        traces = [self.problem.trace(placement) for placement in self.placements]
+        return np.stack([critical_group_s(self.problem, trace) for trace in traces])
+
     def _propose(self, guide: _Guide) -> IntArray:
         """One move a chain: ``int64[C, G]``."""
         chains, groups = self.placements.shape
@@ -166,12 +181,13 @@ class NeighbourhoodSearch:
         length[kind < SHARE_SINGLE] = 1
         rank = self._rank[order]  # [C, G]
         first = rank[each, start]
+        first = np.maximum(first - np.floor(length * self._rng.random(chains)).astype(np.int64), 0)
         run = (rank >= first[:, None]) & (rank < (first + length)[:, None])  # [C, G]
         device = guide.draw_device(run, self.placements, self._rng)
         extends = (kind >= SHARE_SINGLE + SHARE_RUN) & (kind < SHARE_SINGLE + SHARE_RUN + SHARE_EXTENSION)
         before = self.placements[each, self._orders[order, np.maximum(first - 1, 0)]]
         device = np.where(extends & (before != self.placements[each, start]), before, device)
-        moved = np.where(run, device[:, None], self.placements)
+        moved = np.where(run, device[:, None], self.placements)  # [C, G]
         swaps = np.flatnonzero(kind >= SHARE_SINGLE + SHARE_RUN + SHARE_EXTENSION)
         if len(swaps):
             a, b = start[swaps], self._rng.integers(0, groups, len(swaps))
@@ -192,33 +208,37 @@ class NeighbourhoodSearch:
 
 
 class _Guide:
-    """Draws groups and devices by the policy's probabilities, or uniformly."""
+    """Draws the groups and devices of moves."""
 
     def __init__(
         self,
         allowed: NDArray[np.bool_],
         probability: NDArray[np.float32] | None,
         placements: IntArray,
-        uniform_share: float,
+        policy_share: float,
     ) -> None:
-        uniform = (allowed / allowed.sum(axis=1, keepdims=True)).astype(np.float32)  # [G, D]
         chains = len(placements)
-        movable = (allowed.sum(axis=1) > 1).astype(np.float64)
-        if not movable.any():
-            movable += 1.0
-        flat = np.tile(movable / movable.sum(), (chains, 1))  # [C, G]
-        if probability is None:
-            self._device = np.broadcast_to(uniform, (chains, *uniform.shape))
-            self._group = np.cumsum(flat, axis=1)
-            return
-        doubt = 1.0 - np.take_along_axis(probability, placements[:, :, None], axis=2)[:, :, 0].astype(np.float64)
-        doubt = np.maximum(doubt, 1e-9) * movable
-        doubt /= np.maximum(doubt.sum(axis=1, keepdims=True), 1e-12)
-        self._device = uniform_share * uniform + (1.0 - uniform_share) * probability  # [C, G, D]
-        self._group = np.cumsum(uniform_share * flat + (1.0 - uniform_share) * doubt, axis=1)
+        uniform = allowed / allowed.sum(axis=1, keepdims=True)  # [G, D]
+        self._movable = (allowed.sum(axis=1) > 1).astype(np.float64)  # [G]
+        if not self._movable.any():
+            self._movable += 1.0
+        group = np.tile(_shares(self._movable[None]), (chains, 1))  # [C, G]
+        self._device = np.broadcast_to(uniform, (chains, *uniform.shape))  # [C, G, D]
+        if probability is not None:
+            kept = np.take_along_axis(probability, placements[:, :, None], axis=2)[:, :, 0]
+            doubt = _shares(np.maximum(1.0 - kept.astype(np.float64), 1e-9) * self._movable)
+            group = (1.0 - policy_share) * group + policy_share * doubt
+            self._device = (1.0 - policy_share) * uniform + policy_share * probability
+        self._base = group
+        self._group = np.cumsum(group, axis=1)
+
+    def follow(self, critical_s: FloatArray, share: float) -> None:
+        """Draw a share of the groups by their seconds on the critical path, ``float64[C, G]``."""
+        critical = _shares(np.maximum(critical_s, 1e-12) * self._movable)
+        self._group = np.cumsum((1.0 - share) * self._base + share * critical, axis=1)
 
     def draw_group(self, rng: np.random.Generator) -> IntArray:
-        """``int64[C]``: where the policy would rather have another device."""
+        """``int64[C]``: a group of each chain's placement that is worth moving."""
         u = rng.random(len(self._group)) * self._group[:, -1]
         return np.minimum((self._group <= u[:, None]).sum(axis=1), self._group.shape[1] - 1)
 
@@ -234,3 +254,8 @@ class _Guide:
         total = np.cumsum(weight, axis=1)
         u = rng.random(len(run)) * total[:, -1]
         return np.minimum((total <= u[:, None]).sum(axis=1), weight.shape[1] - 1)
+
+
+def _shares(weight: FloatArray) -> FloatArray:
+    """``float64[C, G]`` with rows that sum to 1."""
+    return weight / weight.sum(axis=1, keepdims=True)

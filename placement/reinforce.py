@@ -55,7 +55,8 @@ class ReinforceConfig:
         elites: How many of the best different placements so far are the elite; 0 keeps none.
         search_evaluations: Moves around the best placements that are evaluated an update, while the policy learns.
         search_temperatures: Of the search's chains, coldest first, as shares of the best step time.
-        search_uniform_share: Share of the moves' draws that ignore the policy; 1 makes it a plain local search.
+        search_critical_share: Share of the moves that are made where the critical path of the step is.
+        search_policy_share: Share of the moves' other draws that follow the policy; 0 is a local search without it.
     """
 
     preset: str = "default"
@@ -77,9 +78,10 @@ class ReinforceConfig:
     imitation_updates: int = 20
     imitation_weight: float = 0.3
     elites: int = 8
-    search_evaluations: int = 256
+    search_evaluations: int = 512
     search_temperatures: tuple[float, ...] = (0.0003, 0.0006, 0.001, 0.002)
-    search_uniform_share: float = 0.5
+    search_critical_share: float = 0.6
+    search_policy_share: float = 0.3
 
     def __post_init__(self) -> None:
         def need(ok: bool, message: str) -> None:
@@ -94,6 +96,8 @@ class ReinforceConfig:
             need(getattr(self, key) > 0, f"{key} is {getattr(self, key)}; it must be positive")
         for key in ("entropy_bonus", "entropy_half_life", "failing_ratio", "feasible_only_after", "elites"):
             need(getattr(self, key) >= 0, f"{key} is {getattr(self, key)}; it must not be negative")
+        for key in ("search_critical_share", "search_policy_share"):
+            need(0 <= getattr(self, key) <= 1, f"{key} is {getattr(self, key)}; it must be from 0 to 1")
         need(0 <= self.baseline_decay < 1, f"baseline_decay is {self.baseline_decay}; it must be in [0, 1)")
 
 

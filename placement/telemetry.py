@@ -32,6 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from envs.problem import PlacementProblem
 from placement.stats import UpdateStats
+from placement.trace_plot import trace_image
 
 STEP_TAGS = {
     "step_time/best_s": "best_s",
@@ -65,13 +66,16 @@ class Telemetry:
 
     def write_devices(self, problem: PlacementProblem, placement: NDArray[np.int64], update: int) -> None:
         """Busy share and peak memory of each device under the best placement so far, ``int64[G]``."""
-        evaluation = problem.evaluate(placement[None])
-        chosen_s = problem.group_time_s[np.arange(problem.num_groups), placement]
-        busy_s = np.bincount(placement, chosen_s, problem.num_devices)
+        trace = problem.trace(placement)
+        busy = trace.busy_s() / max(trace.step_time_s, 1e-300)
         for d, name in enumerate(problem.cluster.device_names):
-            self._writer.add_scalar(f"device/{name}/busy", busy_s[d] / evaluation.step_time_s[0], update)
-            peak = float(evaluation.peak_memory_bytes[0, d])
-            self._writer.add_scalar(f"device/{name}/peak_memory_bytes", peak, update)
+            self._writer.add_scalar(f"device/{name}/busy", busy[d], update)
+            self._writer.add_scalar(f"device/{name}/peak_memory_bytes", float(trace.peak_memory_bytes[d]), update)
+
+    def write_trace(self, problem: PlacementProblem, placement: NDArray[np.int64], update: int) -> None:
+        """A picture of the step under the best placement so far, ``int64[G]``; drawing it takes part of a second."""
+        image = trace_image(problem.trace(placement), problem.graph, problem.cluster)
+        self._writer.add_image("trace/best", image, update, dataformats="HWC")
 
     def flush(self) -> None:
         """Hand all that is written to the operating system."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,12 +32,18 @@ from placement.reinforce import (
     reinforce_loss,
     reward_of,
 )
+from placement.runtime import deferred_interrupt, one_torch_thread
 from placement.stats import UpdateStats
-from placement.telemetry import Telemetry
 from placement.warm_start import Start, heuristic_start
+
+if TYPE_CHECKING:
+    from placement.telemetry import Telemetry
 
 CHECKPOINT_INTERVAL_S = 20.0
 """Seconds of training between checkpoints; one is written at the end of every run, too."""
+
+IMAGE_INTERVAL_S = 60.0
+"""Seconds between pictures of the best placement's trace, which come with a checkpoint."""
 
 PARTS = ("heuristics", "sample", "learn", "simulate", "wait", "search")
 """Parts of the time that `UpdateStats.seconds` tells apart; the search runs beside the others, but for ``wait``."""
@@ -119,7 +123,8 @@ class Trainer:
         self._search = NeighbourhoodSearch(
             problem,
             temperatures=config.search_temperatures,
-            uniform_share=config.search_uniform_share,
+            critical_share=config.search_critical_share,
+            policy_share=config.search_policy_share,
             rng=np.random.default_rng([seed, 1]),  # its own: it runs beside the rest
         )
         self._start_from = start
@@ -180,32 +185,26 @@ class Trainer:
             raise InputError("training needs a limit: give a time limit, a number of updates or of evaluations")
         self._most_evaluations = evaluations
         self.interrupted = False
-        deadline = math.inf if time_limit_s is None else time.perf_counter() + time_limit_s
-        telemetry = None if self.run_dir is None else Telemetry(self.run_dir, first_update=self.updates + 1)
+        called_s = last_s = time.perf_counter()
+        record = _Record(self, self._checkpoint_interval_s)
         whole = True  # False while an update is under way: its state must not reach a checkpoint
-        clock = _Clock(self)
         try:
-            with _one_torch_thread(), _deferred_interrupt() as interrupt, ThreadPoolExecutor(1) as beside:
+            with one_torch_thread(), deferred_interrupt() as interrupt, ThreadPoolExecutor(1) as beside:
                 while True:
                     done = updates is not None and self.updates >= updates
                     spent = evaluations is not None and self.evaluations >= evaluations
-                    late = time.perf_counter() >= deadline and self._started
+                    taken_s = time.perf_counter() - called_s
+                    late = time_limit_s is not None and taken_s >= time_limit_s and self._started
                     if done or spent or late or interrupt.is_set() or (should_stop is not None and should_stop()):
                         break
                     whole = False
-                    best_before = self.best_s
                     self._start()
                     numbers = self._update(beside)
                     self.updates += 1
-                    clock.tick()
+                    self.elapsed_s, last_s = self.elapsed_s + time.perf_counter() - last_s, time.perf_counter()
                     whole = True
                     stats = self._stats(numbers)
-                    if telemetry is not None:
-                        telemetry.write_update(stats)
-                        if self.best_s < best_before and self.best_placement is not None:
-                            telemetry.write_devices(self.problem, self.best_placement, self.updates)
-                    if clock.checkpoint_due(self._checkpoint_interval_s):
-                        self._save(telemetry)
+                    record.update(stats)
                     if on_update is not None:
                         on_update(stats)
                 self.interrupted = interrupt.is_set()
@@ -214,11 +213,8 @@ class Trainer:
         except _BudgetSpentError:
             pass
         finally:
-            clock.tick()
-            if whole and self.updates:
-                self._save(telemetry)
-            if telemetry is not None:
-                telemetry.close()
+            self.elapsed_s += time.perf_counter() - last_s
+            record.close(whole=whole)
 
     def _start(self) -> None:
         """Before the first update: evaluate the heuristics, where the preset starts from them."""
@@ -275,7 +271,7 @@ class Trainer:
         if len(self._search.placements) == 0:
             self._search.start(self.best_placement)
         probability = None
-        if self.config.search_uniform_share < 1.0:
+        if self.config.search_policy_share > 0:
             chains = torch.from_numpy(self._search.placements)
             probability = self.policy.score(encoded, chains).exp().numpy()
 
@@ -406,12 +402,9 @@ class Trainer:
             seconds=dict(self.seconds),
         )
 
-    def _save(self, telemetry: Telemetry | None) -> None:
-        if self.run_dir is None:
-            return
-        if telemetry is not None:
-            telemetry.flush()
-        state = checkpoint.State(
+    def state(self) -> checkpoint.State:
+        """All that the rest of a run depends on, for a checkpoint."""
+        return checkpoint.State(
             config=self.config,
             seed=self.seed,
             updates=self.updates,
@@ -429,7 +422,6 @@ class Trainer:
             elite=self._elite,
             search=self._search.state(),
         )
-        checkpoint.save(self.run_dir, self.problem, state)
 
     def _restore(self, state: checkpoint.State) -> None:
         self.updates = state.updates
@@ -449,61 +441,58 @@ class Trainer:
         self._started = True
 
 
-class _Clock:
-    """Adds wall-clock time to a trainer, and says when the next checkpoint is due."""
+class _Record:
+    """What one call of `Trainer.run` leaves in the run directory: checkpoints, and TensorBoard's events."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, interval_s: float) -> None:
         self._trainer = trainer
-        self._last = self._last_checkpoint = time.perf_counter()
+        self._interval_s = interval_s
+        self._telemetry: Telemetry | None = None
+        self._saved_at = time.perf_counter()
+        self._known_s = trainer.best_s
+        self._drawn_s = math.inf
+        self._drawn_at = -math.inf
+        if trainer.run_dir is not None:
+            from placement.telemetry import Telemetry  # slow to import, and placers that only search never need it
 
-    def tick(self) -> None:
-        now = time.perf_counter()
-        self._trainer.elapsed_s += now - self._last
-        self._last = now
+            self._telemetry = Telemetry(trainer.run_dir, first_update=trainer.updates + 1)
 
-    def checkpoint_due(self, interval_s: float) -> bool:
-        due = self._last - self._last_checkpoint >= interval_s
-        if due:
-            self._last_checkpoint = self._last
-        return due
+    def update(self, stats: UpdateStats) -> None:
+        """Write the numbers of an update, and a checkpoint where one is due."""
+        if self._telemetry is None:
+            return
+        trainer = self._trainer
+        self._telemetry.write_update(stats)
+        if trainer.best_s < self._known_s and trainer.best_placement is not None:
+            self._known_s = trainer.best_s
+            self._telemetry.write_devices(trainer.problem, trainer.best_placement, trainer.updates)
+        if time.perf_counter() - self._saved_at >= self._interval_s:
+            self._saved_at = time.perf_counter()
+            if self._saved_at - self._drawn_at >= IMAGE_INTERVAL_S:
+                self._draw()
+            self._save()
+
+    def close(self, *, whole: bool) -> None:
+        """Write what is left; the last checkpoint only if the trainer's state is that of a `whole` update."""
+        if self._telemetry is None:
+            return
+        if whole and self._trainer.updates:
+            self._draw()
+            self._save()
+        self._telemetry.close()
+
+    def _draw(self) -> None:
+        trainer = self._trainer
+        self._drawn_at = time.perf_counter()
+        if self._telemetry is not None and trainer.best_placement is not None and trainer.best_s < self._drawn_s:
+            self._drawn_s = trainer.best_s
+            self._telemetry.write_trace(trainer.problem, trainer.best_placement, trainer.updates)
+
+    def _save(self) -> None:
+        if self._telemetry is not None and self._trainer.run_dir is not None:
+            self._telemetry.flush()
+            checkpoint.save(self._trainer.run_dir, self._trainer.problem, self._trainer.state())
 
 
 def _without_first(evaluation: Evaluation) -> Evaluation:
     return Evaluation(evaluation.step_time_s[1:], evaluation.peak_memory_bytes[1:], evaluation.feasible[1:])
-
-
-@contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """One torch thread inside, the caller's number of them again after.
-
-    The products of this policy are too small to share: threads that wait for each other made an update many times
-    slower on a busy machine, and the number of threads can change the order of a sum, and so a result's last bit. The
-    simulator, which takes other threads, keeps the other cores busy.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that it never falls into the middle of an update."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # Python delivers Ctrl-C to the main thread only
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 
 from envs.problem import PlacementProblem
+from placement import neighbourhood
 from placement.neighbourhood import NeighbourhoodSearch
 from tests.placement.problems import branches, optimum_s
 
-TEMPERATURES = (0.001, 0.01)
+TEMPERATURES = (0.01, 0.1)
 
 
-def search_of(problem: PlacementProblem, *, seed: int = 0, uniform_share: float = 1.0) -> NeighbourhoodSearch:
+def search_of(
+    problem: PlacementProblem, *, seed: int = 0, critical_share: float = 0.5, policy_share: float = 0.0
+) -> NeighbourhoodSearch:
     search = NeighbourhoodSearch(
-        problem, temperatures=TEMPERATURES, uniform_share=uniform_share, rng=np.random.default_rng(seed)
+        problem,
+        temperatures=TEMPERATURES,
+        critical_share=critical_share,
+        policy_share=policy_share,
+        rng=np.random.default_rng(seed),
     )
     search.start(np.zeros(problem.num_groups, dtype=np.int64))
     return search
@@ -67,7 +74,7 @@ def test_moves_go_where_the_policy_would_rather_have_another_device() -> None:
     probability = np.zeros((2, problem.num_groups, 2), dtype=np.float32)
     probability[:, :, 0] = 1.0
     probability[:, 5] = (0.0, 1.0)
-    search = search_of(problem, uniform_share=0.0)
+    search = search_of(problem, critical_share=0.0, policy_share=1.0)
     before = search.placements.copy()
     seen = set()
     for _ in range(20):
@@ -76,6 +83,27 @@ def test_moves_go_where_the_policy_would_rather_have_another_device() -> None:
         seen |= {tuple(np.flatnonzero(row)) for row in search.placements if row.any()}
     assert seen
     assert all(5 in moved for moved in seen)
+
+
+def test_moves_follow_the_critical_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two branches on a device each, the first a hundred times as long: only its groups are worth moving."""
+    monkeypatch.setattr(neighbourhood, "LONGEST_RUN", 1)
+    problem = branches(2, 3, seed=2)  # groups: root, the first branch, the second, sink
+    flops = np.array(problem.graph.flops)
+    flops[1:4] *= 100
+    problem = replace(problem, graph=replace(problem.graph, flops=flops))
+    placement = np.array([0, 0, 0, 0, 1, 1, 1, 0])
+    seen = set()
+    for seed in range(40):
+        search = search_of(problem, seed=seed, critical_share=1.0)
+        search.start(placement)
+        search.restore({**search.state(), "cost_s": np.full(2, 1e9)})  # accept everything
+        search.run(2, None)
+        for row in search.placements:
+            moved = np.flatnonzero(row != placement)
+            if len(moved) == 1:
+                seen.add(int(moved[0]))
+    assert seen == {1, 2, 3}, "the second branch, the root and the sink take no time that counts"
 
 
 def test_groups_stay_where_they_may_be() -> None:
@@ -90,7 +118,7 @@ def test_groups_stay_where_they_may_be() -> None:
         graph=replace(problem.graph, allowed_kinds=kinds),
         cluster=replace(problem.cluster, devices=tuple(devices)),
     )
-    search = NeighbourhoodSearch(problem, temperatures=TEMPERATURES, uniform_share=1.0, rng=np.random.default_rng(0))
+    search = search_of(problem)
     search.start(problem.allowed.argmax(axis=1))
     found = search.run(200, None)
     assert (search.placements == problem.allowed.argmax(axis=1)).all()

@@ -244,6 +244,7 @@ def test_every_documented_tag_is_written_at_every_update(tmp_path: Path) -> None
         values = [event.value for event in written.Scalars(tag)]
         assert values == pytest.approx([getattr(s, key) for s in stats], rel=1e-6)
     assert trainer.best_placement is not None
+    assert [image.step for image in written.Images("trace/best")] == [5]
     for d, name in enumerate(problem.cluster.device_names):
         busy_s = problem.group_time_s[trainer.best_placement == d, d].sum()
         busy = written.Scalars(f"device/{name}/busy")[-1].value
