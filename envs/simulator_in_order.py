@@ -113,7 +113,8 @@ class Work(NamedTuple):
     directions: NDArray[Any]  # DIRECTION[directions]
     destinations: NDArray[np.uint32]  # [D], of the tensor that is being sent
     slot_s: NDArray[np.float64]  # [D], end of the sending op at which the device stands, else infinity
-    num_transfers: NDArray[np.uint32]  # [1]
+    woken: NDArray[np.uint32]  # [D], devices that need wait no longer for the op at which they stand
+    counts: NDArray[np.uint32]  # [2], transfers and woken devices
 
 
 def make_work(problem: SimulatorInput) -> Work:
@@ -163,13 +164,14 @@ def make_work(problem: SimulatorInput) -> Work:
         directions=np.zeros(problem.num_directions, dtype=DIRECTION),
         destinations=np.zeros(num_devices, dtype=np.uint32),
         slot_s=np.zeros(num_devices),
-        num_transfers=np.zeros(1, dtype=np.uint32),
+        woken=np.zeros(num_devices, dtype=np.uint32),
+        counts=np.zeros(2, dtype=np.uint32),
     )
 
 
 def transfers_of(work: Work) -> NDArray[Any]:
     """The transfers of the step that was simulated last, TRANSFER, in the order in which they were reserved."""
-    return work.transfers[: int(work.num_transfers[0])]
+    return work.transfers[: int(work.counts[0])]
 
 
 @inlined
@@ -272,11 +274,11 @@ def _next_sender(devices, slot_s):
 
 
 @inlined
-def _reserve(route_directions, tensor_bytes, transfers, devices, routes, directions, num_transfers,
+def _reserve(route_directions, tensor_bytes, transfers, devices, routes, directions, counts,
              tensor, source, destination, now):  # fmt: skip
     """Reserve the route for a transfer, and return its number."""
-    number = num_transfers[_0]
-    num_transfers[_0] += 1
+    number = counts[_0]
+    counts[_0] += 1
     route = routes[source * np.uint64(len(devices)) + destination]
     start_s = now
     for i in range(route.begin, route.end):
@@ -308,7 +310,7 @@ def _reserve(route_directions, tensor_bytes, transfers, devices, routes, directi
 
 @inlined
 def _send(first_edge, readers, tensor_bytes, route_directions, ops, tensors, transfers, devices, routes, directions,
-          destinations, num_transfers, place, tensor, source, now, now_round):  # fmt: skip
+          destinations, woken, counts, place, tensor, source, now, now_round):  # fmt: skip
     """Reserve a tensor's transfers, and tell its readers elsewhere when they arrive."""
     begin, end = first_edge[tensor], first_edge[tensor + _1]
     count = _0
@@ -328,7 +330,7 @@ def _send(first_edge, readers, tensor_bytes, route_directions, ops, tensors, tra
     for i in range(count):
         target = destinations[i]
         devices[target].transfer = _reserve(
-            route_directions, tensor_bytes, transfers, devices, routes, directions, num_transfers,
+            route_directions, tensor_bytes, transfers, devices, routes, directions, counts,
             tensor, source, target, now,
         )  # fmt: skip
     for e in range(begin, end):
@@ -344,6 +346,9 @@ def _send(first_edge, readers, tensor_bytes, route_directions, ops, tensors, tra
             elif arrival_s == ops[reader].ready_s:
                 ops[reader].ready_round = max(ops[reader].ready_round, arrival_round)
             ops[reader].awaited -= 1
+            if ops[reader].awaited == 0 and devices[target].op == reader:
+                woken[counts[_1]] = target
+                counts[_1] += 1
             devices[target].readers -= 1
             if devices[target].readers == 0:
                 ops[reader].freed_bytes += tensor_bytes[tensor]  # the copy dies with its last reader
@@ -423,8 +428,9 @@ def _simulate(work, place, limit_s, peak):
     """Simulate one placement ``[N]``; as in `envs.simulator_kernel`."""
     (op_time_s, remaining_s, resident_bytes, output_bytes, first_tensor, first_edge, readers, tensor_bytes, local_bytes,
      routes, route_directions, into_offsets, into, out_offsets, out, ops, tensors, transfers, devices, directions,
-     destinations, slot_s, num_transfers) = work  # fmt: skip
-    num_transfers[_0] = 0
+     destinations, slot_s, woken, counts) = work  # fmt: skip
+    counts[_0] = 0
+    counts[_1] = 0
     _reset(op_time_s, first_tensor, first_edge, readers, local_bytes, ops, tensors, devices, directions, place, limit_s)
     peak[:] = 0
     for op in range(len(place)):
@@ -444,16 +450,15 @@ def _simulate(work, place, limit_s, peak):
         for t in range(first_tensor[op], first_tensor[op + _1]):
             _send(
                 first_edge, readers, tensor_bytes, route_directions, ops, tensors, transfers, devices, routes,
-                directions, destinations, num_transfers, place, t, source, now, now_round,
+                directions, destinations, woken, counts, place, t, source, now, now_round,
             )  # fmt: skip
         if _advance(op_time_s, remaining_s, ops, devices, slot_s, source, ops[op].next_op, limit_s):
             return np.inf
-        for d in range(num_devices):
-            waits = slot_s[d] == np.inf and devices[d].op != NONE
-            if not waits or ops[devices[d].op].awaited > 0:
-                continue
-            if _advance(op_time_s, remaining_s, ops, devices, slot_s, d, devices[d].op, limit_s):
+        for i in range(counts[_1]):
+            waiting = devices[woken[i]].op
+            if _advance(op_time_s, remaining_s, ops, devices, slot_s, woken[i], waiting, limit_s):
                 return np.inf
+        counts[_1] = 0
     step_time_s = 0.0
     for d in range(num_devices):
         step_time_s = max(step_time_s, devices[d].free_s)

@@ -1,8 +1,15 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
 import numpy as np
 import pytest
 
 from envs.problem import PlacementProblem
 from envs.simulator import SCHEDULES, simulate, simulate_batch
+from envs.simulator_kernel import compiled
 from envs.simulator_plain import simulate_plain
 from graphs.groups import one_group_an_op
 from graphs.synthetic import random_graph
@@ -39,3 +46,28 @@ def test_a_batch_too_large_to_expand_at_once_is_evaluated_in_parts(monkeypatch: 
         )
     assert held.aborted.tolist() == [True, False] * 5
     assert problem.evaluate(np.zeros((0, 60), int)).step_time_s.shape == (0,)
+
+
+def test_without_any_place_for_a_cache_it_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = numba.njit
+
+    def refuse_to_cache(**options: object) -> object:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(**options)
+
+    monkeypatch.setattr(numba, "njit", refuse_to_cache)
+    assert compiled(_double)(21) == 42
+
+
+def test_a_cache_directory_that_cannot_be_made_is_passed_over() -> None:
+    """Installed packages and home directories may be read-only, or not there."""
+    code = "from envs.simulator_kernel import compiled; from tests.envs.test_simulator import _double; "
+    code += "print(compiled(_double)(21))"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": "/dev/null/nowhere", "PYTHONPATH": str(Path(__file__).parents[2])}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == "42\n"
+
+
+def _double(x):
+    return 2 * x
