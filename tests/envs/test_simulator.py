@@ -13,6 +13,8 @@ from envs.simulator_kernel import compiled
 from envs.simulator_plain import simulate_plain
 from graphs.groups import one_group_an_op
 from graphs.synthetic import random_graph
+from scripts.benchmark_simulator import measure
+from scripts.plain_event_loop import as_lists, simulate_in_a_loop
 from tests.envs.simulator_problems import assert_same_trace, star
 
 
@@ -71,3 +73,35 @@ def test_a_cache_directory_that_cannot_be_made_is_passed_over() -> None:
 
 def _double(x):
     return 2 * x
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_loop_that_the_benchmark_compares_with_gives_the_same_answers(schedule: str) -> None:
+    for seed in range(4):
+        graph = random_graph(120, seed=seed, locality=10 + 30 * seed, resident_bytes=10**6)
+        given = PlacementProblem(graph, one_group_an_op(graph), star(4), schedule).simulator_input
+        placement = np.random.default_rng(seed).integers(0, 4, size=120)
+        trace = simulate(given, placement)
+        step_time_s, peak, transfers = simulate_in_a_loop(as_lists(given), placement.tolist())
+        assert (step_time_s, transfers) == (trace.step_time_s, trace.num_transfers)
+        assert peak == trace.peak_memory_bytes.tolist()
+
+
+def test_the_benchmark_gives_the_figures_that_it_promises() -> None:
+    cases = measure(200, "priority", [1, 2])
+    keys = [
+        "ops",
+        "edges",
+        "devices",
+        "placement",
+        "schedule",
+        "threads",
+        "us_per_evaluation",
+        "ns_per_event",
+        "ratio_to_plain",
+    ]
+    assert all(list(case) == keys for case in cases)
+    assert [(c["placement"], c["threads"]) for c in cases] == [
+        (kind, threads) for kind in ("random", "blocks", "one_device") for threads in (1, 2)
+    ]
+    assert all(case["ratio_to_plain"] > 1 for case in cases)  # far more on any machine
