@@ -139,9 +139,17 @@ def read_finished(path: Path, problem: PlacementProblem, *, seed: int, budget: B
     Raises:
         InputError: The file is no comparison, or one of another problem, seed or budget; the message says which.
     """
-    if not path.exists():
-        return ()
-    record = read_record(path)
+    return finished_rows(read_record(path), path, problem, seed=seed, budget=budget) if path.exists() else ()
+
+
+def finished_rows(
+    record: ComparisonRecord, path: Path, problem: PlacementProblem, *, seed: int, budget: Budget
+) -> tuple[Row, ...]:
+    """The rows of a record, which must be of the same settings; `path` is where it was read.
+
+    Raises:
+        InputError: It is one of another problem, seed or budget, or contradicts itself; the message says how.
+    """
     wanted = make_record(Comparison(problem, seed, 0.0, (), budget))
     for field, shown in (
         ("graph_sha256", "graph"),
