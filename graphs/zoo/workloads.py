@@ -154,6 +154,86 @@ _WORKLOADS = (
             "momentum",
         ),
     ),
+    Workload(
+        "nasnet",
+        "NASNet-A large, an image classifier of irregular cells found by search (Zoph 2017, arXiv 1707.07012)",
+        _knobs(
+            Knob(8, "images a step"),
+            {
+                "image": Knob(331, "height and width of an image in pixels", minimum=32),
+                "cells": Knob(6, "normal cells in each of the three stages", minimum=2),
+                "filters": Knob(168, "channels of a branch in the first stage", minimum=8),
+                "classes": _CLASSES,
+            },
+            "rmsprop",
+        ),
+    ),
+    Workload(
+        "transformer_lm",
+        "decoder-only language model, GPT-2 small (Radford 2019; Vaswani 2017, arXiv 1706.03762)",
+        _knobs(
+            Knob(8, "sequences a step"),
+            {
+                "layers": Knob(12, "transformer blocks"),
+                "hidden": Knob(768, "width"),
+                "heads": Knob(12, "attention heads"),
+                "length": Knob(1024, "tokens of a sequence"),
+                "vocabulary": Knob(50_257, "tokens that there are", minimum=2),
+            },
+            "adam",
+            int8=True,
+        ),
+    ),
+    Workload(
+        "bert",
+        "bidirectional transformer in pre-training, BERT-base (Devlin 2018, arXiv 1810.04805)",
+        _knobs(
+            Knob(32, "sequences a step"),
+            {
+                "layers": Knob(12, "transformer layers"),
+                "hidden": Knob(768, "width"),
+                "heads": Knob(12, "attention heads"),
+                "length": Knob(128, "tokens of a sequence", minimum=2),
+                "masked": Knob(20, "tokens of a sequence that are to be guessed"),
+                "vocabulary": Knob(30_522, "tokens that there are", minimum=2),
+            },
+            "adam",
+            int8=True,
+        ),
+    ),
+    Workload(
+        "moe_lm",
+        "language model of sparsely gated experts (Shazeer 2017, arXiv 1701.06538; routing of Zhou 2022, 2202.09368)",
+        _knobs(
+            Knob(8, "sequences a step"),
+            {
+                "experts": Knob(16, "experts in each block", minimum=2),
+                "experts_a_token": Knob(2, "experts that a token meets, on average"),
+                "layers": Knob(4, "transformer blocks"),
+                "hidden": Knob(1024, "width"),
+                "heads": Knob(16, "attention heads"),
+                "length": Knob(512, "tokens of a sequence"),
+                "vocabulary": Knob(32_000, "tokens that there are", minimum=2),
+            },
+            "adam",
+            int8=True,
+        ),
+    ),
+    Workload(
+        "dlrm",
+        "recommendation by 26 embedding tables larger than any GPU (Naumov 2019, arXiv 1906.00091; sizes of MLPerf)",
+        _knobs(
+            Knob(8192, "samples a step"),
+            {
+                "rows": Knob(80_000_000, "most rows of a table; MLPerf caps at 40,000,000"),
+                "width": Knob(128, "width of a row"),
+                "lookups": Knob(1, "rows that a sample looks up in each table, summed"),
+            },
+            "sgd",
+            optimizers=("sgd", "adam"),
+            int8=True,
+        ),
+    ),
 )
 
 ZOO: dict[str, Workload] = {workload.name: workload for workload in _WORKLOADS}

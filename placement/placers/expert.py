@@ -2,6 +2,10 @@
 
 Mirhoseini et al. (2017), section 4.1, arXiv 1706.04972: recurrent nets with one LSTM layer a GPU, attention and softmax
 with the top layer, embeddings with the bottom one; Inception-V3 cut into contiguous parts of about equal layer count.
+The other networks of blocks one after the other are cut likewise. Experts of a sparsely gated layer go to the devices
+in turn, the rest to the first device (Shazeer 2017, section 3.1, arXiv 1701.06538, without the replicas of the rest).
+DLRM's tables go, largest first, to the accelerator with most memory left, to the host where none is left, and its
+products to the first accelerator (Naumov 2019, section 4, arXiv 1906.00091, without the replicas of the products).
 
 What the paper leaves open: with fewer GPUs than layers, layers of the same depth share a GPU (the encoder's first and
 the decoder's first, ...), as TensorFlow's NMT tutorial did; with more, the rest stay idle. A layer of Inception-V3 is a
@@ -51,7 +55,24 @@ class Parts:
     depth: int = 2
 
 
-RULES: dict[str, Stacked | Parts] = {
+@dataclass(frozen=True)
+class Spread:
+    """Modules side by side, spread over the devices; everything else on the first.
+
+    Attributes:
+        modules: Name of what holds them; they are ``<...>.<modules>.<number>``.
+        by_memory: Largest first to the accelerator with most memory left, or to a host; otherwise in turn.
+    """
+
+    modules: str
+    by_memory: bool = False
+
+
+KEPT_FREE = 0.1
+"""The share of an accelerator's memory that `Spread` by memory leaves to activations."""
+
+
+RULES: dict[str, Stacked | Parts | Spread] = {
     "rnnlm": Stacked(("cells",), bottom={"embedding": "cells"}, top={"softmax": "cells"}),
     "nmt": Stacked(
         ("encoder", "decoder"),
@@ -60,6 +81,11 @@ RULES: dict[str, Stacked | Parts] = {
     ),
     "inception_v3": Parts(),
     "resnet50": Parts(depth=3),
+    "nasnet": Parts(),
+    "transformer_lm": Parts(),
+    "bert": Parts(),
+    "moe_lm": Spread("experts"),
+    "dlrm": Spread("tables", by_memory=True),
 }
 """The rule for each workload of the zoo that has one."""
 
@@ -81,14 +107,20 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
     if not accelerators:
         raise InputError(f"placer 'expert' needs accelerators, but cluster '{problem.cluster.name}' has none")
     rule = RULES[workload]
-    of_path = _stacked(problem, rule, len(accelerators)) if isinstance(rule, Stacked) else _parts(problem, rule)
+    hosts = [i for i, device in enumerate(problem.cluster.devices) if device.spec.kind == "cpu"]
+    if isinstance(rule, Stacked):
+        of_path = _stacked(problem, rule, len(accelerators))
+    elif isinstance(rule, Parts):
+        of_path = _parts(problem, rule)
+    else:
+        of_path = _spread(problem, rule, accelerators, hosts)
     parts = _of_groups(problem, [of_path(path) for path in problem.graph.module_names])
     if (parts == UNKNOWN).all():
         raise InputError(f"placer 'expert': graph '{problem.graph.name}' has none of the modules that its rule knows")
     if isinstance(rule, Parts):
         parts = _cut(problem, parts, len(accelerators))
     parts = _follow_neighbours(problem, parts)
-    homes = np.stack([all_on(problem, device) for device in accelerators])  # [accelerators, G]
+    homes = np.stack([all_on(problem, device) for device in [*accelerators, *hosts]])  # [D, G]
     search = Search(problem, budget)
     fits = search.evaluate(homes[parts, np.arange(problem.num_groups)][None]).feasible.all()
     return search.placed(note="" if fits else "the expert's placement does not fit")
@@ -132,6 +164,37 @@ def _parts(problem: PlacementProblem, rule: Parts) -> Callable[[str], int]:
         if path:
             blocks.setdefault(_block(path, rule), len(blocks))
     return lambda path: blocks.get(_block(path, rule), UNKNOWN) if path else UNKNOWN
+
+
+def _spread(
+    problem: PlacementProblem, rule: Spread, accelerators: Sequence[int], hosts: Sequence[int]
+) -> Callable[[str], int]:
+    """A function from a module path to the place of its device among the accelerators and, after them, the hosts."""
+    graph = problem.graph
+    number_of = [_number(path, rule.modules) for path in graph.module_names]
+    place = {number: i % len(accelerators) for i, number in enumerate(sorted({n for n in number_of if n != UNKNOWN}))}
+    if rule.by_memory:
+        resident = np.zeros(max(place, default=0) + 1)
+        number = np.array(number_of)[graph.module]
+        spread = number != UNKNOWN
+        np.add.at(resident, number[spread], graph.resident_bytes.sum(axis=1)[spread].astype(np.float64))
+        left = np.array([problem.cluster.devices[i].spec.memory_bytes * (1 - KEPT_FREE) for i in accelerators])
+        for n in sorted(place, key=lambda n: (-resident[n], n)):
+            place[n] = int(left.argmax())
+            if resident[n] > left[place[n]] and hosts:
+                place[n] = len(accelerators)
+            else:
+                left[place[n]] -= resident[n]
+    return lambda path: place.get(_number(path, rule.modules), 0)
+
+
+def _number(path: str, modules: str) -> int:
+    """Which of the modules side by side a path is in, `UNKNOWN` where in none."""
+    components = path.split(".")
+    if modules in components[:-1]:
+        number = components[components.index(modules) + 1]
+        return int(number) if number.isdecimal() else UNKNOWN
+    return UNKNOWN
 
 
 def _block(path: str, rule: Parts) -> str:

@@ -66,8 +66,57 @@ def test_inception_is_cut_into_contiguous_parts_of_about_equal_layer_count() -> 
     assert counts[1:].max() <= 32
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "resnet50:batch=1,image=32,classes=3",
+        "nasnet:batch=1,image=32,cells=2,filters=8,classes=3",
+        "transformer_lm:batch=1,layers=4,hidden=4,heads=2,length=4,vocabulary=5",
+        "bert:batch=1,layers=4,hidden=4,heads=2,length=4,masked=2,vocabulary=5",
+    ],
+)
+def test_networks_of_blocks_are_cut_into_contiguous_parts(spec: str) -> None:
+    problem = by_module(zoo.load(f"{spec},training=0"))
+    placed = get_placer("expert").function(problem, budget=Budget(), rng=np.random.default_rng(0))
+    layers = np.flatnonzero(problem.graph.flops > 0)
+    counts = np.bincount(placed.placement[problem.groups.group_of_op[layers]], minlength=5)
+    assert counts[0] == 0
+    assert counts[1:].min() >= len(layers) / 8
+    # All ops of a block (a module list's member) are together.
+    blocks: dict[str, set[int]] = {}
+    for name, device in zip(problem.groups.names, placed.placement.tolist(), strict=True):
+        parts = name.split(".")
+        if parts[0] in ("cells", "blocks", "layers"):
+            blocks.setdefault(parts[1], set()).add(device)
+    assert all(len(devices) == 1 for devices in blocks.values())
+
+
+def test_experts_of_a_layer_are_spread_in_turn() -> None:
+    graph = zoo.load("moe_lm:batch=2,experts=6,layers=1,hidden=8,heads=2,length=4,vocabulary=5")
+    device = devices_by_module(by_module(graph))
+    experts = [device[f"blocks.0.feed_forward.experts.{i}.expand"] for i in range(6)]
+    assert experts == [1, 2, 3, 4, 1, 2]
+    assert device["blocks.0.feed_forward.experts.3.contract"] == 4
+    assert device["blocks.0.feed_forward.router.gate"] == device["head"] == 1
+
+
+def test_tables_go_largest_first_to_the_emptiest_and_to_the_host_where_none_fits() -> None:
+    problem = by_module(zoo.load("dlrm:batch=2,rows=10000,width=4"))
+    size = dict(zip(problem.groups.names, problem.group_resident_bytes.tolist(), strict=True))
+    largest = size["tables.0"]
+    fits_two = int(2.5 * largest)
+    for memory, spread in ((fits_two, {1: 2, 2: 2, 3: 2, 4: 2}), (largest // 2, {})):
+        device = devices_by_module(PlacementProblem(problem.graph, problem.groups, cluster(4, gpu_bytes=memory)))
+        of_largest = [device[name] for name in size if name.startswith("tables.") and size[name] == largest]
+        if spread:
+            assert {d: of_largest.count(d) for d in set(of_largest) if d} == spread
+        assert of_largest.count(0) == len(of_largest) - sum(spread.values())
+        assert device["bottom.0"] == device["top.0"] == 1
+        assert device["tables.5"] != 0
+
+
 def test_a_graph_without_a_rule_is_refused_in_a_sentence() -> None:
-    with pytest.raises(InputError, match=r"placer 'expert' knows no rule for graph 'random:.*rules for: inception_v3"):
+    with pytest.raises(InputError, match=r"placer 'expert' knows no rule for graph 'random:.*rules for: bert"):
         devices_by_module(random_problem(5, 2, seed=0))
 
 
