@@ -15,6 +15,7 @@ A graph may also be a `ComputationGraph`, for example from `graphs.capture.captu
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -115,28 +116,32 @@ def train(
         preset, seed = config.preset, config.seed
     elif run_dir is not None:
         run_directory.check_free(run_dir)
-    others = compare_others(problem, seed=seed, time_limit_s=time_limit_s, run_dir=run_dir if resume else None)
-    trainer = make_trainer(problem, others, preset=preset, seed=seed, run_dir=run_dir, resume=resume)
-    if run_dir is not None and not resume:
-        config = run_directory.make_run_config(
-            problem,
-            graph=problem.graph.name,
-            cluster=problem.cluster.name,
-            groups=problem.num_groups,
-            preset=preset,
-            seed=seed,
+    with contextlib.ExitStack() as held:
+        if resume and run_dir is not None:
+            held.enter_context(run_directory.hold(run_dir))
+        others = compare_others(problem, seed=seed, time_limit_s=time_limit_s, run_dir=run_dir if resume else None)
+        trainer = make_trainer(problem, others, preset=preset, seed=seed, run_dir=run_dir, resume=resume)
+        if run_dir is not None and not resume:
+            config = run_directory.make_run_config(
+                problem,
+                graph=problem.graph.name,
+                cluster=problem.cluster.name,
+                groups=problem.num_groups,
+                preset=preset,
+                seed=seed,
+                updates=updates,
+                time_limit_s=time_limit_s,
+            )
+            held.enter_context(run_directory.hold(run_dir))
+            run_directory.create(run_dir, config)
+        return run_training(
+            trainer,
+            others,
             updates=updates,
             time_limit_s=time_limit_s,
+            spent_s=time.perf_counter() - began,
+            on_update=on_update,
         )
-        run_directory.create(run_dir, config)
-    return run_training(
-        trainer,
-        others,
-        updates=updates,
-        time_limit_s=time_limit_s,
-        spent_s=time.perf_counter() - began,
-        on_update=on_update,
-    )
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -227,45 +228,51 @@ def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, v
     out.print(problem_heading(problem))
     with err.status("loading PyTorch"):
         from placement.training_run import compare_others, make_trainer, run_training
-    began = time.perf_counter()
-    with ComparisonDisplay(err) as display:
-        others = compare_others(
-            problem,
-            seed=config.seed,
-            time_limit_s=config.time_limit_s,
-            run_dir=verb.resume,
-            on_start=display.start,
-            on_row=display.row,
-        )
-    with err.status("starting the training"):
-        trainer = make_trainer(
-            problem, others, preset=config.preset, seed=config.seed, run_dir=run_dir, resume=verb.resume is not None
-        )
-    if verb.resume is None:
-        run_directory.create(run_dir, config)
-    updates, time_limit_s = _limits(verb, config, trainer.elapsed_s)
-    if verb.resume is not None:
-        done = (updates is not None and trainer.updates >= updates) or (time_limit_s is not None and time_limit_s <= 0)
-        said = "nothing is left to do; more takes --time-limit-s or a larger --updates" if done else "going on"
-        err.print(f"{trainer.updates:,} updates are done: {said}", soft_wrap=True)
-    try:
-        spent_s = time.perf_counter() - began
-        with TrainingDisplay(err, others, updates=updates, time_limit_s=time_limit_s, spent_s=spent_s) as training:
-            trained = run_training(
-                trainer,
-                others,
-                updates=updates,
-                time_limit_s=time_limit_s,
-                spent_s=spent_s,
-                on_update=training.update,
+    with contextlib.ExitStack() as held:
+        if verb.resume is not None:
+            held.enter_context(run_directory.hold(run_dir))
+        began = time.perf_counter()
+        with ComparisonDisplay(err) as display:
+            others = compare_others(
+                problem,
+                seed=config.seed,
+                time_limit_s=config.time_limit_s,
+                run_dir=verb.resume,
+                on_start=display.start,
+                on_row=display.row,
             )
-    except KeyboardInterrupt:  # one that came after the training, or a second one during it
-        if not (run_dir / run_directory.PLACEMENT).exists():
-            raise
-        out.print(f"Stopped; the best placement so far is in {run_dir / run_directory.PLACEMENT}", soft_wrap=True)
+        with err.status("starting the training"):
+            trainer = make_trainer(
+                problem, others, preset=config.preset, seed=config.seed, run_dir=run_dir, resume=verb.resume is not None
+            )
+        if verb.resume is None:
+            held.enter_context(run_directory.hold(run_dir))
+            run_directory.create(run_dir, config)
+        updates, time_limit_s = _limits(verb, config, trainer.elapsed_s)
+        if verb.resume is not None:
+            done = (updates is not None and trainer.updates >= updates) or (
+                time_limit_s is not None and time_limit_s <= 0
+            )
+            said = "nothing is left to do; more takes --time-limit-s or a larger --updates" if done else "going on"
+            err.print(f"{trainer.updates:,} updates are done: {said}", soft_wrap=True)
+        try:
+            spent_s = time.perf_counter() - began
+            with TrainingDisplay(err, others, updates=updates, time_limit_s=time_limit_s, spent_s=spent_s) as training:
+                trained = run_training(
+                    trainer,
+                    others,
+                    updates=updates,
+                    time_limit_s=time_limit_s,
+                    spent_s=spent_s,
+                    on_update=training.update,
+                )
+        except KeyboardInterrupt:  # one that came after the training, or a second one during it
+            if not (run_dir / run_directory.PLACEMENT).exists():
+                raise
+            out.print(f"Stopped; the best placement so far is in {run_dir / run_directory.PLACEMENT}", soft_wrap=True)
+            return 0
+        _show_trained(out, trained)
         return 0
-    _show_trained(out, trained)
-    return 0
 
 
 def _limits(verb: verbs.Train, config: RunConfig, elapsed_s: float) -> tuple[int | None, float | None]:

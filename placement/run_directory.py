@@ -6,14 +6,18 @@
 ``comparison.json``       the other placers and the learned one (`placement.comparison`), at the end
 ``checkpoint.pt``         the trainer's state
 ``events.out.tfevents.*``  TensorBoard's events
+``.lock``                 held by the process that works on the run
 ========================  ==============================================================================================
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +28,8 @@ from graphs.errors import InputError
 from graphs.files import write_atomically
 
 CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
+
+_LOCK = ".lock"
 
 _VERSIONS_OF = ("device-placement", "numba", "numpy", "torch")
 
@@ -87,17 +93,40 @@ def make_run_config(
     )
 
 
-def create(run_dir: Path, config: RunConfig) -> None:
-    """Make a run directory; its `config.json` is what marks it as taken.
+@contextlib.contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
+    """Keep other processes from working on a run, and clear away half-written files of one that was killed.
+
+    The kernel lets go of the lock when the process ends, however it ends. The directory is made where it is new.
 
     Raises:
-        InputError: There is a run in it already, or it cannot be made.
+        InputError: Another process works on the run, or the directory cannot be made.
     """
-    check_free(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / _LOCK).open("w")
     except OSError as error:
         raise InputError(f"cannot make run directory '{run_dir}': {error.strerror}; give another --out") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another process works on the run in '{run_dir}'; wait for it or stop it, or give another --out"
+            ) from error
+        for name in (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT):
+            for leftover in run_dir.glob(f".{name}.*.tmp"):
+                leftover.unlink(missing_ok=True)
+        yield
+
+
+def create(run_dir: Path, config: RunConfig) -> None:
+    """Begin a run in a directory that is held; its `config.json` is what marks it as taken.
+
+    Raises:
+        InputError: There is a run in it already, or the file cannot be written.
+    """
+    check_free(run_dir)
     write_atomically(
         run_dir / CONFIG, msgspec.json.format(msgspec.json.encode(config, order="sorted"), indent=2) + b"\n"
     )

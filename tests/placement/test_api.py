@@ -90,6 +90,28 @@ def test_a_run_goes_on_where_it_stopped(problem: PlacementProblem, tmp_path: Pat
         placement.train(problem, updates=4, resume=True)
 
 
+def test_two_processes_cannot_work_on_one_run(problem: PlacementProblem, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    placement.train(problem, updates=1, out=run)
+    code = (
+        "import sys, time; from pathlib import Path; from placement.run_directory import hold\n"
+        "with hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=r"another process works on the run in '.*run'; wait for it or stop it"):
+            placement.train(problem, updates=2, out=run, resume=True)
+    finally:
+        other.kill()  # which frees the run: nothing has to be cleared away by hand
+        other.wait()
+        other.communicate()
+    (run / ".checkpoint.pt.123.tmp").write_bytes(b"half of a checkpoint that was being written")
+    assert placement.train(problem, updates=2, out=run, resume=True).updates == 2
+    assert not list(run.glob(".*.tmp"))
+
+
 def test_strings_mean_what_they_mean_on_the_command_line(tmp_path: Path) -> None:
     graph = random_graph(12, seed=1, name="small")
     save_graph_file(graph, tmp_path / "g.graph.json")
