@@ -89,7 +89,7 @@ def replicate(graph: ComputationGraph, replicas: int, *, bucket_bytes: int = BUC
     rank = {op: position for position, op in enumerate(order)}
     tensors = [replace(t, producer=rank[t.producer], consumers=[rank[c] for c in t.consumers]) for t in made.tensors]
     return build(
-        f"{graph.name}*{replicas}",
+        f"{replicas} x {graph.name}",
         [made.ops[i] for i in order],
         tensors,
         [[rank[copy.op[i]] for i in members] for copy in copies for members in _bound(graph)],

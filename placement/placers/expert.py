@@ -7,6 +7,8 @@ in turn, the rest to the first device (Shazeer 2017, section 3.1, arXiv 1701.065
 DLRM's tables go, largest first, to the accelerator with most memory left, to the host where none is left, and its
 products to the first accelerator (Naumov 2019, section 4, arXiv 1906.00091, without the replicas of the products).
 
+A graph of replicas (`graphs.replicate`) has a replica a device, in the order of the ring.
+
 What the paper leaves open: with fewer GPUs than layers, layers of the same depth share a GPU (the encoder's first and
 the decoder's first, ...), as TensorFlow's NMT tutorial did; with more, the rest stay idle. A layer of Inception-V3 is a
 convolution or a product; cuts fall between the blocks. An expert does not repair: what does not fit is reported so.
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from envs.problem import PlacementProblem
 from graphs.computation_graph import PHASES
 from graphs.errors import InputError
+from graphs.replicate import replica_of_op
 from placement.placers.base import Budget, Placed, Search
 from placement.placers.single_device import all_on
 
@@ -97,8 +100,9 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
         InputError: There is no rule for this graph, its modules are not those that the rule knows, or the cluster has
             no accelerators.
     """
+    replica = replica_of_op(problem.graph)
     workload = problem.graph.name.partition(":")[0]
-    if workload not in RULES:
+    if workload not in RULES and not replica.any():
         raise InputError(
             f"placer 'expert' knows no rule for graph '{problem.graph.name}'; it has rules for: "
             f"{', '.join(sorted(RULES))}"
@@ -106,8 +110,22 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
     accelerators = [i for i, device in enumerate(problem.cluster.devices) if device.spec.kind != "cpu"]
     if not accelerators:
         raise InputError(f"placer 'expert' needs accelerators, but cluster '{problem.cluster.name}' has none")
-    rule = RULES[workload]
     hosts = [i for i, device in enumerate(problem.cluster.devices) if device.spec.kind == "cpu"]
+    if replica.any():
+        first_op = np.unique(problem.groups.group_of_op, return_index=True)[1]
+        parts = replica[first_op] % len(accelerators)
+    else:
+        parts = _by_rule(problem, RULES[workload], accelerators, hosts)
+    homes = np.stack([all_on(problem, device) for device in [*accelerators, *hosts]])  # [D, G]
+    search = Search(problem, budget)
+    fits = search.evaluate(homes[parts, np.arange(problem.num_groups)][None]).feasible.all()
+    return search.placed(note="" if fits else "the expert's placement does not fit")
+
+
+def _by_rule(
+    problem: PlacementProblem, rule: Stacked | Parts | Spread, accelerators: list[int], hosts: list[int]
+) -> NDArray[np.int64]:
+    """``int64[G]``: the number of the device of each group, among the accelerators and then the hosts."""
     if isinstance(rule, Stacked):
         of_path = _stacked(problem, rule, len(accelerators))
     elif isinstance(rule, Parts):
@@ -119,11 +137,7 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
         raise InputError(f"placer 'expert': graph '{problem.graph.name}' has none of the modules that its rule knows")
     if isinstance(rule, Parts):
         parts = _cut(problem, parts, len(accelerators))
-    parts = _follow_neighbours(problem, parts)
-    homes = np.stack([all_on(problem, device) for device in [*accelerators, *hosts]])  # [D, G]
-    search = Search(problem, budget)
-    fits = search.evaluate(homes[parts, np.arange(problem.num_groups)][None]).feasible.all()
-    return search.placed(note="" if fits else "the expert's placement does not fit")
+    return _follow_neighbours(problem, parts)
 
 
 def _stacked(problem: PlacementProblem, rule: Stacked, num_devices: int) -> Callable[[str], int]:

@@ -7,9 +7,11 @@ import pytest
 
 from envs.problem import PlacementProblem
 from graphs import zoo
+from graphs.colocation import colocate
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError
 from graphs.groups import make_groups
+from graphs.replicate import replica_of_op, replica_placement, replicate
 from placement.placers import get_placer
 from placement.placers.base import Budget
 from tests.placement.placer_problems import cluster, random_problem
@@ -50,6 +52,19 @@ def test_nmt_has_a_layer_a_gpu_where_there_are_enough() -> None:
     device = devices_by_module(two)
     assert [device[f"{stack}.{i}"] for stack in ("encoder", "decoder") for i in (0, 1)] == [1, 2, 1, 2]
     assert device["softmax"] == 2
+
+
+def test_replicas_have_a_device_each() -> None:
+    one = zoo.load("rnnlm:layers=1,hidden=8,steps=2,vocabulary=5,batch=4")
+    graph = replicate(one, 4)
+    problem = PlacementProblem(graph, colocate(graph, wanted_groups=40), cluster(4))
+    placed = get_placer("expert").function(problem, budget=Budget(), rng=np.random.default_rng(0))
+    expected = replica_placement(graph, [1, 2, 3, 4], host=0)
+    np.testing.assert_array_equal(problem.groups.to_ops(placed.placement), expected)
+    two = PlacementProblem(graph, problem.groups, cluster(2))
+    folded = get_placer("expert").function(two, budget=Budget(), rng=np.random.default_rng(0))
+    computes = graph.flops > 0
+    assert (two.groups.to_ops(folded.placement)[computes] == 1 + replica_of_op(graph)[computes] % 2).all()
 
 
 def test_inception_is_cut_into_contiguous_parts_of_about_equal_layer_count() -> None:
