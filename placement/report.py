@@ -138,6 +138,9 @@ def _ratio_table(comparison: Comparison, rows: Sequence[tuple[str, Row]], *, not
         )
     bound = seconds(comparison.lower_bound_s, digits=4)
     made.add_row("lower bound", bound, *_bound_ratios(comparison), "", "", style="dim italic")
+    for column in made.columns[: len(head)]:  # what is narrow is the note, not the figures
+        lines = [line for cell in (column.header, *column.cells) for line in str(cell).splitlines()]
+        column.min_width = max(map(len, lines))
     return made
 
 
