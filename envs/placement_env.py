@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from envs.bounds import upper_bound_s
 from envs.catalog import load_cluster
 from envs.observation import Observer
-from envs.problem import Evaluation, PlacementProblem
+from envs.problem import Evaluation, PlacementProblem, divide_by_dtype
 from graphs.errors import InputError
 from graphs.groups import one_group_an_op
 from graphs.synthetic import random_graph
@@ -358,4 +358,6 @@ def _problem(
     from graphs.sources import load_graph
 
     named = load_graph(graph)
-    return PlacementProblem(named, colocate(named, wanted_groups=groups), load_cluster(cluster), schedule)
+    where = load_cluster(cluster)
+    made_groups = divide_by_dtype(named, colocate(named, wanted_groups=groups), where)
+    return PlacementProblem(named, made_groups, where, schedule)

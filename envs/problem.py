@@ -16,7 +16,7 @@ from envs.cost_model import op_times_s
 from envs.simulator import SCHEDULES, SimulatorInput, Trace, make_input, simulate, simulate_batch
 from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, DTYPES, INPUT, ComputationGraph
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
-from graphs.groups import Groups
+from graphs.groups import Groups, make_groups
 
 _MOST_INDICES = 2**24
 """How many device indices of ops are made at once: 64 MiB."""
@@ -290,3 +290,33 @@ class PlacementProblem:
         step_time_s, peak = simulate_batch(self.simulator_input, ops, threads=threads, abort_above_s=abort_above_s)
         fits = (peak <= self.cluster.memory_bytes).all(axis=1)
         return Evaluation(step_time_s, peak, allowed & fits & np.isfinite(step_time_s))
+
+
+def divide_by_dtype(graph: ComputationGraph, groups: Groups, cluster: Cluster) -> Groups:
+    """Divide groups so that an op in a dtype that a device lacks does not keep the rest of its group from the device.
+
+    A module that multiplies in int8 and scales in float32 is one group by structure, and could never be on a device
+    without float32. Its ops that such a device computes become a group of their own. What takes no time, a parameter
+    for example, goes with the first op of its group that reads it. The groups stay as they are where every device
+    computes in float32, and ops that must share a device stay together.
+    """
+    if all(device.spec.computes("float32") for device in cluster.devices):
+        return groups
+    computes = np.array([all(d.spec.computes(dtype) for d in cluster.devices) for dtype in DTYPES])
+    busy = (graph.flops > 0) | (graph.bytes_accessed > 0)
+    anywhere = computes[graph.dtype] & busy  # bool[N]
+    group = groups.group_of_op
+    together = [graph.colocation == bound for bound in np.unique(graph.colocation[graph.colocation >= 0])]
+    for members in together:
+        anywhere[members] = anywhere[members & busy].all()
+    settled = busy.copy()
+    for producer, reader in zip(graph.edge_producer[::-1], graph.consumers[::-1], strict=True):
+        if not busy[producer] and group[producer] == group[reader] and settled[reader]:
+            anywhere[producer], settled[producer] = anywhere[reader], True
+    for members in together:
+        anywhere[members] = anywhere[members].all()
+    names = [*groups.names, *(f"{name}/any_device" for name in groups.names)]
+    families = [groups.family_names[family] for family in groups.family]
+    mixed = np.bincount(group, ~anywhere, groups.num_groups) > 0  # bool[G]
+    label = np.where(anywhere & mixed[group], groups.num_groups, 0) + group
+    return make_groups(label, names, [*families, *families], [*groups.step.tolist()] * 2)

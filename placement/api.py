@@ -26,7 +26,7 @@ import numpy as np
 
 from envs.catalog import load_cluster
 from envs.cluster import Cluster
-from envs.problem import PlacementProblem
+from envs.problem import PlacementProblem, divide_by_dtype
 from graphs.colocation import colocate
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
@@ -71,7 +71,8 @@ def make_problem(
     # The cluster first: a typing error in its name should not wait for a capture.
     loaded_cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
     loaded_graph = load_graph(graph) if isinstance(graph, str) else graph
-    return PlacementProblem(loaded_graph, colocate(loaded_graph, wanted_groups=groups), loaded_cluster, schedule)
+    made_groups = divide_by_dtype(loaded_graph, colocate(loaded_graph, wanted_groups=groups), loaded_cluster)
+    return PlacementProblem(loaded_graph, made_groups, loaded_cluster, schedule)
 
 
 def train(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,11 @@ from torch import nn
 
 from envs.catalog import DEVICE_SPECS, load_cluster
 from envs.cost_model import op_times_s
-from envs.problem import PlacementProblem
+from envs.problem import PlacementProblem, divide_by_dtype
 from graphs.capture import capture
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
 from graphs.errors import InputError
-from graphs.groups import one_group_an_op
+from graphs.groups import make_groups, one_group_an_op
 
 
 class Perceptron(nn.Module):
@@ -154,6 +156,21 @@ def test_a_device_without_float32_runs_only_the_dtypes_that_it_names() -> None:
     assert evaluation.feasible.tolist() == [True, False]
     assert np.isfinite(evaluation.step_time_s).all()
     assert mixed_problem("k80x2").op_allowed.all()
+
+
+def test_groups_of_several_dtypes_are_divided_only_for_devices_that_lack_one() -> None:
+    problem = mixed_problem("tpu_v1")
+    one = make_groups(np.zeros(3, dtype=np.int64), ["layer"], ["layer"], [2])
+    divided = divide_by_dtype(problem.graph, one, problem.cluster)
+    assert divided.group_of_op.tolist() == [0, 0, 1]
+    assert divided.names == ("layer/any_device", "layer")
+    assert (divided.family.tolist(), divided.step.tolist()) == ([0, 0], [2, 2])
+    assert problem.with_groups(divided).allowed.tolist() == [[True, True], [True, False]]
+    assert divide_by_dtype(problem.graph, one, load_cluster("k80x2")) is one
+    apart = make_groups(np.arange(3), ["a", "b", "c"], ["", "", ""], [0, 0, 0])
+    assert divide_by_dtype(problem.graph, apart, problem.cluster).names == ("a", "b", "c")
+    bound = replace(problem.graph, colocation=np.array([-1, 0, 0], dtype=np.int32))
+    assert divide_by_dtype(bound, one, problem.cluster).num_groups == 1
 
 
 def test_tpu_v1_refuses_a_training_or_float_graph_in_one_sentence() -> None:
