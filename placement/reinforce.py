@@ -81,7 +81,7 @@ class ReinforceConfig:
     search_evaluations: int = 512
     search_temperatures: tuple[float, ...] = (0.0003, 0.0006, 0.001, 0.002)
     search_critical_share: float = 0.6
-    search_policy_share: float = 0.3
+    search_policy_share: float = 0.7
 
     def __post_init__(self) -> None:
         def need(ok: bool, message: str) -> None:
