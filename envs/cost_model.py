@@ -26,24 +26,27 @@ from envs.cluster import OP_CLASSES, DeviceSpec
 from graphs.computation_graph import DTYPES, ComputationGraph
 
 _PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addbmm", "linear", "matmul", "gemm", "einsum", "dot", "mv", "addmv")
+_RECURRENT = ("gru", "lstm", "rnn")
 
 
 def op_class(op_type: str) -> str:
     """Which of `envs.cluster.OP_CLASSES` an op type belongs to.
 
     A name space and an overload are ignored, so ``"aten.addmm.default"`` is a product; a backward op is in its forward
-    op's class.
+    op's class. Operators of the ONNX standard are known too; a recurrent layer is its products.
 
+    >>> op_class("QLinearConv"), op_class("MatMulInteger"), op_class("LSTM"), op_class("QuantizeLinear")
+    ('convolution', 'product', 'product', 'other')
     >>> op_class("addmm"), op_class("convolution_backward"), op_class("scaled_dot_product_attention"), op_class("add")
     ('product', 'convolution', 'attention', 'other')
     """
     parts = op_type.lower().removeprefix("aten.").removeprefix("aten::").split(".")
-    base = parts[0].strip("_").removesuffix("_backward")
+    base = parts[0].strip("_").removesuffix("_backward").removeprefix("qlinear").removesuffix("integer")
     if "attention" in base:
         return "attention"
-    if base.startswith("conv") and "convert" not in base:
+    if base.startswith(("conv", "deformconv", "causalconv")) and "convert" not in base:
         return "convolution"
-    if base in (*_PRODUCTS, "int_mm") or "grouped_mm" in base:
+    if base in (*_PRODUCTS, *_RECURRENT, "int_mm") or "grouped_mm" in base:
         return "product"
     return "other"
 

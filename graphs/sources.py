@@ -17,6 +17,8 @@ from typing import Any
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 from graphs.files import SUFFIXES, load_graph_file
+from graphs.onnx_import import SUFFIX as ONNX_SUFFIX
+from graphs.onnx_import import load_onnx_file
 from graphs.zoo import ZOO
 from graphs.zoo import load as load_zoo
 
@@ -28,7 +30,7 @@ CAPTURE_OPTIONS = ("loss", "training", "optimizer", "name")
 
 _READABLE = (
     f"a workload of the zoo ({', '.join(sorted(ZOO))}; sizes may follow, as in nmt:layers=4), a file that ends in "
-    f"{' or '.join(SUFFIXES)}, or {PYTHON_PREFIX}package.module:function"
+    f"{', '.join(SUFFIXES)} or {ONNX_SUFFIX}, or {PYTHON_PREFIX}package.module:function"
 )
 
 
@@ -40,6 +42,8 @@ def load_graph(source: str) -> ComputationGraph:
     ============================  ====================================================================================
     ``nmt``, ``nmt:layers=4``     a workload of the zoo, captured once and then cached; see `graphs.zoo.load`
     ``step.graph.json[.gz]``      a graph file; see `graphs.files.load_graph_file`
+    ``model.onnx``                an ONNX model's inference step; see `graphs.onnx_import.load_onnx_file`
+    ``model.onnx:batch=8``        the same, with sizes for dimensions that the file only names
     ``python:pkg.mod:function``   the model that a function returns, captured; the only source that runs user code
     ============================  ====================================================================================
 
@@ -59,13 +63,37 @@ def load_graph(source: str) -> ComputationGraph:
         return _from_function(source)
     if source.endswith(SUFFIXES):
         return load_graph_file(source)
+    onnx_path, onnx_sizes = _split_onnx(source)
+    if onnx_path:
+        return load_onnx_file(onnx_path, onnx_sizes)
     name = source.partition(":")[0]
     if name in ZOO:
         return load_zoo(source)
     if not name or "." in name or "/" in name or os.sep in name or os.path.exists(source):
         raise InputError(f"graph '{source}' is of no kind that can be read; give {_READABLE}")
     known = unknown_name("graph", name, ZOO)
-    raise InputError(f"{known}; or give a file that ends in {' or '.join(SUFFIXES)}, or {PYTHON_PREFIX}module:function")
+    raise InputError(
+        f"{known}; or give a file that ends in {', '.join(SUFFIXES)} or {ONNX_SUFFIX}, or "
+        f"{PYTHON_PREFIX}module:function"
+    )
+
+
+def _split_onnx(source: str) -> tuple[str, dict[str, int]]:
+    """The path of an ONNX file and the sizes behind it; an empty path where the source is none."""
+    if source.endswith(ONNX_SUFFIX):
+        return source, {}
+    path, colon, text = source.rpartition(f"{ONNX_SUFFIX}:")
+    if not colon:
+        return "", {}
+    sizes = {}
+    for setting in text.split(","):
+        key, equals, value = setting.partition("=")
+        if not equals or not value.isdecimal():
+            raise InputError(
+                f"graph '{source}': '{setting}' does not give a dimension a size; write {path}{ONNX_SUFFIX}:batch=8"
+            )
+        sizes[key.strip()] = int(value)
+    return path + ONNX_SUFFIX, sizes
 
 
 def _from_function(source: str) -> ComputationGraph:

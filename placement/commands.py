@@ -58,6 +58,7 @@ def _list(verb: verbs.List) -> int:
 
 def _import(verb: verbs.Import) -> int:
     from graphs.files import SUFFIXES, save_graph_file
+    from graphs.onnx_import import unknown_operators
     from graphs.sources import load_graph
 
     if not verb.out.name.endswith(SUFFIXES):  # before the capture, which may take a while
@@ -71,6 +72,11 @@ def _import(verb: verbs.Import) -> int:
         f"{size(graph.parameter_bytes)} of parameters, {graph.total_flops / 1e9:,.1f} GFLOP a step",
         soft_wrap=True,
     )
+    unknown = ", ".join(f"{name} ({count:,})" for name, count in unknown_operators(graph).items())
+    if unknown:
+        _console(stderr=True).print(
+            f"charged by their bytes alone, because the ONNX standard has no such operators: {unknown}", soft_wrap=True
+        )
     return 0
 
 

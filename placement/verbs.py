@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 # Arguments that several verbs have, with the help that stands for a docstring line of each.
 _GRAPH = arg(
     metavar="GRAPH",
-    help="What to place: a zoo name with optional sizes (nmt:layers=4), a graph file, or python:module:function.",
+    help="What to place: a zoo name with sizes (nmt:layers=4), a graph or .onnx file, or python:module:function.",
 )
 _CLUSTER = arg(
     metavar="CLUSTER",
@@ -100,7 +100,8 @@ class Import:
     """Turn a model into a graph file, which needs neither the model nor its code any more."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """A zoo name with optional sizes, a graph file, or python:package.module:function (model, example batch, loss)."""
+    """A zoo name with optional sizes, a graph file, an .onnx file (model.onnx:batch=8 sets a named dimension), or
+    python:package.module:function (model, example batch, loss)."""
     out: Annotated[Path, arg(metavar="FILE.graph.json.gz")]
     """The graph file to write: .graph.json.gz or .graph.json."""
 

@@ -128,7 +128,7 @@ def test_a_function_returns_a_model(here: Path) -> None:
         ("python:user_models:untraceable", "cannot be traced"),
         ("rnnlmm", "unknown graph 'rnnlmm' (did you mean 'rnnlm'?); known: "),
         ("rnnlm:stepz=3", "'stepz' (did you mean 'steps'?)"),
-        ("model.onnx", "is of no kind that can be read; give a workload of the zoo ("),
+        ("model.h5", "is of no kind that can be read; give a workload of the zoo ("),
         ("folder/model", "is of no kind that can be read"),
         ("package", "is of no kind that can be read"),
         ("", "is of no kind that can be read"),

@@ -399,3 +399,20 @@ def test_no_feasible_placement_says_which_memory_is_short(here: Path, capsys: py
         message = fails(capsys, 3, *args)
         assert "on gpu:" in message
         assert "which has 10 kB: short by" in message
+
+
+def test_import_lists_operators_that_onnx_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from onnx import TensorProto, helper, save
+
+    def value(name: str) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 5])
+
+    nodes = [helper.make_node("Fancy", ["x"], ["y"], domain="com.example", name="fancy")]
+    graph = helper.make_graph(nodes, "model", [value("x")], [value("y")])
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.example", 1)]
+    save(helper.make_model(graph, opset_imports=opsets), tmp_path / "model.onnx")
+    assert main(["import", str(tmp_path / "model.onnx"), "--out", str(tmp_path / "model.graph.json")]) == 0
+    said = capsys.readouterr()
+    assert "model, 2 ops" in said.out
+    assert "charged by their bytes alone" in said.err
+    assert "com.example::Fancy (1)" in said.err
