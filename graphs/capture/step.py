@@ -75,8 +75,8 @@ def capture(
 
     Every tensor is faked on the CPU, wherever it is and whatever device the model names, so the model may be on any
     device, or on ``"meta"`` so that it needs no memory at all. Ops that differ by device are those of the CPU: dropout
-    is three ops, not one. Fused CPU-only kernels (oneDNN, the transformer fast path) are switched off meanwhile. The
-    model is left as it was: mode, hooks, buffers, gradients and attributes.
+    is three ops, not one, and attention with dropout is its parts. Fused CPU-only kernels (oneDNN, the transformer fast
+    path) are switched off meanwhile. The model is left as it was: mode, hooks, buffers, gradients and attributes.
 
     Args:
         model: Any module that runs without looking at the values of its tensors.
@@ -290,6 +290,12 @@ def _settings(training: bool) -> Iterator[None]:
         torch._C._set_mkldnn_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
+        # Where attention is not one op, a CPU would compute it in float32 whatever the model is in.
+        stack.callback(
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp,
+            torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed(),
+        )
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
         yield
 
 

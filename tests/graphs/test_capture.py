@@ -285,6 +285,43 @@ def test_frozen_and_unused_parameters_have_no_update():
     assert (state["parts.used.weight"], state["parts.frozen.weight"], state["parts.idle.weight"]) == (512, 0, 512)
 
 
+def test_what_runs_without_gradients_has_no_backward():
+    class Teacher(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.teacher = nn.Linear(8, 8)
+            self.student = nn.Linear(8, 8)
+
+        def forward(self, x):
+            with torch.no_grad():
+                wanted = self.teacher(x)
+            return F.mse_loss(self.student(x), wanted)
+
+    graph = capture(Teacher(), torch.zeros(4, 8))
+    assert tags(graph, "backward") <= {("", 0), ("student", 0)}
+    assert {row[0] for row in rows(graph) if row[3] == "update"} == {
+        "student.weight/adam_update",
+        "student.bias/adam_update",
+    }
+    assert graph.total_flops == 3 * 2 * 4 * 8 * 8  # teacher, student, the gradient of the student's weight
+
+
+def test_products_of_int8():
+    class Quantized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("weight", torch.zeros(8, 16, dtype=torch.int8))
+
+        def forward(self, x):
+            return torch._int_mm(x, self.weight)
+
+    graph = capture(Quantized(), torch.zeros(32, 8, dtype=torch.int8), training=False)
+    product = graph.op_names.index("./_int_mm_0")
+    assert (DTYPES[graph.dtype[product]], graph.flops[product]) == ("int8", 2 * 32 * 8 * 16)
+    assert graph.bytes_accessed[product] == 32 * 8 + 8 * 16 + 4 * 32 * 16
+    assert graph.batch[product] == 32
+
+
 def test_a_checkpoint_is_computed_again_in_the_backward():
     class Blocks(nn.Module):
         def __init__(self):
