@@ -23,7 +23,7 @@ ELITE = 8
 STEP = 0.3
 """How far the distribution moves towards the elite's frequencies each time."""
 
-OPENNESS = (0.1, 0.2, 0.4)
+OPENNESS = (0.1, 0.3, 0.7)
 """Probability that a group leaves the start's device when the distribution is opened, in turn."""
 
 COLLAPSED = 0.5

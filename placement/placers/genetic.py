@@ -23,7 +23,7 @@ POPULATION = 64
 ELITE = 12
 MUTANTS = 16
 BIAS = 0.7
-PATIENCE = 30
+PATIENCE = 8
 """Generations without a better placement after which a new population is bred around the best."""
 
 STAGES = ((32, 0.3),)

@@ -143,12 +143,12 @@ SEARCHES = [name for name, info in PLACERS.items() if info.searches and not info
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_search_reaches_the_optimum_of_small_problems(name: str) -> None:
-    """In at least 95% of 200 problems, with a quarter of the evaluations that trying everything takes."""
+    """In at least 95% of 200 problems, with half of the evaluations that trying everything takes."""
     reached = 0
     for seed in range(200):
         problem = training_problem(8, 2, seed=seed, room=(None, 0.5, 0.7)[seed % 3])
         best_s = optimum_s(problem)
-        found_s = step_time_s(problem, place(name, problem, seed=seed, evaluations=3**8 // 4))
+        found_s = step_time_s(problem, place(name, problem, seed=seed, evaluations=3**8 // 2))
         assert found_s >= best_s
         reached += found_s == best_s
     assert reached >= 190
