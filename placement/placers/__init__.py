@@ -70,6 +70,7 @@ PLACERS: dict[str, PlacerInfo] = {
         _info("annealing", "simulated annealing, coarse to fine (Kirkpatrick et al., 1983)", searches=True),
         _info("genetic", "a genetic search with biased random keys (Gonçalves and Resende, 2011)", searches=True),
         _info("cross_entropy", "a categorical distribution for each group (Rubinstein, 1999)", searches=True),
+        _info("exact", "OR-tools' CP-SAT with a proof, for small problems", searches=True, exact=True),
         _info("brute_force", "every placement, where there are few", exact=True),
         _info("reinforce", "the learned seq2seq policy (Mirhoseini et al., 2017)", learns=True, searches=True),
     )

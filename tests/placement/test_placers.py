@@ -17,7 +17,7 @@ from placement.placers import PLACERS, get_placer
 from placement.placers.base import Budget, Placed
 from tests.placement.placer_problems import all_placements, cluster, optimum_s, random_problem, training_problem
 
-SPECIAL = {"expert", "cpu", "single_device"} | ({"scotch"} if shutil.which("scotch_gmap") is None else set())
+SPECIAL = {"expert", "cpu", "single_device", "exact"} | ({"scotch"} if shutil.which("scotch_gmap") is None else set())
 GENERAL = [name for name, info in PLACERS.items() if not info.learns and name not in SPECIAL]
 """Placers that serve any problem and place on any device."""
 
@@ -137,7 +137,7 @@ def test_enumeration_respects_the_pinned_input() -> None:
     assert len(all_placements(problem)) == 3**3
 
 
-SEARCHES = [name for name, info in PLACERS.items() if info.searches and not info.learns]
+SEARCHES = [name for name, info in PLACERS.items() if info.searches and not info.learns and not info.exact]
 
 
 @pytest.mark.slow
