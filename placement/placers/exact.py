@@ -16,13 +16,16 @@ import numpy as np
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
+from placement.placers import annealing
 from placement.placers.base import Budget, Placed, Search
-from placement.placers.starts import start_of, try_heuristics
+from placement.placers.starts import start_of
 
 MOST_CHOICES = 2_000
 """Ops times devices; beyond it the model alone takes longer to build than searches take to find good placements."""
 
 DEFAULT_TIME_LIMIT_S = 60.0
+WARM_UP_SHARE = 0.2
+WARM_UP_EVALUATIONS = 5_000
 
 CLOSE = 1e-4
 """Relative gap between the bound and the best step time that counts as proven: times are rounded in the model."""
@@ -44,16 +47,20 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
         )
     from placement.placers.exact_model import ExactModel
 
-    if budget.time_limit_s is None:
-        budget = Budget(DEFAULT_TIME_LIMIT_S, budget.evaluations)
-    search = Search(problem, budget)
-    try_heuristics(search, rng)
+    time_limit_s = DEFAULT_TIME_LIMIT_S if budget.time_limit_s is None else budget.time_limit_s
+    search = Search(problem, Budget(time_limit_s, budget.evaluations))
+    # The solver is quick where little is left below the best that is known, so a search goes first.
+    most = WARM_UP_EVALUATIONS if budget.evaluations is None else min(WARM_UP_EVALUATIONS, budget.evaluations)
+    warm_up = Budget(time_limit_s * WARM_UP_SHARE, max(most - 1, 1))
+    found = annealing.place(problem, budget=warm_up, rng=rng)
+    search.evaluate(found.placement[None])
+    search.evaluations += found.evaluations
     model = ExactModel(problem, horizon_s=min(search.failing_s, search.best_s))
     model.hint(start_of(search))
     seed = int(rng.integers(2**31))
     bound_s, proven = 0.0, False
     while not search.spent and not proven:
-        left_s = (budget.time_limit_s or 0.0) - search.elapsed_s
+        left_s = time_limit_s - search.elapsed_s
         solved = model.solve(below_s=search.best_s, time_limit_s=max(left_s, 0.0), seed=seed)
         bound_s = max(bound_s, solved.bound_s)
         if solved.placement is not None:

@@ -31,8 +31,8 @@ def try_heuristics(search: Search, rng: np.random.Generator) -> str:
         if _left(search, SHARE).time_limit_s == 0:
             break
         placed = place(problem, budget=_left(search, SHARE), rng=rng)
-        search.evaluations += placed.evaluations
         search.evaluate(placed.placement[None])
+        search.evaluations += placed.evaluations
         if search.best_s < best_s:
             best_s, best = search.best_s, name
     return best
