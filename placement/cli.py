@@ -66,7 +66,8 @@ def parse(args: Sequence[str]) -> Verb | None:
     except SystemExit as stop:
         if not stop.code:
             return None
-        raise InputError(_one_sentence(said.getvalue(), args)) from None
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())  # on a terminal the box has colours
+        raise InputError(_one_sentence(plain, args)) from None
 
 
 def _one_sentence(box: str, args: Sequence[str]) -> str:

@@ -147,7 +147,7 @@ def _plan(placers: list[str], time_limit_s: float) -> str:
     said = f"{len(placers)} placers"
     if searching:
         said += (
-            f"; {searching} of them search for {time_limit_s:g} s each, on the same {available_cores()} cores: "
+            f"; searches: {searching} x {time_limit_s:g} s on the same {available_cores()} cores, "
             f"{clock(searching * time_limit_s)} in all"
         )
     return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -24,8 +25,8 @@ def problem_heading(problem: PlacementProblem) -> RenderableType:
     return Group(Text(f"{graph.name} on {cluster.name}", style="bold"), Text(what, style="dim"))
 
 
-_WIDE = 100
-"""Columns from which on there is room for notes."""
+_LEAST_NOTE = 16
+"""Columns that a note is worth showing in."""
 
 
 def comparison_report(
@@ -40,7 +41,7 @@ def comparison_report(
         always: A row whose devices are shown whatever its rank.
     """
     rows = merge_like_devices(comparison)
-    parts: list[RenderableType] = [_ratio_table(comparison, rows, notes=width >= _WIDE)]
+    parts: list[RenderableType] = [_ratio_table(comparison, rows, width=width)]
     placed = [(label, row) for label, row in rows if row.peak_memory_bytes is not None]
     shown = [entry for i, entry in enumerate(placed) if detailed is None or i < detailed or entry[1] is always]
     if shown:
@@ -121,26 +122,26 @@ def _device_range(names: Sequence[str]) -> str:
     return ",".join(ordered)
 
 
-def _ratio_table(comparison: Comparison, rows: Sequence[tuple[str, Row]], *, notes: bool = False) -> Table:
-    """One line a row; `notes` adds what each placer says about its placement, as far as there is room."""
-    best = comparison.best
+def _ratio_table(comparison: Comparison, rows: Sequence[tuple[str, Row]], *, width: int = 0) -> Table:
+    """One line a row; what its placer says about the placement stands at its end where `width` columns leave room."""
     head = ("placer", "step time", "x best", "x one\ndevice", "x bound", "evaluated", "search")
-    made = table(*head, right=head[1:])
-    made.columns[0].no_wrap = True
-    if notes:
-        made.add_column("note", no_wrap=True, overflow="ellipsis", style="dim", header_style="dim")
+    lines = []
     for label, row in rows:
-        note = [row.note if row.step_time_s is not None else "see below"] if notes else []
-        style = "bold green" if row is best else "" if row.feasible else "dim"
         ratios = ["-" if ratio is None else f"{ratio:.2f}" for ratio in comparison.ratios(row)]
-        made.add_row(
-            label, outcome(comparison, row), *ratios, f"{row.evaluations:,}", seconds(row.search_s), *note, style=style
-        )
+        lines.append([label, outcome(comparison, row), *ratios, f"{row.evaluations:,}", seconds(row.search_s)])
     bound = seconds(comparison.lower_bound_s, digits=4)
-    made.add_row("lower bound", bound, *_bound_ratios(comparison), "", "", style="dim italic")
-    for column in made.columns[: len(head)]:  # what is narrow is the note, not the figures
-        lines = [line for cell in (column.header, *column.cells) for line in str(cell).splitlines()]
-        column.min_width = max(map(len, lines))
+    lines.append(["lower bound", bound, *_bound_ratios(comparison), "", ""])
+    styles = ["bold green" if row is comparison.best else "" if row.feasible else "dim" for _, row in rows]
+    columns = [
+        max(len(cell) for cell in (*title.split("\n"), *cells)) for title, *cells in zip(head, *lines, strict=True)
+    ]
+    room = width - sum(columns) - 2 * len(columns)
+    made = table(*head, *(["note"] if room >= _LEAST_NOTE else []), right=head[1:])
+    made.columns[0].no_wrap = True
+    notes = [row.note if row.step_time_s is not None else "see below" for _, row in rows]
+    for line, note, style in zip(lines, [*notes, ""], [*styles, "dim italic"], strict=True):
+        cut = Text(note if len(note) <= room else f"{note[: room - 1]}…", style="dim")
+        made.add_row(*line, *([cut] if room >= _LEAST_NOTE else []), style=style)
     return made
 
 
@@ -168,6 +169,7 @@ def _device_tables(comparison: Comparison, rows: Sequence[tuple[str, Row]], widt
     at_once = max(1, (width - label_width) // cell_width)
     used = [d for d in range(cluster.num_devices) if any(_is_used(row, d) for _, row in rows)]
     tables: list[RenderableType] = []
+    at_once = math.ceil(len(used) / math.ceil(len(used) / at_once))  # tables of like width
     for first in range(0, len(used), at_once):
         devices = used[first : first + at_once]
         names = [cluster.device_names[d] for d in devices]

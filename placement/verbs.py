@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 # Arguments that several verbs have, with the help that stands for a docstring line of each.
 _GRAPH = arg(
@@ -65,7 +65,7 @@ class Compare:
     groups: GroupsArg = 256
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as JSON, after each of them; started again, finished rows are taken from there."""
-    restart: Annotated[bool, arg(help_behavior_hint="")] = False
+    restart: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
     """Run every placer anew, whatever the --json file holds."""
     csv: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as CSV."""

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -305,6 +306,21 @@ def test_arguments_that_are_missing_or_wrong(here: Path, capsys: pytest.CaptureF
         capsys, "compare", "g.graph.json", "--cluster", "c.yaml", "--json", "no/c.json"
     )
     assert "must end in .graph.json" in bad_input(capsys, "import", "g.graph.json", "--out", "g.json")
+
+
+def test_on_a_terminal_an_error_is_the_same_sentence(here: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "placement.cli", "compare", "nmt"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"},
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    assert process.wait(timeout=60) == 2
+    said = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert said == "placement: missing --cluster CLUSTER; see: placement compare --help\r\n"
 
 
 def test_unknown_names(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
