@@ -144,7 +144,7 @@ def _plan(placers: list[str], time_limit_s: float) -> str:
     from placement.placers import PLACERS
 
     searching = sum(PLACERS[name].searches for name in placers)
-    said = f"{len(placers)} placers"
+    said = f"placers: {len(placers)}"
     if searching:
         said += (
             f"; searches: {searching} x {time_limit_s:g} s on the same {available_cores()} cores, "
@@ -197,12 +197,13 @@ def _train(verb: verbs.Train) -> int:
             raise InputError("--resume goes on in the run's own directory; leave out --out")
         config = run_directory.read_config(verb.resume)
         _check_agrees(verb, config)
-        try:
-            problem = _load(config.graph, config.cluster, config.schedule, config.groups)
-        except InputError as error:
-            raise InputError(f"cannot resume '{verb.resume}': {error}") from error
-        run_directory.check_same_problem(verb.resume, config, problem)
-        return _run_training(problem, config, verb.resume, verb)
+        with run_directory.hold(verb.resume):  # before the graph: who is told to wait should not wait for that
+            try:
+                problem = _load(config.graph, config.cluster, config.schedule, config.groups)
+            except InputError as error:
+                raise InputError(f"cannot resume '{verb.resume}': {error}") from error
+            run_directory.check_same_problem(verb.resume, config, problem)
+            return _run_training(problem, config, verb.resume, verb)
     if verb.graph is None or verb.cluster is None:
         raise InputError("train needs a GRAPH and a --cluster (or --resume DIR); see: placement train --help")
     cluster = load_cluster(verb.cluster)
@@ -224,7 +225,7 @@ def _train(verb: verbs.Train) -> int:
 
 
 def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, verb: verbs.Train) -> int:
-    """Compare the others, train, show; `run_dir` is made where it is new."""
+    """Compare the others, train, show; `run_dir` is made and held where it is new, and is held by the caller else."""
     from placement import run_directory
     from placement.progress import ComparisonDisplay, TrainingDisplay
     from placement.report import problem_heading
@@ -235,8 +236,6 @@ def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, v
     with err.status("loading PyTorch"):
         from placement.training_run import compare_others, make_trainer, run_training
     with contextlib.ExitStack() as held:
-        if verb.resume is not None:
-            held.enter_context(run_directory.hold(run_dir))
         began = time.perf_counter()
         with ComparisonDisplay(err) as display:
             others = compare_others(
