@@ -110,7 +110,7 @@ DEVICE = np.dtype(
         ("awake", np.int32),  # 1 where it stands in `Work.wake`
         ("touched", np.int32),  # 1 where it stands in `Work.touched`
         ("readers", np.int32),  # of the tensor that is being sent
-        ("transfer", np.uint32),  # that brings that tensor here
+        ("first_edge", np.uint32),  # chain of the edges to these readers
     ],
     align=True,
 )
@@ -153,9 +153,9 @@ class Work(NamedTuple):
     ops: NDArray[Any]  # OP[N + 1]
     tensors: NDArray[Any]  # TENSOR[T + 1]
     edges: NDArray[Any]  # EDGE[E]
-    holders: NDArray[
-        np.uint32
-    ]  # [E], by op: where an input is, tensor ``t`` at home as ``2 t`` or copy ``k`` as ``2 k + 1``
+    # By op, where an input is: tensor ``t`` at home is ``2 t``, the copy that transfer ``k`` brought is ``2 k + 1``.
+    holders: NDArray[np.uint32]  # [E]
+    home_holders: NDArray[np.uint32]  # [E], the same where nothing is sent
     transfers: NDArray[Any]  # TRANSFER[E]
     devices: NDArray[Any]  # DEVICE[D]
     routes: NDArray[Any]  # ROUTE[D * D]
@@ -218,6 +218,9 @@ def make_work(problem: SimulatorInput) -> Work:
     input_of_edge = np.empty(num_edges, dtype=np.int32)
     input_of_edge[problem.input_edges] = np.arange(num_edges, dtype=np.int32)
 
+    home_holders = np.empty(num_edges, dtype=np.uint32)
+    home_holders[input_of_edge] = np.repeat(np.arange(num_tensors), np.diff(problem.consumer_offsets)) << 1
+
     ops = np.zeros(num_ops + 1, dtype=OP)
     ops["rank"][op_of_rank] = np.arange(num_ops)
     ops["num_inputs"][:-1] = problem.num_inputs
@@ -261,6 +264,7 @@ def make_work(problem: SimulatorInput) -> Work:
         tensors=tensors,
         edges=edges,
         holders=np.zeros(num_edges, dtype=np.uint32),
+        home_holders=home_holders,
         transfers=np.zeros(num_edges, dtype=TRANSFER),
         devices=devices,
         routes=routes,
@@ -421,7 +425,7 @@ def _reserve(
     route_directions, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
     tensor, size, source, destination, now,
 ):  # fmt: skip
-    """Reserve the route for a transfer, and return its number."""
+    """Reserve the route for a transfer."""
     number = state[_0].transfers
     state[_0].transfers += 1
     route = routes[source * np.uint64(len(devices)) + destination]
@@ -443,7 +447,7 @@ def _reserve(
     transfer.tensor = tensor
     transfer.destination = destination
     transfer.uses = devices[destination].readers
-    transfer.first_edge = NONE
+    transfer.first_edge = devices[destination].first_edge
     transfer.next_arrival = NONE
     transfer.first_hooked = NONE
     if blocker == NONE:
@@ -459,24 +463,21 @@ def _reserve(
     else:
         transfers[queue.last].next_arrival = number
     queue.last = number
-    return number
 
 
 @inlined
 def _send(
-    schedule, first_word, route_directions, ops, tensors, edges, holders, transfers, devices, routes, directions,
+    schedule, first_word, route_directions, ops, tensors, edges, transfers, devices, routes, directions,
     queues, bits, destinations, wake, touched, slot_s, block_s, state, tensor_number, source, now,
 ):  # fmt: skip
     """A tensor is made: serve its readers on the device, and reserve a transfer to each other device with readers."""
     tensor = tensors[tensor_number]
-    begin, end = tensor.first_edge, tensors[tensor_number + _1].first_edge
     local, remote = 0, _0
-    for e in range(begin, end):
+    for e in range(tensor.first_edge, tensors[tensor_number + _1].first_edge):
         reader = edges[e].reader
         target = ops[reader].device
         if target == source:
             local += 1
-            holders[edges[e].input] = tensor_number << _1
             ops[reader].missing -= 1
             if ops[reader].missing == 0:
                 _make_ready(schedule, first_word, ops, devices, bits, wake, touched, state, reader)
@@ -489,26 +490,19 @@ def _send(
                     i -= _1
                 destinations[i] = target
                 remote += _1
+                devices[target].first_edge = NONE
             devices[target].readers += 1
+            edges[e].next_edge = devices[target].first_edge
+            devices[target].first_edge = e
     tensor.uses = local + np.int64(remote)
     if tensor.uses == 0:
         devices[source].memory -= tensor.local_bytes
-    if remote == _0:
-        return
     for i in range(remote):
-        target = destinations[i]
-        devices[target].transfer = _reserve(
+        _reserve(
             route_directions, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
-            tensor_number, tensor.bytes, source, target, now,
+            tensor_number, tensor.bytes, source, destinations[i], now,
         )  # fmt: skip
-        devices[target].readers = 0
-    for e in range(begin, end):
-        target = ops[edges[e].reader].device
-        if target != source:
-            number = devices[target].transfer
-            holders[edges[e].input] = (np.uint64(number) << _1) | _1
-            edges[e].next_edge = transfers[number].first_edge
-            transfers[number].first_edge = e
+        devices[destinations[i]].readers = 0
 
 
 @inlined
@@ -528,13 +522,15 @@ def _drop_inputs(ops, tensors, holders, transfers, devices, op):
 
 
 @inlined
-def _arrive(schedule, first_word, ops, tensors, edges, transfers, devices, queue, bits, wake, touched, state):
+def _arrive(schedule, first_word, ops, tensors, edges, holders, transfers, devices, queue, bits, wake, touched, state):
     """The first transfer of a queue ends: return when the next one does."""
-    transfer = transfers[queue.first]
+    number = np.uint64(queue.first)
+    transfer = transfers[number]
     queue.first = transfer.next_arrival
     e = transfer.first_edge
     while e != NONE:
         reader = edges[e].reader
+        holders[edges[e].input] = (number << _1) | _1
         ops[reader].missing -= 1
         if ops[reader].missing == 0:
             _make_ready(schedule, first_word, ops, devices, bits, wake, touched, state, reader)
@@ -580,7 +576,10 @@ def _start_ops(
 
 
 @inlined
-def _reset(op_time_s, resident_bytes, ops, devices, directions, queues, slot_s, block_s, state, place, peak, limit_s):
+def _reset(
+    op_time_s, resident_bytes, ops, holders, home_holders, devices, directions, queues, slot_s, block_s, state,
+    place, peak, limit_s,
+):  # fmt: skip
     """Put everything back to the start of a step."""
     state[_0].limit_s = limit_s * (1.0 + 4.0 * len(place) * EPSILON)
     state[_0].over = 0
@@ -601,6 +600,8 @@ def _reset(op_time_s, resident_bytes, ops, devices, directions, queues, slot_s, 
         queue.first = NONE
     slot_s[:] = np.inf
     block_s[:] = np.inf
+    for i in range(np.uint64(len(holders))):
+        holders[i] = home_holders[i]
     for op in range(np.uint64(len(place))):
         ops[op].missing = ops[op].num_inputs
         ops[op].device = place[op]
@@ -622,11 +623,11 @@ def _simulate(work, place, limit_s, peak):
     op starts: its longest remaining path, and what its device has still to compute.
     """
     (schedule, op_time_s, op_of_rank, sources, resident_bytes, route_directions, first_word, ops, tensors, edges,
-     holders, transfers, devices, routes, directions, queues, bits, destinations, ended, wake, touched, slot_s, block_s,
-     state) = work  # fmt: skip
+     holders, home_holders, transfers, devices, routes, directions, queues, bits, destinations, ended, wake, touched,
+     slot_s, block_s, state) = work  # fmt: skip
     _reset(
-        op_time_s, resident_bytes, ops, devices, directions, queues, slot_s, block_s, state, place, peak,
-        limit_s,
+        op_time_s, resident_bytes, ops, holders, home_holders, devices, directions, queues, slot_s, block_s, state,
+        place, peak, limit_s,
     )  # fmt: skip
     if state[_0].over != 0:
         return np.inf
@@ -662,8 +663,8 @@ def _simulate(work, place, limit_s, peak):
                         slot_s[slot] = np.inf
                     else:
                         slot_s[slot] = _arrive(
-                            schedule, first_word, ops, tensors, edges, transfers, devices, queues[slot - num_devices],
-                            bits, wake, touched, state,
+                            schedule, first_word, ops, tensors, edges, holders, transfers, devices,
+                            queues[slot - num_devices], bits, wake, touched, state,
                         )  # fmt: skip
                 block_s[block] = _least(slot_s, block * BLOCK)
             for i in range(num_ended):
@@ -673,7 +674,7 @@ def _simulate(work, place, limit_s, peak):
                 _wake(devices, wake, state, device)
                 for tensor in range(ops[op].first_tensor, ops[op + _1].first_tensor):
                     _send(
-                        schedule, first_word, route_directions, ops, tensors, edges, holders, transfers, devices,
+                        schedule, first_word, route_directions, ops, tensors, edges, transfers, devices,
                         routes, directions, queues, bits, destinations, wake, touched, slot_s, block_s, state,
                         tensor, device, now,
                     )  # fmt: skip
