@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import networkx
 import numpy as np
@@ -111,6 +112,13 @@ def test_bad_names_are_refused(spec, message):
     with pytest.raises(InputError) as error:
         zoo.load(spec)
     assert message in str(error.value)
+
+
+def test_the_page_of_workloads_has_all_of_them():
+    page = (Path(__file__).parents[2] / "docs" / "workloads.md").read_text()
+    assert [name for name in zoo.ZOO if page.count(f"| `{name}` |") != 2] == []
+    for knob in set.intersection(*(set(workload.knobs) for workload in zoo.ZOO.values())):
+        assert f"| `{knob}` |" in page
 
 
 def test_names_are_shortest():
