@@ -41,17 +41,17 @@ Letters: ``B`` placements in a batch, ``N`` ops, ``E`` edges, ``T`` tensors, ``D
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs import simulator_in_order, simulator_kernel
+from envs import simulator_in_order, simulator_kernel, simulator_work
 from envs.cluster import Cluster
 from envs.trace import Trace, memory_steps
 from graphs.computation_graph import ComputationGraph
@@ -59,6 +59,18 @@ from graphs.errors import InputError, unknown_name
 
 SCHEDULES = ("priority", "fifo", "program_order")
 """Names of the schedules."""
+
+
+class _Kernel(NamedTuple):
+    """The functions of one compiled simulator."""
+
+    make_work: Callable[[SimulatorInput], Any]
+    simulate_many: Callable[..., None]
+    transfers_of: Callable[[Any], NDArray[Any]]
+
+
+_CHOOSING = _Kernel(simulator_work.make_work, simulator_kernel.simulate_many, simulator_work.transfers_of)
+_IN_ORDER = _Kernel(simulator_in_order.make_work, simulator_in_order.simulate_many, simulator_in_order.transfers_of)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +142,8 @@ class SimulatorInput:
         return np.repeat(np.arange(self.num_ops, dtype=np.int32), np.diff(self.tensor_offsets))
 
     @property
-    def _kernel(self) -> Any:
-        """The module that simulates the schedule."""
-        return simulator_in_order if self.schedule == "program_order" else simulator_kernel
+    def _kernel(self) -> _Kernel:
+        return _IN_ORDER if self.schedule == "program_order" else _CHOOSING
 
     @cached_property
     def _idle_workspaces(self) -> list[Any]:
