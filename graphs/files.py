@@ -303,6 +303,11 @@ def _op_entry(graph: ComputationGraph, i: int) -> _Op:
     )
 
 
+def op_record(graph: ComputationGraph, op: int) -> OpRecord:
+    """One op of a graph as the record that `graphs.computation_graph.build` makes it from."""
+    return _op_record(_op_entry(graph, op))
+
+
 def _op_record(op: _Op) -> OpRecord:
     return OpRecord(
         name=op.name,

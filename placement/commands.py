@@ -46,6 +46,8 @@ def run(verb: verbs.Verb) -> int:
         return _simulate(verb)
     if isinstance(verb, verbs.Import):
         return _import(verb)
+    if isinstance(verb, verbs.Export):
+        return _export(verb)
     return _list(verb)
 
 
@@ -77,6 +79,37 @@ def _import(verb: verbs.Import) -> int:
         _console(stderr=True).print(
             f"charged by their bytes alone, because the ONNX standard has no such operators: {unknown}", soft_wrap=True
         )
+    return 0
+
+
+def _export(verb: verbs.Export) -> int:
+    from graphs.files import write_atomically
+    from placement import api, export, run_directory
+    from placement.result import read_placement
+
+    _check_can_write(verb.out)
+    path, graph, cluster, groups = Path(verb.placement), verb.graph, verb.cluster, verbs.Train().groups
+    if path.is_dir():
+        if graph is not None or cluster is not None:
+            raise InputError(f"'{path}' is a run, which knows its graph and cluster; leave out GRAPH and --cluster")
+        config = run_directory.read_config(path)
+        graph, cluster, groups, path = config.graph, config.cluster, config.groups, path / run_directory.PLACEMENT
+    if graph is None or cluster is None:
+        raise InputError("export of a placement file needs its GRAPH and a --cluster; or give a run directory")
+    result = read_placement(path)
+    problem = _load(graph, cluster, result.schedule, groups)
+    simulated = api.simulate(problem, result)
+    out = _console()
+    if verb.format == "device-map":
+        devices = export.device_map(problem, simulated.op_placement)
+        write_atomically(verb.out, export.encode_device_map(devices))
+        mapped = export.simulate_device_map(problem, devices)
+        out.print(export.device_map_report(simulated, mapped, devices), soft_wrap=True)
+        mapped.check_feasible()
+    else:
+        encode = export.encode_ops_json if verb.format == "json" else export.encode_ops_csv
+        write_atomically(verb.out, encode(simulated))
+    out.print(f"{verb.out}: {problem.graph.num_ops:,} ops of {problem.graph.name}", soft_wrap=True)
     return 0
 
 

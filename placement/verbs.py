@@ -107,6 +107,20 @@ class Import:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Turn a placement into a table of ops, or into a device map for Hugging Face Accelerate."""
+
+    placement: Annotated[Positional[str], arg(metavar="RUN|PLACEMENT")]
+    """A run directory, or a placement file."""
+    out: Annotated[Path, arg(metavar="FILE")]
+    """The file to write."""
+    graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless it is a run)")] = None
+    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless it is a run)")] = None
+    format: Literal["json", "csv", "device-map"] = "json"
+    """Every op with its module, group and device; or module path -> device."""
+
+
+@dataclass(frozen=True)
 class List:
     """List what is known: the zoo's graphs, clusters, devices with their figures, or placers."""
 
@@ -114,13 +128,14 @@ class List:
     """Which list."""
 
 
-Verb = Train | Compare | Simulate | Import | List
+Verb = Train | Compare | Simulate | Import | Export | List
 
 VERBS: dict[str, Callable[..., Verb]] = {
     "train": Train,
     "compare": Compare,
     "simulate": Simulate,
     "import": Import,
+    "export": Export,
     "list": List,
 }
 """The verbs by name."""

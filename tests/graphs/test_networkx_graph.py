@@ -1,0 +1,105 @@
+"""Graphs as networkx.DiGraph, out and in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+
+from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
+from graphs.errors import InputError
+from graphs.networkx_graph import from_networkx, to_networkx
+from graphs.synthetic import random_graph
+
+
+def rich_graph() -> ComputationGraph:
+    """A graph with something in every field: two tensors of one op, one of which two ops read, both read by one."""
+    ops = [
+        OpRecord("x", "input", batch=8, output_shapes=[(8, 4)]),
+        OpRecord("w", "parameter", resident_bytes={"parameter": 64, "optimizer": 128}, output_shapes=[(4, 4)]),
+        OpRecord("split", "split", module="a.b", module_call=2, bytes_accessed=256, output_shapes=[(4, 4), (4, 4)]),
+        OpRecord("mm", "mm", flops=2 * 4 * 4 * 4, bytes_accessed=192, batch=4, time_s={"k80": 2e-5, "v100": 1e-5}),
+        OpRecord("grad", "mm", phase="backward", dtype="float16", allowed_kinds=["gpu", "tpu"], time_s={"k80": 3e-5}),
+        OpRecord("update", "sgd_update", phase="update"),
+    ]
+    tensors = [
+        TensorRecord(0, 128, [2]),
+        TensorRecord(1, 64, [3, 5], resident=True),
+        TensorRecord(2, 64, [3, 4]),
+        TensorRecord(2, 64, [4]),
+        TensorRecord(3, 64, []),
+        TensorRecord(4, 64, [5]),
+    ]
+    return build("rich", ops, tensors, [[1, 5]])
+
+
+@pytest.mark.parametrize("graph", [rich_graph(), random_graph(300, seed=3, resident_bytes=100)], ids=lambda g: g.name)
+def test_there_and_back_is_the_same_graph(graph: ComputationGraph) -> None:
+    made = to_networkx(graph)
+    assert (made.number_of_nodes(), nx.is_directed_acyclic_graph(made)) == (graph.num_ops, True)
+    back = from_networkx(made)
+    assert (back.name, back.sha256) == (graph.name, graph.sha256)
+
+
+def test_what_a_node_and_an_edge_say() -> None:
+    made = to_networkx(rich_graph())
+    assert made.nodes["mm"]["time_s"] == {"k80": 2e-5, "v100": 1e-5}
+    assert made.nodes["grad"]["allowed_kinds"] == ("gpu", "tpu")
+    assert "allowed_kinds" not in made.nodes["mm"]
+    assert made.edges["split", "grad"] == {"tensors": [0, 1]}
+    assert made.graph == {"name": "rich", "colocation": [["w", "update"]]}
+
+
+def test_a_graph_without_attributes() -> None:
+    graph = from_networkx(nx.DiGraph([("b", "c"), ("a", "b")]))
+    assert graph.op_names == ("a", "b", "c")  # in topological order
+    assert graph.type_names == ("op",)
+    assert (graph.num_edges, int(graph.tensor_bytes.sum())) == (2, 0)
+
+
+def test_edges_of_a_node_with_the_same_size_are_one_tensor() -> None:
+    made = nx.DiGraph(name="hand-made")
+    made.add_node("a", time_s={"k80": 1e-3}, output_bytes=100)
+    made.add_edge("a", "b")
+    made.add_edge("a", "c")
+    made.add_edge("a", "d", bytes=7)
+    made.nodes["b"]["time_s"] = {"k80": 2e-3}
+    graph = from_networkx(made)
+    assert graph.name == "hand-made"
+    assert graph.tensor_bytes.tolist() == [100, 7]
+    assert graph.consumer_offsets.tolist() == [0, 2, 3]
+    assert graph.time_s["k80"][:2].tolist() == [1e-3, 2e-3]
+    assert np.isnan(graph.time_s["k80"][2:]).all()
+
+
+def edited(**attributes: Any) -> nx.DiGraph:
+    made = nx.DiGraph([("a", "b")])
+    made.nodes["a"].update(attributes)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        (edited(flop=3), "node 'a': unknown attribute 'flop' (did you mean 'flops'?)"),
+        (edited(flops=1.5), "op 'a' has flops = 1.5"),
+        (edited(time_s=0.1), "node 'a' has time_s 0.1; it must be a dict"),
+        (edited(time_s={"k80": "fast"}), "node 'a' has time_s 'fast' on 'k80'"),
+        (edited(resident_bytes=5), "node 'a' has resident_bytes 5"),
+        (edited(allowed_kinds="gpu"), "node 'a' has allowed_kinds 'gpu'; it must be a list"),
+        (edited(output_shapes=(3, 4)), "node 'a' has output_shapes (3, 4)"),
+        (edited(tensors=[]), "edge 'a' -> 'b' reads tensor 0, but node 'a' makes 0"),
+        (edited(tensors=[{"size": 3}]), "node 'a' has a tensor {'size': 3}"),
+        (nx.DiGraph([("a", "b"), ("b", "a")]), "has a cycle through op 'a'"),
+        (nx.DiGraph([("a", "b", {"weight": 3})]), "edge 'a' -> 'b': unknown attribute 'weight'"),
+        (nx.DiGraph([("a", "b")], colocation=[["a", "z"]]), "names node 'z'"),
+        (nx.DiGraph([(1, "1")]), "two ops are called '1'"),
+        (nx.Graph([("a", "b")]), "a networkx.DiGraph"),
+    ],
+)
+def test_what_is_refused(graph: nx.DiGraph, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        from_networkx(graph)
+    assert message in str(caught.value)
