@@ -31,7 +31,8 @@ op was captured in.
    group joins it where that one has FLOPs; one without parameters that only one group reads joins that.
 7. *Parameters.* A parameter (with what is bound to it: its gradient's accumulation, optimizer state and update) whose
    readers of the forward pass are in one group joins it. A weight that several groups read, shared over time steps, is
-   in the group ``encoder.0/parameters`` with the other parameters of its module that the same groups read.
+   in the group ``encoder.0/parameters`` with the other parameters of its module that the same groups read. One that
+   nobody reads (in inference the count of the batches seen) joins a parameter of its module that is read.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def natural_groups(graph: ComputationGraph) -> Groups:
     _join_parameters(state)
     _join_other_leftovers(state)
     _join_parameters(state)
+    _join_unread_parameters(state)
     _gather_shared_parameters(state)
     return _name_groups(graph, state)
 
@@ -300,6 +302,19 @@ def _own_parameter(state: _Clusters, atom: int) -> int | None:
     if len(readers) == 1 and atoms.is_parameter[readers[0]] and not state.shared[readers[0]]:
         return readers[0]
     return None
+
+
+def _join_unread_parameters(state: _Clusters) -> None:
+    """Rule 7 for parameters without readers."""
+    atoms = state.atoms
+    read: dict[tuple[str, int], int] = {}
+    for atom, is_parameter in enumerate(atoms.is_parameter):
+        if is_parameter and atoms.readers[atom]:
+            read.setdefault((atoms.owner[atom], atoms.kinds[atom]), atom)
+    for atom, is_parameter in enumerate(atoms.is_parameter):
+        home = read.get((atoms.owner[atom], atoms.kinds[atom]))
+        if is_parameter and not atoms.readers[atom] and home is not None:
+            state.join(atom, home)
 
 
 def _gather_shared_parameters(state: _Clusters) -> None:

@@ -251,6 +251,17 @@ def test_parameters_of_a_small_module_are_its_own() -> None:
     }
 
 
+def test_a_parameter_that_nobody_reads_joins_its_module() -> None:
+    ops = [op("x", INPUT), op("norm.count", PARAMETER, module="norm"), op("norm.weight", PARAMETER, module="norm")]
+    ops += [op("idle.weight", PARAMETER, module="idle"), op("norm", module="norm", **HEAVY)]
+    graph = graph_of(ops, "x>norm norm.weight>norm")
+    assert members(*both(graph)) == {
+        "inputs": "x",
+        "norm": "norm.count norm.weight norm",
+        "idle/parameters": "idle.weight",
+    }
+
+
 def test_bound_ops_share_a_group_without_pulling_in_their_modules() -> None:
     ops = [op(f"{m}{i}", "mm", module=m, **HEAVY) for m in "abc" for i in range(2)]
     graph = graph_of(ops, "a0>a1 a1>b0 b0>b1 b1>c0 c0>c1", ("a0 c1",))

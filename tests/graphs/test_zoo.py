@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from graphs import zoo
+from graphs.colocation import colocate
 from graphs.computation_graph import DTYPES, RESIDENT_PARTS
 from graphs.errors import InputError
 from graphs.zoo.cache import cache_file
@@ -255,6 +256,20 @@ def test_each_expert_is_a_module_that_gets_its_own_tokens_only():
             if c in inside and p not in inside
         ]
         assert received == [8 * 16 * 4]
+
+
+def test_parts_that_can_be_placed_apart_are_groups():
+    def names(name, training=1):
+        return set(colocate(zoo.load(f"{SMALL[name]},training={training}"), wanted_groups=10_000).names)
+
+    experts = {f"blocks.{block}.feed_forward.experts.{i}" for block in range(2) for i in range(4)}
+    assert experts <= names("moe_lm")
+    assert {f"tables.{i}" for i in range(26)} <= names("dlrm")
+    assert {"layers.1.attention", "layers.1.feed_forward", "word_head", "sentence_head"} <= names("bert")
+    assert {"blocks.1.attention", "blocks.1.feed_forward", "head"} <= names("transformer_lm")
+    assert {"cells.3.left.0.0", "cells.3.left.0.1", "cells.3.right.0.0", "cells.3.squeeze"} <= names("nasnet")
+    # In inference nobody reads the counts of batches; they are no groups of their own.
+    assert not any(name.endswith("/parameters") for name in names("resnet50", training=0))
 
 
 def test_unrolled_steps_are_calls():
