@@ -53,7 +53,8 @@ class ReinforceConfig:
         imitation_updates: Updates at the start that only imitate the elite.
         imitation_weight: Weight of the elite's log-likelihood in the loss afterwards.
         elites: How many of the best different placements so far are the elite; 0 keeps none.
-        search_evaluations: Moves around the best placements that are evaluated an update, while the policy learns.
+        search_evaluations: Moves around the best placements that are evaluated an update, while the policy learns;
+            fewer on graphs of many ops.
         search_temperatures: Of the search's chains, coldest first, as shares of the best step time.
         search_critical_share: Share of the moves that are made where the critical path of the step is.
         search_policy_share: Share of the moves' other draws that follow the policy; 0 is a local search without it.

@@ -45,6 +45,9 @@ CHECKPOINT_INTERVAL_S = 20.0
 IMAGE_INTERVAL_S = 60.0
 """Seconds between pictures of the best placement's trace, which come with a checkpoint."""
 
+OPS_A_SEARCH = 4_000_000
+"""Ops that the search of one update may simulate in all, as long as that leaves it some evaluations."""
+
 PARTS = ("heuristics", "sample", "learn", "simulate", "wait", "search")
 """Parts of the time that `UpdateStats.seconds` tells apart; the search runs beside the others, but for ``wait``."""
 
@@ -262,7 +265,8 @@ class Trainer:
         The search takes simulator time, the policy torch time, and both let go of Python's lock: two cores are busy.
         What either computes does not depend on how fast the other is.
         """
-        evaluations = self.config.search_evaluations
+        # Updates stay short on graphs whose evaluations are dear.
+        evaluations = min(self.config.search_evaluations, max(OPS_A_SEARCH // self.problem.graph.num_ops, 64))
         if self._most_evaluations is not None:
             left = self._most_evaluations - self.evaluations - (self.config.samples + 1)
             evaluations = max(min(evaluations, left), 0)

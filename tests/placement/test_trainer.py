@@ -189,6 +189,16 @@ def test_a_time_limit_and_should_stop_end_the_run() -> None:
         trainer.run()
 
 
+def test_a_graph_of_many_ops_gets_a_shorter_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = branches(5, 4)
+    monkeypatch.setattr("placement.trainer.OPS_A_SEARCH", 100 * problem.graph.num_ops)
+    trainer = Trainer(problem, config=replace(SMALL, search_evaluations=512))
+    trainer.run(updates=1)
+    before = trainer.evaluations
+    trainer.run(updates=2)
+    assert trainer.evaluations - before == 100 + SMALL.samples + 1
+
+
 @pytest.mark.parametrize("evaluations", [3, 40, 101])
 def test_a_number_of_evaluations_is_kept_to_exactly(evaluations: int) -> None:
     trainer = Trainer(branches(5, 3), config=SMALL)
