@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from graphs import zoo
 from graphs.colocation import colocate
@@ -16,6 +16,7 @@ from graphs.computation_graph import DTYPES, RESIDENT_PARTS
 from graphs.errors import InputError
 from graphs.zoo.cache import cache_file
 from graphs.zoo.int8 import Int8Linear
+from scripts.capture_models import ATTENTION
 
 SMALL = {
     "rnnlm": "rnnlm:hidden=16,steps=3,vocabulary=20,batch=4",
@@ -45,17 +46,6 @@ def shared_cache(shared_path, monkeypatch):
 def own_cache(tmp_path, monkeypatch, shared_cache):
     monkeypatch.setattr("graphs.zoo.cache.user_cache_path", lambda app: tmp_path / app)
     return tmp_path
-
-
-ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape, **__: sdpa_flop_count(
-        q, k, v
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, out_shape, **__: (
-        sdpa_backward_flop_count(grad, q, k, v)
-    ),
-}
-"""PyTorch's formulas of fused attention, which it has registered for GPUs only."""
 
 
 def uncaptured_step(spec: str):
@@ -182,7 +172,7 @@ def test_every_op_is_in_a_module_of_the_model(name, training):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_half_precision_halves_the_bytes(name):
-    whole, half = zoo.load(f"{SMALL[name]},optimizer=sgd"), zoo.load(f"{SMALL[name]},optimizer=sgd,dtype=bfloat16")
+    whole, half = zoo.load(SMALL[name]), zoo.load(f"{SMALL[name]},dtype=bfloat16")
     assert half.parameter_bytes * 2 == whole.parameter_bytes
     assert half.total_flops == whole.total_flops
     assert {DTYPES[i] for i in half.dtype[half.flops > 0]} == {"bfloat16"}
