@@ -3,16 +3,17 @@
 Letters: ``K`` tasks, ``U`` units, ``R`` tensors, ``E`` pairs of a tensor and a task that reads it, ``D`` devices.
 """
 
-# numba compiles these functions, and their arguments' types are its own.
+# numba compiles these functions, and their arguments' types are its own. They allocate nothing (see `compiled`).
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from envs.simulator_kernel import compiled
 
 
 class Picture(NamedTuple):
@@ -64,6 +65,14 @@ class State(NamedTuple):
         bytes_left: ``float64[D]``.
         out_free_s: ``float64[D]``, when the device's port is free to send.
         in_free_s: ``float64[D]``, when it is free to receive.
+        slot_start_s: ``float64[D, K]`` and
+        slot_end_s: ``float64[D, K]``, the tasks on each device in order of time (insertion schedule).
+        slots: ``int64[D]``, how many of them.
+        free_s: ``float64[D]``, the end of the last task on each device (earliest-start schedule).
+        ready_s: ``float64[K, D]``, when a ready task's inputs would be on a device.
+        waiting: ``int64[K]``, inputs that are not yet placed.
+        ready: ``int64[K]``, the tasks that wait for nothing, in no order.
+        kept_for: ``int64[D]``, the favourite child that a device is kept for, or -1.
     """
 
     placed: NDArray[np.int64]
@@ -73,12 +82,19 @@ class State(NamedTuple):
     bytes_left: NDArray[np.float64]
     out_free_s: NDArray[np.float64]
     in_free_s: NDArray[np.float64]
+    slot_start_s: NDArray[np.float64]
+    slot_end_s: NDArray[np.float64]
+    slots: NDArray[np.int64]
+    free_s: NDArray[np.float64]
+    ready_s: NDArray[np.float64]
+    waiting: NDArray[np.int64]
+    ready: NDArray[np.int64]
+    kept_for: NDArray[np.int64]
 
 
-@numba.njit(cache=True)
-def upward_rank(time_s, out_offsets, outputs, consumer_offsets, consumers, transfer_s):
-    """See `placement.placers.list_scheduling.upward_rank`."""
-    rank = np.zeros(len(time_s))
+@compiled
+def upward_rank(time_s, out_offsets, outputs, consumer_offsets, consumers, transfer_s, rank):
+    """Fill `rank`; see `placement.placers.list_scheduling.upward_rank`."""
     for task in range(len(time_s) - 1, -1, -1):
         longest = 0.0
         for i in range(out_offsets[task], out_offsets[task + 1]):
@@ -86,17 +102,12 @@ def upward_rank(time_s, out_offsets, outputs, consumer_offsets, consumers, trans
             for j in range(consumer_offsets[tensor], consumer_offsets[tensor + 1]):
                 longest = max(longest, transfer_s[tensor] + rank[consumers[j]])
         rank[task] = time_s[task] + longest
-    return rank
 
 
-@numba.njit(cache=True)
-def optimistic_cost_s(time_s, out_offsets, outputs, consumer_offsets, consumers, transfer_s):
-    """``float64[K, D]``: the least time from a task's end on a device to the end of the step, if nothing queued.
-
-    Source: Arabnejad and Barbosa, 2014, equation 6: for the worst consumer, the best of its devices.
-    """
+@compiled
+def optimistic_cost_s(time_s, out_offsets, outputs, consumer_offsets, consumers, transfer_s, cost):
+    """Fill ``cost[K, D]``, zeros before; see `placement.placers.list_scheduling.optimistic_cost_s`."""
     num_tasks, num_devices = time_s.shape
-    cost = np.zeros((num_tasks, num_devices))
     for task in range(num_tasks - 1, -1, -1):
         for i in range(out_offsets[task], out_offsets[task + 1]):
             tensor = outputs[i]
@@ -109,15 +120,13 @@ def optimistic_cost_s(time_s, out_offsets, outputs, consumer_offsets, consumers,
                 for device in range(num_devices):
                     stay_s = cost[consumer, device] + time_s[consumer, device]
                     cost[task, device] = max(cost[task, device], min(stay_s, away_s))
-    return cost
 
 
-@numba.njit(cache=True)
+@compiled
 def insertion_schedule(picture, state, order, bias_s, ports):
     """See `placement.placers.list_scheduling.insertion_schedule`."""
-    num_tasks, num_devices = picture.time_s.shape
-    starts, ends = np.zeros((num_devices, num_tasks)), np.zeros((num_devices, num_tasks))
-    count = np.zeros(num_devices, dtype=np.int64)
+    num_devices = picture.time_s.shape[1]
+    starts, ends, count = state.slot_start_s, state.slot_end_s, state.slots
     for task in order:
         unit = picture.unit[task]
         home = state.unit_device[unit]
@@ -132,44 +141,38 @@ def insertion_schedule(picture, state, order, bias_s, ports):
             elif not picture.unit_allowed[unit, device] or state.bytes_left[device] < need:
                 continue
             ready_s = _arrival(picture, state, task, device, ports)
-            start_s, at = _gap(starts[device], ends[device], count[device], ready_s, picture.time_s[task, device])
+            start_s, at = _gap(state, device, ready_s, picture.time_s[task, device])
             end_s = start_s + picture.time_s[task, device] + bias_s[task, device]
             if best < 0 or end_s < best_s:
                 best, best_s, best_start_s, best_at = device, end_s, start_s, at
         if best < 0:
             best = _roomiest(picture, state, unit)
             ready_s = _arrival(picture, state, task, best, ports)
-            best_start_s, best_at = _gap(starts[best], ends[best], count[best], ready_s, picture.time_s[task, best])
+            best_start_s, best_at = _gap(state, best, ready_s, picture.time_s[task, best])
         _commit(picture, state, task, best, best_start_s, ports)
         for i in range(count[best], best_at, -1):
             starts[best, i], ends[best, i] = starts[best, i - 1], ends[best, i - 1]
         starts[best, best_at], ends[best, best_at] = best_start_s, state.end_s[task]
         count[best] += 1
     _place_rest(picture, state)
-    return state.placed
 
 
-@numba.njit(cache=True)
+@compiled
 def earliest_start_schedule(picture, state, priority, narrow, favourite, ports):
     """See `placement.placers.list_scheduling.earliest_start_schedule`."""
-    num_tasks, num_devices = picture.time_s.shape
-    free_s = np.zeros(num_devices)
-    ready_s = np.zeros((num_tasks, num_devices))
-    waiting = picture.in_offsets[1:] - picture.in_offsets[:-1]
-    ready = np.empty(num_tasks, dtype=np.int64)
+    num_tasks = len(picture.unit)
+    free_s, ready_s, waiting = state.free_s, state.ready_s, state.waiting
+    ready, kept_for = state.ready, state.kept_for
     num_ready = 0
-    kept_for = np.full(num_devices, -1, dtype=np.int64)
     for task in range(num_tasks):
         if picture.in_offsets[task + 1] == picture.in_offsets[task] and not picture.free_source[task]:
             ready[num_ready] = task
             num_ready += 1
     for task in range(num_tasks):
         if picture.free_source[task]:
-            num_ready = _release(picture, state, task, waiting, ready, num_ready, ready_s, ports)
+            num_ready = _release(picture, state, task, num_ready, ports)
     while num_ready > 0:
-        at, best, start_s = _first_to_start(
-            picture, state, ready[:num_ready], ready_s, free_s, kept_for, priority, narrow
-        )
+        at, best, start_s = _first_to_start(picture, state, num_ready, priority, narrow)
         task = ready[at]
         if best < 0:  # no ready task finds memory
             best = _roomiest(picture, state, picture.unit[task])
@@ -180,21 +183,21 @@ def earliest_start_schedule(picture, state, priority, narrow, favourite, ports):
         free_s[best] = state.end_s[task]
         if kept_for[best] == task:
             kept_for[best] = -1
-        num_ready = _release(picture, state, task, waiting, ready, num_ready, ready_s, ports)
+        num_ready = _release(picture, state, task, num_ready, ports)
         child = favourite[task]
         if child >= 0 and waiting[child] == 0 and state.placed[child] < 0:
             kept_for[best] = child
     _place_rest(picture, state)
-    return state.placed
 
 
-@numba.njit(cache=True)
-def _first_to_start(picture, state, ready, ready_s, free_s, kept_for, priority, narrow):
+@compiled
+def _first_to_start(picture, state, num_ready, priority, narrow):
     """The (place in `ready`, device, start) that starts earliest; without memory (most urgent, -1, 0)."""
+    ready, ready_s, free_s, kept_for = state.ready, state.ready_s, state.free_s, state.kept_for
     num_devices = len(free_s)
     best_at, best, best_s = -1, -1, np.inf
     urgent = 0
-    for at in range(len(ready)):
+    for at in range(num_ready):
         task = ready[at]
         if priority[task] > priority[ready[urgent]]:
             urgent = at
@@ -223,13 +226,14 @@ def _first_to_start(picture, state, ready, ready_s, free_s, kept_for, priority, 
             if found:
                 break
     if best < 0:
-        return urgent, -1, 0.0
+        best_at, best_s = urgent, 0.0
     return best_at, best, best_s
 
 
-@numba.njit(cache=True)
-def _release(picture, state, task, waiting, ready, num_ready, ready_s, ports):
+@compiled
+def _release(picture, state, task, num_ready, ports):
     """Take a placed task (or a free source) off its consumers' waits; those that wait for nothing become ready."""
+    waiting, ready, ready_s = state.waiting, state.ready, state.ready_s
     for i in range(picture.out_offsets[task], picture.out_offsets[task + 1]):
         tensor = picture.outputs[i]
         for j in range(picture.consumer_offsets[tensor], picture.consumer_offsets[tensor + 1]):
@@ -243,7 +247,7 @@ def _release(picture, state, task, waiting, ready, num_ready, ready_s, ports):
     return num_ready
 
 
-@numba.njit(cache=True)
+@compiled
 def _arrival(picture, state, task, device, ports):
     """Seconds when all inputs of a task are on a device; what has no device yet would be placed there, and is there."""
     latest, port_s = 0.0, state.in_free_s[device]
@@ -266,7 +270,7 @@ def _arrival(picture, state, task, device, ports):
     return latest
 
 
-@numba.njit(cache=True)
+@compiled
 def _commit(picture, state, task, device, start_s, ports):
     """Place a task: send its inputs as `_arrival` foresaw, bind its unit and the sources that follow it."""
     _bind(picture, state, picture.unit[task], device)
@@ -292,7 +296,7 @@ def _commit(picture, state, task, device, start_s, ports):
     state.end_s[task] = start_s + picture.time_s[task, device]
 
 
-@numba.njit(cache=True)
+@compiled
 def _bind(picture, state, unit, device):
     """Give a unit a device, where it has none; -1 stands for the one with most room."""
     if state.unit_device[unit] < 0:
@@ -301,7 +305,7 @@ def _bind(picture, state, unit, device):
         state.bytes_left[home] -= picture.unit_bytes[unit]
 
 
-@numba.njit(cache=True)
+@compiled
 def _bytes_to_bind(picture, state, task):
     """Memory that placing a task would take: its unit's, and that of the sources that would follow it."""
     unit = picture.unit[task]
@@ -315,7 +319,7 @@ def _bytes_to_bind(picture, state, task):
     return need
 
 
-@numba.njit(cache=True)
+@compiled
 def _roomiest(picture, state, unit):
     """The device with most memory left among those that a unit may be on; its own where it has one."""
     if state.unit_device[unit] >= 0:
@@ -327,24 +331,25 @@ def _roomiest(picture, state, unit):
     return best
 
 
-@numba.njit(cache=True)
-def _gap(starts, ends, count, ready_s, time_s):
+@compiled
+def _gap(state, device, ready_s, time_s):
     """First moment from `ready_s` at which a device's schedule has room; and where in the schedule that is."""
-    low, high = 0, count
+    starts, ends = state.slot_start_s, state.slot_end_s
+    low, high = 0, state.slots[device]
     while low < high:  # the first entry that ends after the inputs are there
         middle = (low + high) // 2
-        if ends[middle] <= ready_s:
+        if ends[device, middle] <= ready_s:
             low = middle + 1
         else:
             high = middle
     start_s = ready_s
-    while low < count and starts[low] < start_s + time_s:
-        start_s = max(start_s, ends[low])
+    while low < state.slots[device] and starts[device, low] < start_s + time_s:
+        start_s = max(start_s, ends[device, low])
         low += 1
     return start_s, low
 
 
-@numba.njit(cache=True)
+@compiled
 def _place_rest(picture, state):
     """Sources that nobody reads go where most room is left."""
     for task in range(len(state.placed)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,9 +72,38 @@ def upward_rank(problem: PlacementProblem, tasks: TaskGraph) -> NDArray[np.float
     """
     offsets, outputs = tasks.outputs
     transfer_s = mean_transfer_s(problem, tasks)
-    return list_kernels.upward_rank(
-        tasks.mean_time_s, offsets, outputs, tasks.consumer_offsets, tasks.consumers, transfer_s
+    rank = np.zeros(tasks.num_tasks)
+    list_kernels.upward_rank(
+        _read_only(tasks.mean_time_s, np.float64),
+        _read_only(offsets, np.int64),
+        _read_only(outputs, np.int32),
+        _read_only(tasks.consumer_offsets, np.int64),
+        _read_only(tasks.consumers, np.int32),
+        _read_only(transfer_s, np.float64),
+        rank,
     )
+    return rank
+
+
+def optimistic_cost_s(problem: PlacementProblem, tasks: TaskGraph) -> NDArray[np.float64]:
+    """``float64[K, D]``: the least time from a task's end on a device to the end of the step, if nothing queued.
+
+    Source: Arabnejad and Barbosa, IEEE TPDS 2014, equation 6, doi:10.1109/TPDS.2013.57: for the worst reader, the best
+    of its devices.
+    """
+    offsets, outputs = tasks.outputs
+    transfer_s = mean_transfer_s(problem, tasks)
+    cost_s = np.zeros_like(tasks.time_s)
+    list_kernels.optimistic_cost_s(
+        _read_only(tasks.time_s, np.float64),
+        _read_only(offsets, np.int64),
+        _read_only(outputs, np.int32),
+        _read_only(tasks.consumer_offsets, np.int64),
+        _read_only(tasks.consumers, np.int32),
+        _read_only(transfer_s, np.float64),
+        cost_s,
+    )
+    return cost_s
 
 
 def priority_order(tasks: TaskGraph, priority: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -118,7 +148,8 @@ def insertion_schedule(
     """
     bias = bias_s if bias_s is not None else np.zeros_like(tasks.time_s)
     picture, state = _pictures(problem, tasks)
-    return list_kernels.insertion_schedule(picture, state, order, bias, ports)
+    list_kernels.insertion_schedule(picture, state, _read_only(order, np.int64), _read_only(bias, np.float64), ports)
+    return state.placed
 
 
 def earliest_start_schedule(
@@ -148,7 +179,22 @@ def earliest_start_schedule(
     picture, state = _pictures(problem, tasks)
     narrow = tasks.unit_allowed if allowed is None else allowed
     children = favourite if favourite is not None else np.full(tasks.num_tasks, -1, dtype=np.int64)
-    return list_kernels.earliest_start_schedule(picture, state, priority, narrow, children, ports)
+    list_kernels.earliest_start_schedule(
+        picture,
+        state,
+        _read_only(priority, np.float64),
+        _read_only(narrow, np.bool_),
+        _read_only(children, np.int64),
+        ports,
+    )
+    return state.placed
+
+
+def _read_only(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+    """A view or copy in the one form that the loops are compiled for: numba compiles anew for every other."""
+    view = np.ascontiguousarray(array, dtype=dtype).view()
+    view.setflags(write=False)
+    return view
 
 
 def _pictures(problem: PlacementProblem, tasks: TaskGraph) -> tuple[Picture, State]:
@@ -158,21 +204,21 @@ def _pictures(problem: PlacementProblem, tasks: TaskGraph) -> tuple[Picture, Sta
     routes = problem.cluster.routes
     count = problem.num_devices
     picture = Picture(
-        time_s=np.ascontiguousarray(tasks.time_s),
-        unit=tasks.unit,
-        unit_allowed=tasks.unit_allowed,
-        unit_bytes=tasks.unit_bytes,
-        free_source=tasks.free_source,
-        producer=tasks.producer,
-        tensor_bytes=tasks.tensor_bytes,
-        in_offsets=in_offsets,
-        inputs=inputs,
-        out_offsets=out_offsets,
-        outputs=outputs,
-        consumer_offsets=tasks.consumer_offsets,
-        consumers=tasks.consumers,
-        latency_s=routes.latency_s,
-        s_per_byte=1.0 / routes.bytes_per_s,
+        time_s=_read_only(tasks.time_s, np.float64),
+        unit=_read_only(tasks.unit, np.int32),
+        unit_allowed=_read_only(tasks.unit_allowed, np.bool_),
+        unit_bytes=_read_only(tasks.unit_bytes, np.float64),
+        free_source=_read_only(tasks.free_source, np.bool_),
+        producer=_read_only(tasks.producer, np.int32),
+        tensor_bytes=_read_only(tasks.tensor_bytes, np.float64),
+        in_offsets=_read_only(in_offsets, np.int64),
+        inputs=_read_only(inputs, np.int32),
+        out_offsets=_read_only(out_offsets, np.int64),
+        outputs=_read_only(outputs, np.int32),
+        consumer_offsets=_read_only(tasks.consumer_offsets, np.int64),
+        consumers=_read_only(tasks.consumers, np.int32),
+        latency_s=_read_only(routes.latency_s, np.float64),
+        s_per_byte=_read_only(1.0 / routes.bytes_per_s, np.float64),
     )
     state = State(
         placed=np.full(tasks.num_tasks, -1, dtype=np.int64),
@@ -182,5 +228,13 @@ def _pictures(problem: PlacementProblem, tasks: TaskGraph) -> tuple[Picture, Sta
         bytes_left=(problem.cluster.memory_bytes * SPARE).astype(np.float64),
         out_free_s=np.zeros(count),
         in_free_s=np.zeros(count),
+        slot_start_s=np.zeros((count, tasks.num_tasks)),
+        slot_end_s=np.zeros((count, tasks.num_tasks)),
+        slots=np.zeros(count, dtype=np.int64),
+        free_s=np.zeros(count),
+        ready_s=np.zeros((tasks.num_tasks, count)),
+        waiting=np.diff(in_offsets),
+        ready=np.empty(tasks.num_tasks, dtype=np.int64),
+        kept_for=np.full(count, -1, dtype=np.int64),
     )
     return picture, state

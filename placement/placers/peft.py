@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from placement.placers import list_kernels
 from placement.placers.base import Budget, Placed, Search
-from placement.placers.list_scheduling import insertion_schedule, mean_transfer_s, place_both_ways, priority_order
+from placement.placers.list_scheduling import insertion_schedule, optimistic_cost_s, place_both_ways, priority_order
 from placement.placers.task_graph import TaskGraph
 
 
@@ -22,9 +21,6 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
 
 
 def _rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:
-    offsets, outputs = tasks.outputs
-    cost_s = list_kernels.optimistic_cost_s(
-        tasks.time_s, offsets, outputs, tasks.consumer_offsets, tasks.consumers, mean_transfer_s(problem, tasks)
-    )  # [K, D]
+    cost_s = optimistic_cost_s(problem, tasks)  # [K, D]
     order = priority_order(tasks, cost_s.mean(axis=1))
     return insertion_schedule(problem, tasks, order, bias_s=cost_s, ports=ports)
