@@ -41,6 +41,7 @@ from graphs.computation_graph import (
 )
 from graphs.errors import InputError, unknown_name
 from graphs.onnx_costs import VIEWS, Operand, Operator, batch_rows, bytes_accessed, flops, is_integer_product
+from graphs.onnx_folding import infer_shapes
 
 SUFFIX = ".onnx"
 """How the name of an ONNX file ends."""
@@ -141,7 +142,7 @@ def _read(path: Path, sizes: dict[str, int]) -> _Model:
     try:
         import onnx
         from google.protobuf.message import DecodeError
-        from onnx import inliner, shape_inference
+        from onnx import inliner
     except ModuleNotFoundError as error:
         raise InputError(f"reading it needs the package '{error.name}'; install it with: {INSTALL}") from error
     try:
@@ -161,7 +162,7 @@ def _read(path: Path, sizes: dict[str, int]) -> _Model:
     _set_sizes(proto.graph, sizes)
     stored = _strip_weights(proto.graph)
     try:
-        proto = shape_inference.infer_shapes(proto, data_prop=True)
+        proto = infer_shapes(proto)
     except Exception as error:  # of several kinds, none documented
         raise InputError(f"shape inference failed ({' '.join(str(error).split())[:200]}); export it again") from error
     return _model(proto.graph, path.name.removesuffix(SUFFIX), stored)
@@ -286,7 +287,7 @@ def _to_graph(model: _Model) -> ComputationGraph:
             if name not in producer and not _is_metadata(model, name):
                 statistics = node.op_type == "BatchNormalization" and name in node.input[3:5]
                 add(_source(model, name, module, statistics=statistics), [name])
-        operands = [_operand(model, model.resolve(name), node) if name else None for name in node.input]
+        operands = [_operand(model, name, node) if name else None for name in node.input]
         used = [name for name in node.output if name and (name in read or _is_known(model, name))]
         if not used:
             raise _unresolved(model, next((name for name in node.output if name), ""), node)
@@ -383,12 +384,15 @@ def _is_known(model: _Model, name: str) -> bool:
 
 
 def _operand(model: _Model, name: str, node: Any) -> Operand:
-    if not _is_known(model, name):
-        raise _unresolved(model, name, node)
-    value = model.values[name]
-    assert value.shape is not None
-    size = 0 if _is_metadata(model, name) else model.stored_bytes.get(name, value.bytes)
-    return Operand(value.shape, size, name in model.constants)
+    """A tensor as an operator sees it: in the shape that a view gave it, with the bytes of what is behind the view."""
+    source = model.resolve(name)
+    for needed in (source, name):
+        if not _is_known(model, needed):
+            raise _unresolved(model, needed, node)
+    shape, value = model.values[name].shape, model.values[source]
+    assert shape is not None
+    size = 0 if _is_metadata(model, source) else model.stored_bytes.get(source, value.bytes)
+    return Operand(shape, size, source in model.constants)
 
 
 def _unresolved(model: _Model, name: str, node: Any) -> InputError:

@@ -150,6 +150,25 @@ def test_flops_and_rows(tmp_path: Path, node, shape, weights, flops, rows) -> No
     assert (graph.flops[made], graph.batch[made]) == (flops, rows)
 
 
+def test_shapes_that_the_model_computes(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Slice", ["s", "zero", "two"], ["rows"]),
+        helper.make_node("ReduceProd", ["rows"], ["count"], keepdims=1),  # ONNX's inference does not follow this
+        helper.make_node("Concat", ["count", "ten"], ["flat"], axis=0),
+        helper.make_node("Reshape", ["x", "flat"], ["x2"]),
+        helper.make_node("MatMul", ["x2", "w"], ["y"], name="product"),
+    ]
+    small = {"zero": np.array([0]), "two": np.array([2]), "ten": np.array([10])}
+    source = make(tmp_path, nodes, {"x": ["batch", 3, 5, 2]}, ["y"], {"w": f32(10, 7), **small})
+    graph = load_graph(f"{source}:batch=4")
+    product = op(graph, "product")
+    assert graph.op_names == ("x", "w", "product")
+    assert graph.output_shapes[product] == ((12, 7),)
+    assert graph.flops[product] == 2 * 12 * 10 * 7  # of the reshaped operand
+    assert graph.batch[product] == 12
+
+
 def test_quantized_products_compute_in_int8_and_weights_stay_int8(tmp_path: Path) -> None:
     scale, zero = np.ones((), np.float32), np.zeros((), np.uint8)
     source = make(
