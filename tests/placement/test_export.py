@@ -18,6 +18,7 @@ from graphs.computation_graph import PARAMETER
 from graphs.errors import InputError
 from graphs.files import save_graph_file
 from graphs.groups import one_group_an_op
+from placement import run_directory
 from placement.cli import main
 from placement.export import device_map, simulate_device_map
 from placement.result import make_result, write_placement
@@ -82,6 +83,7 @@ def test_whole_modules_stand_for_their_parts(problem: PlacementProblem) -> None:
     assert simulate_device_map(problem, everywhere_one).step_time_s == before
 
 
+@pytest.mark.filterwarnings("ignore:The following device_map keys do not match")  # of parameters, which it takes
 def test_accelerate_accepts_it_and_runs_the_model_by_it(problem: PlacementProblem) -> None:
     from accelerate import dispatch_model
     from accelerate.utils import check_device_map
@@ -160,3 +162,29 @@ def test_the_command(problem: PlacementProblem, tmp_path: Path, monkeypatch: pyt
     assert "needs its GRAPH and a --cluster" in capsys.readouterr().err
     assert main(["export", str(tmp_path), "--out", "x.json"]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_a_run_knows_its_graph_and_cluster(
+    problem: PlacementProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_graph_file(problem.graph, "g.graph.json")
+    config = run_directory.make_run_config(
+        problem,
+        graph="g.graph.json",
+        cluster="k80x4",
+        groups=256,
+        preset="default",
+        seed=0,
+        updates=1,
+        time_limit_s=None,
+    )
+    Path("run").mkdir()
+    run_directory.create(Path("run"), config)
+    placement = np.argmax(problem.allowed, axis=1)
+    write_placement("run/placement.json", make_result(problem, placement, placer="test", seed=0))
+    assert main(["export", "run", "--format", "csv", "--out", "ops.csv"]) == 0
+    assert len(Path("ops.csv").read_text().splitlines()) == problem.graph.num_ops + 1
+    capsys.readouterr()
+    assert main(["export", "run", "g.graph.json", "--out", "x.json"]) == 2
+    assert "leave out GRAPH and --cluster" in capsys.readouterr().err
