@@ -32,7 +32,8 @@ def graphs() -> RenderableType:
     parts.append(
         Text(
             "Set sizes in the name: nmt:layers=4,batch=128. A GRAPH may also be a graph file (.graph.json, "
-            ".graph.json.gz) or python:package.module:function, which returns model, example batch and loss.",
+            ".graph.json.gz), an ONNX file (.onnx) or python:package.module:function, which returns model, example "
+            "batch and loss.",
             style="dim",
         )
     )
@@ -107,6 +108,7 @@ def _figures(name: str) -> str:
     graph = load(name)
     return (
         f"{graph.num_ops:,} ops, {colocate(graph).num_groups:,} groups, {size(graph.parameter_bytes)} of parameters, "
+        f"{size(int(graph.resident_bytes.sum()))} resident with optimizer state, "
         f"{graph.total_flops / 1e9:,.0f} GFLOP a step"
     )
 
