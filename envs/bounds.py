@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -18,7 +19,7 @@ from graphs.errors import NoFeasiblePlacementError
 _ROUNDING = 1e-9
 """The bounds are moved to the safe side by this share, more than any order of adding float64 figures can differ."""
 
-_FAR_LARGER = 1e9
+_FAR_LARGER = 1e6
 """Times, and memories, this many times those of the whole step are as good as infinite to the solver."""
 
 _CUTS = 12
@@ -154,7 +155,7 @@ class _Work:
         resident_bytes: ``float64[G]``.
         allowed: ``bool[G, C]``.
         devices: ``float64[C]``, how many devices each class has.
-        memory_bytes: ``float64[C]``, of one device.
+        memory_bytes: ``int64[C]``, of one device.
     """
 
     op_time_s: Floats
@@ -162,7 +163,7 @@ class _Work:
     resident_bytes: Floats
     allowed: NDArray[np.bool_]
     devices: Floats
-    memory_bytes: Floats
+    memory_bytes: NDArray[np.int64]
 
     def group_time_s(self, ops: NDArray[np.bool_]) -> Floats:
         """``float64[G, C]``: op time of each group, of those of its ops that `ops`, ``bool[N]``, holds."""
@@ -182,8 +183,9 @@ class _Work:
 def _work_bound_s(problem: PlacementProblem, head: Floats, tail: Floats) -> float:
     """The work part of `lower_bound_s`; `head` and `tail` are ``float64[N]``, least over the allowed devices."""
     work = _work(problem)
+    _check_residents(problem, work)
     everything = np.ones(problem.graph.num_ops, dtype=np.bool_)
-    best, second, byte = _least_load(problem, work, work.group_time_s(everything))
+    best, second, byte = _least_load(work, work.group_time_s(everything))
     screened = []
     for h in np.unique(np.quantile(head, np.linspace(0, 1, _CUTS))):
         for q in np.unique(np.quantile(tail, np.linspace(0, 1, _CUTS))):
@@ -192,7 +194,7 @@ def _work_bound_s(problem: PlacementProblem, head: Floats, tail: Floats) -> floa
                 screened.append((h + q + work.lagrangian_s(work.group_time_s(inside), second, byte), h, q))
     for bound, h, q in sorted(screened, reverse=True)[:3]:
         time_s = work.group_time_s((head >= h) & (tail >= q))
-        best = max(best, bound, h + q + _least_load(problem, work, time_s)[0])
+        best = max(best, bound, h + q + _least_load(work, time_s)[0])
     return best
 
 
@@ -210,11 +212,36 @@ def _work(problem: PlacementProblem) -> _Work:
         resident_bytes=problem.group_resident_bytes.astype(np.float64),
         allowed=problem.allowed[:, first],
         devices=np.array([len(devices) for devices in alike.values()], dtype=np.float64),
-        memory_bytes=problem.cluster.memory_bytes[first].astype(np.float64),
+        memory_bytes=problem.cluster.memory_bytes[first],
     )
 
 
-def _least_load(problem: PlacementProblem, work: _Work, time_s: Floats) -> tuple[float, Floats, Floats]:
+def _check_residents(problem: PlacementProblem, work: _Work) -> None:
+    """Raise where the residents, even in fractions, fit no memory that they are allowed in.
+
+    A maximum flow from the groups to the devices' memories, in whole bytes and so exact. Groups that may be on the same
+    devices are one node.
+    """
+    classes, index = np.unique(work.allowed, axis=0, return_inverse=True)
+    flow: nx.DiGraph = nx.DiGraph()
+    needs = [0] * len(classes)
+    for which, resident in zip(index.ravel(), problem.group_resident_bytes.tolist(), strict=True):
+        needs[which] += resident
+    for node, (where, need) in enumerate(zip(classes, needs, strict=True)):
+        flow.add_edge("residents", ("groups", node), capacity=need)
+        flow.add_edges_from((("groups", node), ("devices", device)) for device in np.flatnonzero(where).tolist())
+    rooms = [int(count) * size for count, size in zip(work.devices, work.memory_bytes.tolist(), strict=True)]
+    for device, room in enumerate(rooms):
+        flow.add_edge(("devices", device), "memory", capacity=room)
+    if needs and nx.maximum_flow_value(flow, "residents", "memory") < sum(needs):
+        in_all_gb, room_gb = sum(needs) / 1e9, sum(rooms) / 1e9
+        raise NoFeasiblePlacementError(
+            f"graph '{problem.graph.name}' keeps {in_all_gb:.2f} GB resident, which cannot be divided over the "
+            f"devices of cluster '{problem.cluster.name}' ({room_gb:.2f} GB) so that each holds only what it may"
+        )
+
+
+def _least_load(work: _Work, time_s: Floats) -> tuple[float, Floats, Floats]:
     """Solve the linear programme: the bound at its dual prices, and these prices of a second and a byte, by class.
 
     Groups with equal rows are one variable with their number as its total, which changes nothing and makes unrolled
@@ -249,14 +276,9 @@ def _least_load(problem: PlacementProblem, work: _Work, time_s: Floats) -> tuple
         bounds=np.stack([np.zeros(column.size + 1), upper], axis=1),
         method="highs",
     )
-    if solution.status == 2:
-        need, have = work.resident_bytes.sum(), (work.devices * work.memory_bytes).sum()
-        raise NoFeasiblePlacementError(
-            f"graph '{problem.graph.name}' keeps {need / 1e9:.2f} GB resident, which cannot be divided over the "
-            f"devices of cluster '{problem.cluster.name}' ({have / 1e9:.2f} GB) so that each holds only what it may"
-        )
     if solution.status != 0:
-        # Every device alike is a valid choice of prices, only a weaker one.
+        # The solver gave up, or calls infeasible what `_check_residents` has shown to be feasible, as it does where
+        # times differ by many orders. Every device alike is a valid choice of prices, only a weaker one.
         second, byte = np.ones(classes), np.zeros(classes)
     else:
         prices = np.maximum(-solution.ineqlin.marginals, 0.0)

@@ -62,7 +62,7 @@ def test_of_parallel_links_the_quickest_counts_then_the_widest_then_the_first() 
     assert crossed(make("ab", [Link("a", "b", 1, 1), Link("a", "b", 1, 1)]), 0, 1) == [0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_routes_agree_with_networkx(data: st.DataObject) -> None:
     count = data.draw(st.integers(2, 7))

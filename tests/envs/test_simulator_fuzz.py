@@ -21,7 +21,7 @@ SECONDS = (0.0, 5e-324, 1e-300, 1e-9, 1.0, 1e300, 1.7e308)
 RATES = (5e-324, 1e-300, 1e-9, 1.0, 1e9, 1e300, 1.7e308)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_extreme_figures_give_a_sentence_or_a_right_answer(data: st.DataObject) -> None:
     pick = lambda values: data.draw(st.sampled_from(values))  # noqa: E731

@@ -126,7 +126,7 @@ def check_bounds(problem: PlacementProblem, placement: np.ndarray) -> None:
     assert step_time_s >= end_s.max() * (1 - 1e-12)
 
 
-FEW = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=120, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=10_000)
 
 

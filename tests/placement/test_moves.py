@@ -14,7 +14,7 @@ from placement.placers.moves import Moves, coarse_to_fine, coarse_units, single_
 from tests.placement.placer_problems import random_problem, training_problem
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), groups=st.integers(2, 40), gpus=st.integers(1, 5))
 def test_a_move_changes_something_and_keeps_pinned_units_where_they_are(seed: int, groups: int, gpus: int) -> None:
     problem = training_problem(groups, gpus, seed=seed)

@@ -32,7 +32,7 @@ def place(name: str, problem: PlacementProblem) -> list[int]:
     return [int(d) for d in placed.placement]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 7), devices=st.integers(1, 3))
 def test_balanced_cuts_have_the_smallest_bottleneck(seed: int, count: int, devices: int) -> None:
     problem = random_problem(count, 3, seed=seed)
