@@ -67,6 +67,7 @@ class NeighbourhoodSearch:
         critical_share: Share of the draws of groups that follow the critical path.
         policy_share: Share of the other draws of groups, and of those of devices, that follow the policy.
         rng: Source of all draws; the search is its only user.
+        threads: Cores to evaluate on; None for all. What is found does not depend on it.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class NeighbourhoodSearch:
         critical_share: float,
         policy_share: float,
         rng: np.random.Generator,
+        threads: int | None = 1,
     ) -> None:
         groups = problem.groups
         self.problem = problem
@@ -85,6 +87,7 @@ class NeighbourhoodSearch:
         self._critical_share = critical_share
         self._policy_share = policy_share
         self._rng = rng
+        self._threads = threads
         self._cost_s: FloatArray = np.empty(0)  # [C]
         self._best_s = np.inf
         self._orders = np.stack([groups.program_order, groups.family_order])  # [2, G]
@@ -125,7 +128,7 @@ class NeighbourhoodSearch:
                 guide.follow(self._critical_s(), self._critical_share)
             proposals = self._propose(guide)[:left]
             left -= len(proposals)
-            evaluation = self.problem.evaluate(proposals, threads=1)
+            evaluation = self.problem.evaluate(proposals, threads=self._threads)
             cost = self._charged_s(evaluation)
             mine = slice(0, len(proposals))
             better = cost < self._best_s

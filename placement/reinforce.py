@@ -58,6 +58,8 @@ class ReinforceConfig:
         search_temperatures: Of the search's chains, coldest first, as shares of the best step time.
         search_critical_share: Share of the moves that are made where the critical path of the step is.
         search_policy_share: Share of the moves' other draws that follow the policy; 0 is a local search without it.
+        learns: False leaves the policy out altogether: nothing is sampled and nothing learned, the search proposes by
+            itself and has all cores. For ablations.
     """
 
     preset: str = "default"
@@ -83,6 +85,7 @@ class ReinforceConfig:
     search_temperatures: tuple[float, ...] = (0.0003, 0.0006, 0.001, 0.002)
     search_critical_share: float = 0.6
     search_policy_share: float = 0.7
+    learns: bool = True
 
     def __post_init__(self) -> None:
         def need(ok: bool, message: str) -> None:
@@ -100,10 +103,16 @@ class ReinforceConfig:
         for key in ("search_critical_share", "search_policy_share"):
             need(0 <= getattr(self, key) <= 1, f"{key} is {getattr(self, key)}; it must be from 0 to 1")
         need(0 <= self.baseline_decay < 1, f"baseline_decay is {self.baseline_decay}; it must be in [0, 1)")
+        alone = self.warm_start and self.search_evaluations > 0 and self.search_policy_share == 0
+        need(
+            self.learns or alone, "without learns, warm_start and search_evaluations must be on, search_policy_share 0"
+        )
 
 
 PRESETS = {
     "default": ReinforceConfig(),
+    # The ablation: the default's start and search, with uniform proposals in the policy's place.
+    "uniform": ReinforceConfig(preset="uniform", search_policy_share=0.0, learns=False),
     # As published, where the paper says: features, learned device embeddings, root of the step time, moving-average
     # baseline that starts at the failing signal, Adam, nothing learned from failures after 5,000 updates. Its failing
     # signal of 100 s is four times the slowest single-device step that it reports (26.2 s); here it is four times that

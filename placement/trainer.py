@@ -129,6 +129,7 @@ class Trainer:
             critical_share=config.search_critical_share,
             policy_share=config.search_policy_share,
             rng=np.random.default_rng([seed, 1]),  # its own: it runs beside the rest
+            threads=1 if config.learns else None,
         )
         self._start_from = start
         self._started = False
@@ -238,6 +239,8 @@ class Trainer:
     def _update(self, beside: Executor) -> dict[str, float]:
         """Sample, evaluate, learn, search; returns the fields of `UpdateStats` that are the update's own."""
         config = self.config
+        if not config.learns:
+            return self._search_alone(beside)
         shape = (config.samples + 1, self.problem.num_groups, self.problem.num_devices)
         with self._timed("sample"), torch.no_grad():
             encoded = self.policy.encode(self._features)
@@ -259,7 +262,19 @@ class Trainer:
         numbers["infeasible_rate"] = float(1.0 - feasible.mean())
         return numbers
 
-    def _start_search(self, beside: Executor, encoded: Encoded) -> Future[Found] | None:
+    def _search_alone(self, beside: Executor) -> dict[str, float]:
+        """The search's part of an update; there is nothing to say of a policy."""
+        search = self._start_search(beside, None)
+        if search is None:
+            raise _BudgetSpentError
+        found = search.result()
+        self.evaluations += found.evaluations
+        if len(found.placements):
+            self._keep(found.placements, found.evaluation)
+        own = ("mean_s", "greedy_s", "infeasible_rate", "loss", "entropy", "advantage_std", "grad_norm", "baseline")
+        return dict.fromkeys(own, math.nan)
+
+    def _start_search(self, beside: Executor, encoded: Encoded | None) -> Future[Found] | None:
         """Let the chains walk while the policy samples and learns; their moves are drawn from the policy as it is now.
 
         The search takes simulator time, the policy torch time, and both let go of Python's lock: two cores are busy.
@@ -268,14 +283,14 @@ class Trainer:
         # Updates stay short on graphs whose evaluations are dear.
         evaluations = min(self.config.search_evaluations, max(OPS_A_SEARCH // self.problem.graph.num_ops, 64))
         if self._most_evaluations is not None:
-            left = self._most_evaluations - self.evaluations - (self.config.samples + 1)
+            left = self._most_evaluations - self.evaluations - (self.config.samples + 1) * self.config.learns
             evaluations = max(min(evaluations, left), 0)
         if evaluations == 0 or self.best_placement is None:
             return None
         if len(self._search.placements) == 0:
             self._search.start(self.best_placement)
         probability = None
-        if self.config.search_policy_share > 0:
+        if encoded is not None and self.config.search_policy_share > 0:
             chains = torch.from_numpy(self._search.placements)
             probability = self.policy.score(encoded, chains).exp().numpy()
 

@@ -40,8 +40,8 @@ class Train:
     """Updates in all, those before --resume included; the same seed then gives the same placement."""
     seed: Annotated[int, arg(metavar="K")] = 0
     """Of all random numbers."""
-    preset: Literal["default", "paper"] = "default"
-    """How to learn: our best, or as published in 2017."""
+    preset: Literal["default", "paper", "uniform"] = "default"
+    """How to learn: our best, as published in 2017, or (for ablations) our best with uniform proposals for a policy."""
     groups: GroupsArg = 256
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Run directory to make; by default runs/GRAPH-CLUSTER-1, or the next number that is free."""

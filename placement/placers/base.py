@@ -6,8 +6,9 @@ counts evaluations, keeps the best feasible placement and says when the budget i
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -19,16 +20,37 @@ from envs.problem import Evaluation, PlacementProblem
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a placer has come.
+
+    Attributes:
+        seconds: Since it began.
+        evaluations: Placements evaluated so far.
+        best_s: Step time of the best feasible placement so far; infinite while there is none.
+        mean_s: Mean step time of the feasible ones of the placements that were sampled last; NaN where nothing is
+            sampled.
+    """
+
+    seconds: float
+    evaluations: int
+    best_s: float
+    mean_s: float = math.nan
+
+
+@dataclass(frozen=True)
 class Budget:
     """How much a placer may spend; what is None is not limited.
 
     Attributes:
         time_limit_s: Wall-clock seconds, from the placer's start to its answer.
         evaluations: Placements that it may evaluate.
+        on_progress: Called, on the placer's own time, by a placer that searches whenever it finds a better placement,
+            and by one that learns after each update.
     """
 
     time_limit_s: float | None = None
     evaluations: int | None = None
+    on_progress: Callable[[Progress], None] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +161,8 @@ class Search:
         if cost[best] < self.best_s:
             self.best_s = float(cost[best])
             self.best_placement = np.array(placements[best], dtype=np.int64)
+            if self.budget.on_progress is not None:
+                self.budget.on_progress(Progress(self.elapsed_s, self.evaluations, self.best_s))
         elif self.best_placement is None:
             over = np.maximum(evaluation.peak_memory_bytes - self.problem.cluster.memory_bytes, 0).sum(axis=1)
             least = int(np.argmin(over))

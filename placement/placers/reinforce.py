@@ -7,8 +7,9 @@ from dataclasses import asdict
 import numpy as np
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed
+from placement.placers.base import Budget, Placed, Progress
 from placement.reinforce import PRESETS, ReinforceConfig
+from placement.stats import UpdateStats
 from placement.trainer import Trainer
 
 DEFAULT_TIME_LIMIT_S = 120.0
@@ -17,18 +18,32 @@ DEFAULT_TIME_LIMIT_S = 120.0
 
 def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
     """Train with the `default` preset, which starts from the heuristic placers, and answer the best placement found."""
-    return _train(problem, budget, rng, PRESETS["default"])
+    return place_with(problem, budget=budget, rng=rng, config=PRESETS["default"])
 
 
 def place_paper(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
     """Train as published (Mirhoseini et al., ICML 2017), from nothing."""
-    return _train(problem, budget, rng, PRESETS["paper"])
+    return place_with(problem, budget=budget, rng=rng, config=PRESETS["paper"])
 
 
-def _train(problem: PlacementProblem, budget: Budget, rng: np.random.Generator, config: ReinforceConfig) -> Placed:
+def place_with(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, config: ReinforceConfig
+) -> Placed:
+    """As `place`, with any settings."""
     trainer = Trainer(problem, config=config, seed=int(rng.integers(2**31)))
     limited = budget.time_limit_s is not None or budget.evaluations is not None
-    trainer.run(time_limit_s=budget.time_limit_s if limited else DEFAULT_TIME_LIMIT_S, evaluations=budget.evaluations)
+
+    def after_update(stats: UpdateStats) -> None:
+        if budget.on_progress is not None:
+            budget.on_progress(Progress(stats.elapsed_s, stats.evaluations, stats.best_s, stats.mean_s))
+
+    trainer.run(
+        time_limit_s=budget.time_limit_s if limited else DEFAULT_TIME_LIMIT_S,
+        evaluations=budget.evaluations,
+        on_update=after_update,
+    )
+    if budget.on_progress is not None:  # the last update may have been cut short
+        budget.on_progress(Progress(trainer.elapsed_s, trainer.evaluations, trainer.best_s))
     placement = trainer.best_placement
     note = ""
     if placement is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -313,3 +314,15 @@ def test_the_placers_answer_with_what_training_found() -> None:
         assert placed.placement.tolist() == again.placement.tolist()
         assert problem.evaluate(placed.placement[None]).feasible.all()
     assert placed.config["preset"] == "paper"
+
+
+def test_without_the_policy_the_search_goes_on_alone_and_no_weight_changes() -> None:
+    problem = branches(3, 3)
+    trainer = Trainer(problem, config=PRESETS["uniform"], seed=4)
+    before = [parameter.clone() for parameter in trainer.policy.parameters()]
+    stats: list[UpdateStats] = []
+    trainer.run(evaluations=700, on_update=stats.append)
+    assert trainer.evaluations <= 700
+    assert trainer.best_s == pytest.approx(optimum_s(problem))
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.policy.parameters(), strict=True))
+    assert math.isnan(stats[-1].entropy)

@@ -1,0 +1,195 @@
+"""The script that measures what learning buys: rows, resumption, tables, curves and the page."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from graphs.files import save_graph_file
+from graphs.synthetic import random_graph
+from placement.api import make_problem
+from placement.placers.base import Progress
+from scripts.benchmark_learning import CELLS, main
+from scripts.learning_plot import plot_curves
+from scripts.learning_report import BEGIN, END, standings
+from scripts.learning_rows import MOST_POINTS, Curve, Row, read_rows, thinned
+
+KEYS = {
+    "graph",
+    "cluster",
+    "placer",
+    "seed",
+    "budget_s",
+    "budget_evaluations",
+    "seconds",
+    "evaluations",
+    "step_time_s",
+    "feasible",
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save_graph_file(random_graph(14, seed=1, name="g"), "g.graph.json")
+    return tmp_path
+
+
+def test_it_runs_what_is_missing_and_every_row_is_evaluated_again(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    placers = "reinforce,reinforce_uniform,annealing,heuristics"
+    args = [
+        "--cells",
+        "g.graph.json/k80x2/fifo",
+        "--placers",
+        placers,
+        "--budgets-evaluations",
+        "120",
+        "--json",
+        "l.json",
+    ]
+    assert main([*args, "--seeds", "0", "--budgets-s", "none"]) == 0
+    before = json.loads(Path("l.json").read_text())
+    assert set(before) == {"rows"}
+    assert [row["placer"] for row in before["rows"]] == placers.split(",")
+    problem = make_problem("g.graph.json", "k80x2", schedule="fifo")
+    fastest_s = problem.group_time_s.min(axis=1).max()
+    for row in before["rows"]:
+        assert set(row) == KEYS
+        assert (row["cluster"], row["budget_s"], row["budget_evaluations"]) == ("k80x2/fifo", None, 120)
+        assert row["feasible"]
+        assert row["step_time_s"] >= fastest_s
+        assert row["placer"] == "heuristics" or row["evaluations"] <= 120
+    capsys.readouterr()
+
+    assert main([*args, "--seeds", "0,1", "--budgets-s", "0.2"]) == 0
+    out = capsys.readouterr().out
+    assert "120 evaluations, seed 0" not in out, "that row was there"
+    assert "120 evaluations, seed 1: annealing" in out
+    assert "0.2 s, seed 0: annealing" in out
+    rows = read_rows(Path("l.json"))
+    assert len(rows) == 4 * (2 + 2)
+    assert [row.key for row in rows[:4]] == [Row(**row).key for row in before["rows"]]
+    assert "geometric mean" in out
+    assert "Against reinforce_uniform: smaller in" in out
+
+    assert main([*args, "--seeds", "0,1", "--budgets-s", "0.2", "--forget", "annealing"]) == 0
+    again = [line for line in capsys.readouterr().out.splitlines() if ", seed " in line]
+    assert len(again) == 4
+    assert all("annealing" in line for line in again)
+
+
+def test_the_report_fills_a_page_and_draws_every_cell(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [
+        "--cells",
+        "g.graph.json/k80x2",
+        "--placers",
+        "reinforce,local_search",
+        "--seeds",
+        "0,1",
+        "--json",
+        "l.json",
+    ]
+    assert main([*args, "--budgets-s", "none", "--budgets-evaluations", "90"]) == 0
+    Path("page.md").write_text(f"# Page\n\n{BEGIN}\nold\n{END}\n\nThe rest.\n")
+    assert main(["--json", "l.json", "--report", "--page", "page.md", "--plot", "pictures"]) == 0
+    page = Path("page.md").read_text()
+    assert page.startswith(f"# Page\n\n{BEGIN}\n")
+    assert page.endswith(f"{END}\n\nThe rest.\n")
+    assert "old" not in page
+    assert "### 90 evaluations" in page
+    assert "| g.graph.json | k80x2 |" in page
+    assert (
+        "--placers reinforce,local_search --seeds 0,1 --budgets-s none --budgets-evaluations 90 --json l.json" in page
+    )
+    assert Path("pictures/learning-g-graph-json-k80x2.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["--json", "l.json", "--report", "--page", "none.md"]) == 2
+    Path("empty.md").write_text("nothing\n")
+    assert main(["--json", "l.json", "--report", "--page", "empty.md"]) == 2
+    assert "lacks the lines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--cells", "rnnlm"], "cell 'rnnlm' is not of the form GRAPH/CLUSTER"),
+        (["--placers", "anealing"], "annealing"),
+        (["--placers", "reinforce_unifrm"], "uniform"),
+        (["--seeds", "one"], "--seeds: 'one' is no whole number"),
+        (["--budgets-s", "-3"], "--budgets-s: '-3' is no number of seconds above 0"),
+        (["--json", "nowhere/l.json"], "there is no directory 'nowhere'"),
+        (["--report"], "holds no rows"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(
+    args: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    defaults = ["--cells", "g.graph.json/k80x2"] if "--cells" not in args else []
+    assert main([*defaults, *args]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("l.json").write_text('{"rows": [{"graph": 1}]}')
+    assert main(["--json", "l.json", "--report"]) == 2
+    assert "another form" in capsys.readouterr().err
+    assert Path("l.json").read_text() == '{"rows": [{"graph": 1}]}'
+
+
+def row(placer: str, seed: int, step_time_s: float | None, *, feasible: bool = True) -> Row:
+    return Row("g", "c", placer, seed, 10.0, None, 10.0, 5, step_time_s, feasible)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        ((1.0, 1.01, 1.02), (1.10, 1.11, 1.12), "ahead"),
+        ((1.0, 1.01, 1.5), (1.10, 1.11, 1.12), "level"),  # one slow seed: the spread covers the gap
+        ((1.2, 1.21, 1.22), (1.10, 1.11, 1.12), "behind"),
+        ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), "level"),
+    ],
+)
+def test_who_wins_is_a_matter_of_medians_and_spread(ours: tuple, theirs: tuple, verdict: str) -> None:
+    rows = [row("reinforce", i, time_s) for i, time_s in enumerate(ours)]
+    rows += [row("annealing", i, time_s) for i, time_s in enumerate(theirs)]
+    rows += [row("genetic", i, 9.0) for i in range(3)]
+    rows += [row("reinforce_uniform", i, 0.5) for i in range(3)]  # made of its parts: none of the others
+    (standing,) = standings(rows)
+    assert standing.best_other == "annealing"
+    assert standing.ratio == pytest.approx(ours[1] / theirs[1])
+    assert standing.verdict == verdict
+
+
+def test_a_placer_that_finds_nothing_that_fits_loses() -> None:
+    rows = [row("reinforce", 0, 5.0), row("annealing", 0, 1.0, feasible=False), row("genetic", 0, None, feasible=False)]
+    (standing,) = standings(rows)
+    assert (standing.ratio, standing.verdict) == (0.0, "ahead")
+
+
+def test_a_thinned_curve_keeps_its_ends_and_what_was_best_when() -> None:
+    points = [Progress(0.01 * (i + 1), i, 100.0 - i) for i in range(1000)]
+    kept = thinned(points)
+    assert len(kept) <= MOST_POINTS + 1
+    assert kept[0] == [0.01, 0, 100.0, None]
+    assert kept[-1] == [10.0, 999, -899.0, None]
+    for seconds, _, best_s, _ in kept:
+        assert best_s == 100.0 - (round(seconds * 100) - 1)
+    late = [Progress(1.0, 1, 9.0), Progress(1.01, 2, 5.0), Progress(10.0, 3, 4.0)]
+    assert [point[2] for point in thinned(late)] == [9.0, 5.0, 4.0], "a gain that no other follows soon is kept"
+    assert thinned([Progress(1.0, 0, math.inf)]) == [[1.0, 0, None, None]]
+
+
+def test_a_cell_where_nothing_fits_is_drawn_as_well(tmp_path: Path) -> None:
+    curves = [
+        Curve("g", "c", "annealing", seed, 1.0, None, [[0.5, 3, None, None], [1.0, 9, None, None]]) for seed in (0, 1)
+    ]
+    assert [path.name for path in plot_curves(curves, tmp_path)] == ["learning-g-c.png"]
+
+
+def test_the_cells_are_what_the_page_says() -> None:
+    assert len(CELLS) == len(set(CELLS)) == 22
+    assert sum(cell.endswith("/fifo") for cell in CELLS) == 6
