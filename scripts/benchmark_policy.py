@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -43,6 +44,7 @@ from placement.policy import (
 from placement.reinforce import PRESETS
 from placement.runtime import one_torch_thread
 from placement.text import table
+from placement.trainer import Trainer
 
 GRAPHS = {100: "nmt", 300: "nmt:steps=60", 1000: "nmt:steps=180"}
 """By the number of groups: graphs that have as many."""
@@ -187,11 +189,15 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=PRESETS["default"].hidden_size, help="units: %(default)s")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the seconds here")
+    parser.add_argument("--train-s", type=float, help="instead, train so long on the first graph: is a core idle?")
     asked = parser.parse_args()
     timings = []
     for groups in (int(text) for text in asked.groups.split(",")):
         graph = asked.graph or GRAPHS.get(groups) or f"nmt:steps={max(groups // 6, 2)}"
         problem = make_problem(graph, CLUSTER, groups=groups)
+        if asked.train_s is not None:
+            show_training(problem, asked.train_s)
+            return
         with one_torch_thread():
             timings.append(measure(graph, problem, batch=asked.batch, hidden_size=asked.hidden, repeats=asked.repeats))
     show(timings)
@@ -213,6 +219,23 @@ def show(timings: list[Timing]) -> None:
         made.add_row(t.graph, str(t.groups), *(f"{1e3 * part_s:.1f}" for part_s in parts_s), rate, *ratios)
     console.print(f"Milliseconds for {timings[0].batch} placements, one core; placements a second, simulator included")
     console.print(made)
+
+
+def show_training(problem: PlacementProblem, limit_s: float) -> None:
+    """Train with the default preset, and print what share of the cores was busy and where the time went."""
+    trainer = Trainer(problem, config=PRESETS["default"])
+    trainer.run(updates=2)  # imports, compiles
+    before, began, used = dict(trainer.seconds), time.perf_counter(), time.process_time()
+    evaluations, updates = trainer.evaluations, trainer.updates
+    trainer.run(time_limit_s=limit_s)
+    wall_s, used_s = time.perf_counter() - began, time.process_time() - used
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parts = ", ".join(f"{part} {(trainer.seconds[part] - before[part]) / wall_s:.0%}" for part in before)
+    print(
+        f"{problem.graph.name}, {problem.num_groups} groups: {trainer.updates - updates} updates and "
+        f"{(trainer.evaluations - evaluations) / wall_s:,.0f} placements a second; {used_s / wall_s:.2f} of {cores} "
+        f"cores busy; of the wall clock: {parts}"
+    )
 
 
 def _seconds(work: Callable[[], object]) -> float:

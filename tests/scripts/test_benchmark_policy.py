@@ -53,3 +53,6 @@ def test_it_times_every_part(
     assert len(seconds) == 6
     assert min(seconds) > 0
     assert "of bahdanau" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["benchmark_policy.py", *args[:4], "--train-s", "0.2"])
+    main()
+    assert "cores busy; of the wall clock: heuristics 0%, sample" in capsys.readouterr().out

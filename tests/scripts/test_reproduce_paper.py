@@ -36,6 +36,8 @@ def test_it_says_where_the_order_is_another_one() -> None:
     assert "best of the others is one_gpu (1.000 s), published expert (4.99 s)" in text
     assert "one GPU holds the step here" in text
     assert "scotch beat one CPU here" in text
+    rows = [row(name, None if name == "expert" else 1.0, feasible=name != "expert") for name in OTHERS]
+    assert "expert, the best of the others as published, does not fit" in differences(("nmt", "k80x2"), rows)[0]
     as_published = dict(zip(OTHERS, (10.0, None, 14.0, 12.0, 5.0), strict=True))
     rows = [row(name, time_s, feasible=time_s is not None) for name, time_s in as_published.items()]
     assert differences(("nmt", "k80x2"), rows) == []
