@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
-from placement.placers.moves import Moves, Units, single_units
+from placement.placers.moves import STAGES, Moves, Units, single_units
 from placement.placers.starts import Begun, start_of
 
 
@@ -39,7 +39,7 @@ class AnnealingConfig:
         default_evaluations: Evaluations where the budget limits neither time nor evaluations.
     """
 
-    stages: tuple[tuple[int, float], ...] = ((8, 0.1), (16, 0.1), (32, 0.15), (64, 0.15), (128, 0.2))
+    stages: tuple[tuple[int, float], ...] = STAGES
     hot: tuple[float, ...] = (0.3, 1.2, 5.0)
     cold: float = 0.025
     cycle_moves: int = 100

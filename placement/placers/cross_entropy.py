@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
-from placement.placers.moves import Units
+from placement.placers.moves import STAGES, Units
 from placement.placers.starts import Begun, start_of
 
 SAMPLES = 64
@@ -28,9 +28,6 @@ OPENNESS = (0.1, 0.3, 0.7)
 
 COLLAPSED = 0.5
 """Expected number of groups that leave their likeliest device, below which the distribution has collapsed."""
-
-STAGES = ((32, 0.3),)
-"""(wanted units, share of the budget) of the coarse stages, as in `placement.placers.annealing`."""
 
 DEFAULT_EVALUATIONS = 20_000
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
-from placement.placers.moves import Moves, Units
+from placement.placers.moves import STAGES, Moves, Units
 from placement.placers.starts import Begun, start_of
 
 POPULATION = 64
@@ -26,8 +26,6 @@ BIAS = 0.7
 PATIENCE = 8
 """Generations without a better placement after which a new population is bred around the best."""
 
-STAGES = ((32, 0.3),)
-"""(wanted units, share of the budget) of the coarse stages, as in `placement.placers.annealing`."""
 DEFAULT_EVALUATIONS = 20_000
 
 

@@ -20,6 +20,10 @@ KINDS = ("single", "run", "swap", "boundary")
 SHARES = (0.45, 0.40, 0.10, 0.05)
 """How often each kind of move is proposed, see `Moves.propose`."""
 
+STAGES = ((8, 0.1), (16, 0.1), (32, 0.15), (64, 0.15), (128, 0.2))
+"""``(wanted units, share of the budget)`` of the coarse stages of a search, see `coarse_to_fine`. Measured on the zoo's
+unrolled networks, against one stage of 32 units: steps of NMT on four GPUs are 3 to 5% shorter for the same evaluations."""
+
 LONGEST_RUN = 64
 FURTHEST_SHIFT = 8
 
