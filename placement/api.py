@@ -33,10 +33,10 @@ from graphs.errors import InputError, unknown_name
 from graphs.files import write_atomically
 from graphs.sources import load_graph
 from placement import run_directory
-from placement.comparison import Comparison, Row, check_seed, compare_placers
+from placement.comparison import Comparison, Row, ask, check_seed, compare_placers
 from placement.comparison_file import encode_comparison, read_finished
 from placement.placers import PLACERS, get_placer
-from placement.placers.base import Budget
+from placement.placers.base import Budget, Granularity, SearchOptions, StartAt
 from placement.result import PlacementResult, check_placement, read_placement
 from placement.simulated import Simulated, simulate_ops
 
@@ -152,6 +152,8 @@ def compare(
     time_limit_s: float | None = DEFAULT_SEARCH_S,
     evaluations: int | None = None,
     seed: int = 0,
+    granularity: Granularity = "group",
+    start: StartAt = "heuristics",
     json: str | Path | None = None,
     restart: bool = False,
     on_start: Callable[[str], None] | None = None,
@@ -165,6 +167,8 @@ def compare(
         time_limit_s: Seconds that each may take; only those that search use them up.
         evaluations: Placements that each may evaluate.
         seed: Of each placer's random numbers.
+        granularity: What the searches move: ``"group"``, or ``"op"`` for single ops within the hard constraints.
+        start: Where they start: ``"heuristics"``, from the best of these, or ``"scratch"``, from a random placement.
         json: A file for the rows, written whole after each: a comparison that was killed and is started again with the
             same settings takes the finished rows from there.
         restart: Do not look at what is in that file.
@@ -179,10 +183,11 @@ def compare(
     if searching and time_limit_s is None and evaluations is None:
         raise InputError(f"placer '{searching[0]}' searches until it is stopped; give a time limit or evaluations")
     budget = Budget(time_limit_s=time_limit_s, evaluations=evaluations)
+    options = SearchOptions(granularity, start)
     path = None if json is None else Path(json)
     finished: tuple[Row, ...] = ()
     if path is not None and not restart:
-        finished = read_finished(path, problem, seed=seed, budget=budget)
+        finished = read_finished(path, problem, seed=seed, budget=budget, options=options)
 
     def after_row(comparison: Comparison) -> None:
         if path is not None:
@@ -191,7 +196,14 @@ def compare(
             on_row(comparison)
 
     return compare_placers(
-        problem, names, budget=budget, seed=seed, finished=finished, on_start=on_start, on_row=after_row
+        problem,
+        names,
+        budget=budget,
+        seed=seed,
+        options=options,
+        finished=finished,
+        on_start=on_start,
+        on_row=after_row,
     )
 
 
@@ -201,6 +213,8 @@ def simulate(
     *,
     time_limit_s: float = DEFAULT_SEARCH_S,
     seed: int = 0,
+    granularity: Granularity = "group",
+    start: StartAt = "heuristics",
 ) -> Simulated:
     """Simulate one step under a placement.
 
@@ -209,6 +223,8 @@ def simulate(
         placement: A placement file, its content, or the name of a placer, which is then asked for one.
         time_limit_s: Seconds that a placer may take.
         seed: Of a placer's random numbers.
+        granularity: Of a search, as in `compare`.
+        start: Likewise.
 
     Raises:
         InputError: The placement is of another graph, or names a device that the cluster lacks, or there is neither a
@@ -220,11 +236,17 @@ def simulate(
         ops = check_placement(found, problem.graph, problem.cluster)
         made_by = f"{found.placer.name}, for cluster {found.cluster.name}, schedule {found.schedule}"
         return simulate_ops(problem, ops, made_by=made_by)
-    placed = get_placer(found).function(
-        problem, budget=Budget(time_limit_s=time_limit_s), rng=np.random.default_rng(seed)
+    placed = ask(
+        problem,
+        found,
+        budget=Budget(time_limit_s=time_limit_s),
+        rng=np.random.default_rng(seed),
+        options=SearchOptions(granularity, start),
     )
     made_by = f"{found}, {placed.note}" if placed.note else found
-    return simulate_ops(problem, problem.groups.to_ops(placed.placement), made_by=made_by)
+    by_group = placed.placement.shape == (problem.num_groups,)
+    ops = problem.groups.to_ops(placed.placement) if by_group else placed.placement.astype(np.int32)
+    return simulate_ops(problem, ops, made_by=made_by)
 
 
 def load_placement(text: str | Path) -> PlacementResult | str:

@@ -143,6 +143,8 @@ def _compare(verb: verbs.Compare) -> int:
                 placers,
                 time_limit_s=verb.time_limit_s,
                 seed=verb.seed,
+                granularity=verb.granularity,
+                start=verb.start,
                 json=verb.json,
                 restart=verb.restart,
                 on_start=display.start,
@@ -201,7 +203,14 @@ def _simulate(verb: verbs.Simulate) -> int:
     placement = api.load_placement(verb.placement)  # before the graph: a typing error should not wait for a capture
     problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
     with _console(stderr=True).status("placing and simulating"):
-        simulated = api.simulate(problem, placement, time_limit_s=verb.time_limit_s, seed=verb.seed)
+        simulated = api.simulate(
+            problem,
+            placement,
+            time_limit_s=verb.time_limit_s,
+            seed=verb.seed,
+            granularity=verb.granularity,
+            start=verb.start,
+        )
     out.print(simulated_report(simulated))
     if verb.json is not None:
         write_atomically(verb.json, encode_simulated(simulated))

@@ -17,7 +17,7 @@ from envs.bounds import lower_bound_s
 from envs.problem import PlacementProblem
 from graphs.errors import InputError, NoFeasiblePlacementError
 from placement.placers import PLACERS, get_placer
-from placement.placers.base import Budget, Placed
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, SearchOptions
 from placement.placers.single_device import single_device_placements
 from placement.simulated import describe_short
 
@@ -36,7 +36,8 @@ class Row:
         feasible: False too where there is no placement.
         peak_memory_bytes: ``int64[D]``; None where there is no placement.
         busy_share: ``float64[D]``, the share of the step for which each device computes; None likewise.
-        placement: ``int64[G]``; None likewise, and where the row was read from a file.
+        placement: ``int64[G]``, or ``int64[N]`` where single ops were moved; None likewise, and where the row was read
+            from a file.
         search_s: Wall-clock seconds that the placer took.
         evaluations: Placements that it evaluated.
         note: One line: what it chose, or why it gave nothing.
@@ -63,6 +64,7 @@ class Comparison:
         lower_bound_s: Seconds that no placement can beat.
         rows: In the order in which the placers ran.
         budget: What each placer might spend.
+        options: How the searches went about it.
     """
 
     problem: PlacementProblem
@@ -70,6 +72,7 @@ class Comparison:
     lower_bound_s: float
     rows: tuple[Row, ...]
     budget: Budget = field(default_factory=Budget)
+    options: SearchOptions = field(default_factory=SearchOptions)
 
     def with_row(self, row: Row) -> Comparison:
         """The same with one more row."""
@@ -168,6 +171,7 @@ def compare_placers(
     *,
     budget: Budget,
     seed: int = 0,
+    options: SearchOptions = DEFAULT_OPTIONS,
     finished: Sequence[Row] = (),
     on_start: Callable[[str], None] | None = None,
     on_row: Callable[[Comparison], None] | None = None,
@@ -179,8 +183,9 @@ def compare_placers(
         placers: Names in `placement.placers.PLACERS`.
         budget: What each may spend.
         seed: Of each placer's random numbers, so that a row does not depend on which others were run.
-        finished: Rows of an earlier comparison of the same problem, seed and budget. They are taken over, and their
-            placers not run again; those without a placement are: what was missing then may be there now.
+        options: What the searches that only move and evaluate move, and where they start.
+        finished: Rows of an earlier comparison of the same problem, seed, budget and options. They are taken over, and
+            their placers not run again; those without a placement are: what was missing then may be there now.
         on_start: Called with a placer's name before it runs.
         on_row: Called after each finished row with the comparison so far, whose last row is the new one; and at first
             where there are `finished` rows.
@@ -194,9 +199,11 @@ def compare_placers(
         get_placer(name)
     problem.check_can_fit()
     bound_s = float(lower_bound_s(problem))  # first: it may prove that nothing fits
+    # The simulator is compiled and its arrays are made here, so that the first row does not seem slow for that.
+    problem.evaluate(problem.allowed.argmax(axis=1)[None])
     # Rows of single devices are not worth keeping: all of them together take no time.
     kept = [row for row in finished if row.step_time_s is not None and not row.placer.startswith(SINGLE_DEVICE)]
-    comparison = Comparison(problem, seed, bound_s, tuple(kept), budget)
+    comparison = Comparison(problem, seed, bound_s, tuple(kept), budget, options)
     if kept and on_row is not None:
         on_row(comparison)
     done = {row.placer for row in kept}
@@ -205,16 +212,31 @@ def compare_placers(
             continue
         if on_start is not None:
             on_start(name)
-        for row in _run(problem, name, budget, seed):
+        for row in _run(problem, name, budget, seed, options):
             comparison = comparison.with_row(row)
             if on_row is not None:
                 on_row(comparison)
     return comparison
 
 
+def ask(
+    problem: PlacementProblem, name: str, *, budget: Budget, rng: np.random.Generator, options: SearchOptions
+) -> Placed:
+    """What a placer answers; `options` are for those that they mean something to.
+
+    Raises:
+        InputError: The placer is unknown, or cannot serve the problem.
+    """
+    info = get_placer(name)
+    if info.moves:
+        return info.search_function(problem, budget=budget, rng=rng, options=options)
+    return info.function(problem, budget=budget, rng=rng)
+
+
 def make_row(problem: PlacementProblem, name: str, placed: Placed) -> Row:
     """Evaluate a placer's answer once more and describe it."""
-    evaluation = problem.evaluate(placed.placement[None])
+    evaluate = problem.evaluate if placed.placement.shape == (problem.num_groups,) else problem.evaluate_ops
+    evaluation = evaluate(placed.placement[None])
     trace = problem.trace(placed.placement)
     step_time_s = float(evaluation.step_time_s[0])
     return Row(
@@ -230,15 +252,16 @@ def make_row(problem: PlacementProblem, name: str, placed: Placed) -> Row:
     )
 
 
-def _run(problem: PlacementProblem, name: str, budget: Budget, seed: int) -> Iterator[Row]:
+def _run(problem: PlacementProblem, name: str, budget: Budget, seed: int, options: SearchOptions) -> Iterator[Row]:
     started = time.perf_counter()
     if name == SINGLE_DEVICE:
         for device, placement in single_device_placements(problem):
-            elapsed_s, started = time.perf_counter() - started, time.perf_counter()
-            yield make_row(problem, f"{name}:{device}", Placed(placement, 1, elapsed_s))
+            problem.evaluate(placement[None])
+            yield make_row(problem, f"{name}:{device}", Placed(placement, 1, time.perf_counter() - started))
+            started = time.perf_counter()
         return
     try:
-        placed = get_placer(name).function(problem, budget=budget, rng=np.random.default_rng(seed))
+        placed = ask(problem, name, budget=budget, rng=np.random.default_rng(seed), options=options)
     except (InputError, NoFeasiblePlacementError) as error:
         yield Row(name, None, False, None, None, None, time.perf_counter() - started, 0, str(error))
         return

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.comparison import Comparison, Row
-from placement.placers.base import Budget
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Granularity, SearchOptions, StartAt
 
 _REMEDY = "start anew with --restart, or give another file"
 
@@ -46,6 +46,8 @@ class ComparisonRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         seed: That every placer was given.
         time_limit_s: Seconds that each placer might spend; None where these did not limit it.
         evaluations: Placements that each might evaluate; None likewise.
+        granularity: What the searches moved, see `placement.placers.base.SearchOptions`.
+        start: Where they started.
         lower_bound_s: Seconds that no placement can beat.
         rows: One for each finished placer; one for each device for `single_device`.
     """
@@ -63,6 +65,8 @@ class ComparisonRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     evaluations: int | None
     lower_bound_s: float
     rows: tuple[RowRecord, ...]
+    granularity: Granularity = "group"
+    start: StartAt = "heuristics"
 
 
 def make_record(comparison: Comparison) -> ComparisonRecord:
@@ -80,6 +84,8 @@ def make_record(comparison: Comparison) -> ComparisonRecord:
         evaluations=comparison.budget.evaluations,
         lower_bound_s=comparison.lower_bound_s,
         rows=tuple(_row_record(problem.cluster.device_names, row) for row in comparison.rows),
+        granularity=comparison.options.granularity,
+        start=comparison.options.start,
     )
 
 
@@ -133,24 +139,34 @@ def read_record(path: Path, *, remedy: str = _REMEDY) -> ComparisonRecord:
         raise InputError(f"'{path}' is not a comparison ({error}); {remedy}") from error
 
 
-def read_finished(path: Path, problem: PlacementProblem, *, seed: int, budget: Budget) -> tuple[Row, ...]:
+def read_finished(
+    path: Path, problem: PlacementProblem, *, seed: int, budget: Budget, options: SearchOptions = DEFAULT_OPTIONS
+) -> tuple[Row, ...]:
     """The rows that an earlier comparison of the same settings left in a file; none where there is no file.
 
     Raises:
-        InputError: The file is no comparison, or one of another problem, seed or budget; the message says which.
+        InputError: The file is no comparison, or one with other settings; the message says which.
     """
-    return finished_rows(read_record(path), path, problem, seed=seed, budget=budget) if path.exists() else ()
+    if not path.exists():
+        return ()
+    return finished_rows(read_record(path), path, problem, seed=seed, budget=budget, options=options)
 
 
 def finished_rows(
-    record: ComparisonRecord, path: Path, problem: PlacementProblem, *, seed: int, budget: Budget
+    record: ComparisonRecord,
+    path: Path,
+    problem: PlacementProblem,
+    *,
+    seed: int,
+    budget: Budget,
+    options: SearchOptions = DEFAULT_OPTIONS,
 ) -> tuple[Row, ...]:
     """The rows of a record, which must be of the same settings; `path` is where it was read.
 
     Raises:
-        InputError: It is one of another problem, seed or budget, or contradicts itself; the message says how.
+        InputError: It is one with other settings, or contradicts itself; the message says how.
     """
-    wanted = make_record(Comparison(problem, seed, 0.0, (), budget))
+    wanted = make_record(Comparison(problem, seed, 0.0, (), budget, options))
     for field, shown in (
         ("graph_sha256", "graph"),
         ("cluster_sha256", "cluster"),
@@ -159,6 +175,8 @@ def finished_rows(
         ("seed", "seed"),
         ("time_limit_s", "time_limit_s"),
         ("evaluations", "evaluations"),
+        ("granularity", "granularity"),
+        ("start", "start"),
     ):
         was, now = getattr(record, field), getattr(wanted, field)
         if was != now:

@@ -11,8 +11,7 @@ from matplotlib.patches import Patch
 
 from placement.comparison import Comparison, Row
 from placement.placers import PLACERS
-from placement.report import merge_like_devices
-from placement.text import seconds
+from placement.report import merge_like_devices, outcome
 
 _LONGEST = 3.0
 """Bars are cut at this many times the best step time."""
@@ -33,19 +32,23 @@ def comparison_png(comparison: Comparison) -> bytes:
     # A row that is many times slower than the best would leave no room for the others: its bar is cut.
     best_s = comparison.best.step_time_s if comparison.best is not None else None
     limit_s = min(max(times_s, default=1.0), _LONGEST * (best_s or min(times_s, default=1.0)))
-    scale, unit = (1.0, "s") if limit_s >= 1 else (1e3, "ms") if limit_s >= 1e-3 else (1e6, "us")
+    named_s = best_s or limit_s  # the axis has the unit in which the best row's time is written
+    scale, unit = (1.0, "s") if named_s >= 1 else (1e3, "ms") if named_s >= 1e-3 else (1e6, "us")
     axes.barh(
         range(len(rows)),
         [min(time_s, limit_s) * scale for time_s in times_s],
         color=[_COLOURS[kind] for kind in kinds],
         height=0.72,
+        zorder=2,
     )
     for y, (_, row) in enumerate(rows):
         _label_bar(axes, y, comparison, row, limit_s, scale)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, limit_s * scale * 1.22)
-    lines = [axes.axvline(comparison.lower_bound_s * scale, color="#c44", linewidth=1.2, label="lower bound")]
+    lines = [
+        axes.axvline(comparison.lower_bound_s * scale, color="#c44", linewidth=1.2, zorder=2.5, label="lower bound")
+    ]
     single_s = comparison.best_single_device_s
     if single_s is not None and single_s <= limit_s:
         line = axes.axvline(single_s * scale, color="#555", linewidth=1, linestyle="--", zorder=0.5)
@@ -75,8 +78,15 @@ def _kind(row: Row) -> str:
 def _label_bar(axes: Axes, y: int, comparison: Comparison, row: Row, limit_s: float, scale: float) -> None:
     time_s = row.step_time_s or 0.0
     to_best = comparison.ratios(row)[0]
-    ratio = "" if to_best is None else f"  {to_best:.2f} x"
-    cut = "» " if time_s > limit_s else ""
-    weight = "bold" if row is comparison.best else "normal"
-    text = f" {cut}{seconds(time_s, digits=4)}{ratio}"
-    axes.text(min(time_s, limit_s) * scale, y, text, va="center", fontsize=8, fontweight=weight)
+    said = outcome(comparison, row) + ("" if to_best is None else f"  {to_best:.2f} x")
+    axes.annotate(
+        f"» {said}" if time_s > limit_s else said,
+        (min(time_s, limit_s) * scale, y),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        fontweight="bold" if row is comparison.best else "normal",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},  # the lines do not run through the figures
+        zorder=4,
+    )

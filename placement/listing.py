@@ -10,21 +10,23 @@ from rich.text import Text
 
 from envs.catalog import CLUSTERS, DEVICE_SPECS, OVERRIDES
 from envs.cluster import Cluster, DeviceSpec
-from graphs.colocation import colocate
-from graphs.zoo import ZOO, load
-from graphs.zoo.cache import cache_file
+from graphs.zoo import ZOO
+from graphs.zoo.figures import load_figures
 from placement.placers import PLACERS
 from placement.text import seconds, size, table
 
 
 def graphs() -> RenderableType:
     """The zoo: what each workload is, and the sizes that its name may set."""
-    parts: list[RenderableType] = []
+    columns = ("batch", "ops", "groups", "parameters", "GFLOP a step", "memory")
+    made = table("training step", *columns, right=columns)
+    for name, has in load_figures().items():
+        sizes = size(has.parameter_bytes), f"{has.flops / 1e9:,.0f}", size(has.peak_memory_bytes)
+        made.add_row(name, f"{ZOO[name].knobs['batch'].default:,}", f"{has.ops:,}", f"{has.groups:,}", *sizes)
+    memory = "Memory is the peak on one device without limit: parameters, the optimizer's state and activations."
+    parts: list[RenderableType] = [made, "", Text(memory, style="dim"), ""]
     for workload in ZOO.values():
-        parts += [
-            Text.assemble((workload.name, "bold"), f"  {workload.about}; trained with {workload.optimizer}"),
-            Text(f"  {_figures(workload.name)}"),
-        ]
+        parts.append(Text.assemble((workload.name, "bold"), f"  {workload.about}; trained with {workload.optimizer}"))
         knobs = Table.grid(padding=(0, 2, 0, 0))
         for key, knob in workload.knobs.items():
             knobs.add_row(f"  {key}={knob.default}", Text(knob.about, style="dim"))
@@ -99,18 +101,6 @@ LISTS: dict[str, Callable[[], RenderableType]] = {
     "placers": placers,
 }
 """What ``placement list`` can show."""
-
-
-def _figures(name: str) -> str:
-    """What a workload amounts to in its default sizes, where it has been captured before: that takes PyTorch."""
-    if not cache_file(name).exists():
-        return "its figures stand here once it has been used"
-    graph = load(name)
-    return (
-        f"{graph.num_ops:,} ops, {colocate(graph).num_groups:,} groups, {size(graph.parameter_bytes)} of parameters, "
-        f"{size(int(graph.resident_bytes.sum()))} resident with optimizer state, "
-        f"{graph.total_flops / 1e9:,.0f} GFLOP a step"
-    )
 
 
 def _count_specs(cluster: Cluster) -> str:

@@ -23,6 +23,14 @@ OptionalGraphArg = Annotated[Positional[str | None], _GRAPH, arg(help_behavior_h
 ClusterArg = Annotated[str, _CLUSTER]
 OptionalClusterArg = Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless --resume)")]
 ScheduleArg = Annotated[Literal["priority", "fifo", "program_order"], arg(help="Which ready op a device runs first.")]
+GranularityArg = Annotated[
+    Literal["group", "op"],
+    arg(help="What searches move: groups; or after them single ops, within the hard constraints."),
+]
+StartArg = Annotated[
+    Literal["heuristics", "scratch"],
+    arg(help="Where searches start: from the quick heuristics' best placement, or from a random one."),
+]
 GroupsArg = Annotated[int, arg(metavar="N", help="Wanted number of co-location groups.")]
 
 
@@ -62,6 +70,8 @@ class Compare:
     """Seconds that each placer may take; only those that search use them up."""
     seed: Annotated[int, arg(metavar="K")] = 0
     """Of each placer's random numbers."""
+    granularity: GranularityArg = "group"
+    start: StartArg = "heuristics"
     groups: GroupsArg = 256
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as JSON, after each of them; started again, finished rows are taken from there."""
@@ -86,6 +96,8 @@ class Simulate:
     """Seconds that a placer may take; only those that search use them up."""
     seed: Annotated[int, arg(metavar="K")] = 0
     """Of a placer's random numbers."""
+    granularity: GranularityArg = "group"
+    start: StartArg = "heuristics"
     groups: GroupsArg = 256
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the figures there as JSON."""

@@ -1,9 +1,11 @@
 """Compare all placers on all workloads and clusters: fills `docs/results.md`, and `docs/results.json` with every row.
 
     python scripts/compare_all.py --graphs rnnlm,nmt --clusters k80x2,k80x4 --time-limit-s 60 --seeds 0,1,2
+    python scripts/compare_all.py --cells nmt@k80x4,bert@v100x8 --rerun reinforce
 
 The JSON file is written after every finished row. Started again with the same budget, after a kill or with more graphs,
-clusters, placers or seeds, the script runs only what is missing; another budget is refused unless --restart is given.
+clusters, placers or seeds, the script runs only what is missing; --rerun names placers whose rows are made anew, all
+others are kept. Another budget is refused unless --restart is given.
 """
 
 from __future__ import annotations
@@ -62,11 +64,13 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graphs", default=",".join(ZOO), help="graphs, separated by spaces or by commas: %(default)s")
     parser.add_argument("--clusters", default="k80x2,k80x4", help="clusters, likewise: %(default)s")
+    parser.add_argument("--cells", help="graph@cluster, likewise, in place of each of --graphs on each of --clusters")
     parser.add_argument("--placers", default="all", help="placers, separated by commas, or all")
     parser.add_argument("--time-limit-s", type=float, default=60.0, help="seconds for each search: %(default)s")
     parser.add_argument("--seeds", default="0", help="seeds, separated by commas: %(default)s")
     parser.add_argument("--schedule", default="priority", help="the simulator's: %(default)s")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results.md", help="the page to write")
+    parser.add_argument("--rerun", default="", help="placers, separated by commas, whose finished rows are run again")
     parser.add_argument("--restart", action="store_true", help="forget what the results file holds")
     return parser.parse_args(args)
 
@@ -81,59 +85,81 @@ def _run(asked: argparse.Namespace) -> int:
     if not out.parent.is_dir():
         raise InputError(f"cannot write '{out}': there is no directory '{out.parent}'; make it first")
     results = Results() if asked.restart or not raw.exists() else _read(raw)
+    for cell in results.cells:
+        was = cell.comparison.time_limit_s
+        if was != asked.time_limit_s:  # one page, one budget
+            raise InputError(
+                f"'{raw}' holds comparisons with other settings: time_limit_s was {was} and is {asked.time_limit_s} "
+                "now; start anew with --restart, or give another --out"
+            )
+    again = choose_placers(asked.rerun) if asked.rerun else []
     began = time.perf_counter()
-    for graph in _names(asked.graphs):
-        for cluster in _names(asked.clusters):
-            problem = make_problem(graph, cluster, schedule=asked.schedule)
-            for seed in seeds:
-                cell = f"{graph} on {cluster}, seed {seed}"
-                before = _find(results, graph, cluster, seed)
-                finished = finished_rows(before, raw, problem, seed=seed, budget=budget) if before else ()
+    for graph, cluster in _cells(asked):
+        problem = make_problem(graph, cluster, schedule=asked.schedule)
+        for seed in seeds:
+            name = f"{graph} on {cluster}, seed {seed}"
+            before = _find(results, graph, cluster, seed)
+            finished = finished_rows(before, raw, problem, seed=seed, budget=budget) if before else ()
 
-                def keep(comparison: Comparison, graph: str = graph, cluster: str = cluster, seed: int = seed) -> None:
-                    nonlocal results
-                    results = _with(results, Cell(graph, cluster, make_record(comparison)), seed)
-                    write_atomically(raw, msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
+            def keep(comparison: Comparison, graph: str = graph, cluster: str = cluster, seed: int = seed) -> None:
+                nonlocal results
+                results = _with(results, Cell(graph, cluster, make_record(comparison)), seed)
+                write_atomically(raw, msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
 
-                def say(placer: str, cell: str = cell) -> None:
-                    print(f"{clock(time.perf_counter() - began)}  {cell}: {placer}", flush=True)
+            def say(placer: str, name: str = name) -> None:
+                print(f"{clock(time.perf_counter() - began)}  {name}: {placer}", flush=True)
 
-                try:
-                    compare_placers(
-                        problem, placers, budget=budget, seed=seed, finished=finished, on_start=say, on_row=keep
-                    )
-                except NoFeasiblePlacementError as error:
-                    print(f"{cell}: left out, {error}", flush=True)
-            write_atomically(out, page(results, asked).encode())
+            try:
+                compare_placers(
+                    problem,
+                    placers,
+                    budget=budget,
+                    seed=seed,
+                    finished=[row for row in finished if row.placer not in again],
+                    on_start=say,
+                    on_row=keep,
+                )
+            except NoFeasiblePlacementError as error:
+                print(f"{name}: left out, {error}", flush=True)
+        write_atomically(out, page(results, out.stem).encode())
     print(f"{out}, {raw}")
     return 0
 
 
-def page(results: Results, asked: argparse.Namespace) -> str:
-    """The Markdown: what made it, an overview with a line a cell, and a table a cell."""
+def _cells(asked: argparse.Namespace) -> list[tuple[str, str]]:
+    """The graphs and clusters that the command line means, as they are named there."""
+    if asked.cells is None:
+        return [(graph, cluster) for graph in _names(asked.graphs) for cluster in _names(asked.clusters)]
+    cells = []
+    for name in _names(asked.cells):
+        graph, _, cluster = name.rpartition("@")
+        if not graph or not cluster:
+            raise InputError(f"--cells has '{name}'; write graph@cluster, as in nmt@k80x4")
+        cells.append((graph, cluster))
+    return cells
+
+
+def page(results: Results, stem: str) -> str:
+    """The Markdown: what makes it, an overview with a line a cell, and a table a cell; `stem` names the raw file."""
     problems = list(dict.fromkeys((cell.graph, cell.cluster) for cell in results.cells))
     records = {
         key: [cell.comparison for cell in results.cells if (cell.graph, cell.cluster) == key] for key in problems
     }
-    command = (
-        f"python scripts/compare_all.py --graphs '{' '.join(dict.fromkeys(graph for graph, _ in problems))}' "
-        f"--clusters '{' '.join(dict.fromkeys(cluster for _, cluster in problems))}' --placers {asked.placers} "
-        f"--time-limit-s {asked.time_limit_s:g} --seeds {asked.seeds} --schedule {asked.schedule}"
-    )
+    limit_s = results.cells[0].comparison.time_limit_s
     lines = [
         "# Results",
         "",
         "Simulated step times of every placer, made by",
         "",
         "```",
-        command,
+        _command(results, problems),
         "```",
         "",
-        f"A placer that searches or learns has {asked.time_limit_s:g} s on the same cores, one after the other; "
+        f"A placer that searches or learns has {limit_s:g} s on the same cores, one after the other; "
         "the others answer as soon as they are done. With several seeds, a figure is the mean over them, ± half of the "
         "spread. Every placement is evaluated again by the simulator, whatever its placer claims. How much a search "
         "finds in a time depends on the machine: compare within a table. Every row is in "
-        f"[{asked.out.stem}.json]({asked.out.stem}.json).",
+        f"[{stem}.json]({stem}.json).",
         "",
         "| graph | cluster | one device | best that answers at once | best search | learned | lower bound |",
         "|---|---|---|---|---|---|---|",
@@ -142,6 +168,23 @@ def page(results: Results, asked: argparse.Namespace) -> str:
     for graph, cluster in problems:
         lines += ["", *_table(graph, cluster, records[graph, cluster])]
     return "\n".join(lines) + "\n"
+
+
+def _command(results: Results, problems: Sequence[tuple[str, str]]) -> str:
+    """The command that makes these results from nothing."""
+    graphs, clusters = (list(dict.fromkeys(names)) for names in zip(*problems, strict=True))
+    if sorted(problems) == sorted((graph, cluster) for graph in graphs for cluster in clusters):
+        what = f"--graphs '{' '.join(graphs)}' --clusters '{' '.join(clusters)}'"
+    else:
+        what = f"--cells '{' '.join(f'{graph}@{cluster}' for graph, cluster in problems)}'"
+    records = [cell.comparison for cell in results.cells]
+    ran = {row.placer.partition(":")[0] for record in records for row in record.rows}
+    placers = "all" if ran >= set(PLACERS) else ",".join(n for n in PLACERS if n in ran and n != SINGLE_DEVICE)
+    seeds = ",".join(str(seed) for seed in sorted({record.seed for record in records}))
+    return (
+        f"python scripts/compare_all.py {what} --placers {placers} --time-limit-s {records[0].time_limit_s:g} "
+        f"--seeds {seeds} --schedule {records[0].schedule}"
+    )
 
 
 def _overview(graph: str, cluster: str, records: Sequence[ComparisonRecord]) -> str:

@@ -2,6 +2,8 @@
 
     python scripts/workloads.py
 
+The figures that ``placement list graphs`` shows, `graphs/zoo/figures.json`, are written along with it.
+
 Graphs are captured where the cache has none. Every figure but the published ones is computed here; none depends on the
 machine that runs this.
 """
@@ -14,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import msgspec
 import numpy as np
 
 from envs.catalog import DEVICE_SPECS
@@ -22,7 +25,9 @@ from envs.cost_model import op_times_s
 from envs.problem import PlacementProblem
 from graphs.colocation import colocate, natural_groups
 from graphs.computation_graph import ComputationGraph
+from graphs.files import write_atomically
 from graphs.zoo import ZOO, load
+from graphs.zoo.figures import PATH, Figures
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "workloads.md"
 BEGIN, END = "<!-- written by scripts/workloads.py: begin -->", "<!-- written by scripts/workloads.py: end -->"
@@ -137,7 +142,18 @@ def one_device_peak_bytes(graph: ComputationGraph) -> int:
     return int(evaluation.peak_memory_bytes[0, 0])
 
 
-def table() -> str:
+def figures_of(graph: ComputationGraph) -> Figures:
+    """What the list of graphs shows."""
+    return Figures(
+        ops=graph.num_ops,
+        groups=natural_groups(graph).num_groups,
+        parameter_bytes=graph.parameter_bytes,
+        flops=graph.total_flops,
+        peak_memory_bytes=one_device_peak_bytes(graph),
+    )
+
+
+def table(figures: dict[str, Figures]) -> str:
     """Both tables in Markdown."""
     sizes = [
         "| workload | source | batch | ops | groups | parameters | GFLOP a step | peak memory on one device | "
@@ -153,10 +169,10 @@ def table() -> str:
         graph, forward = load(name), load(f"{name}:training=0")
         batch = int(workload.knobs["batch"].default)
         shares = " and ".join(f"{critical_path_share(graph, spec):.2f}" for spec in SPECS)
+        has = figures[name]
         sizes.append(
-            f"| `{name}` | {known.source} | {batch:,} | {graph.num_ops:,} | {natural_groups(graph).num_groups} | "
-            f"{_size(graph.parameter_bytes)} | {graph.total_flops / 1e9:,.0f} | "
-            f"{_size(one_device_peak_bytes(graph))} | {shares} |"
+            f"| `{name}` | {known.source} | {batch:,} | {has.ops:,} | {has.groups} | {_size(has.parameter_bytes)} | "
+            f"{has.flops / 1e9:,.0f} | {_size(has.peak_memory_bytes)} | {shares} |"
         )
         gflop = forward.total_flops / batch / 1e9
         flops.append(
@@ -171,11 +187,13 @@ def _size(count: int) -> str:
 
 
 def main() -> None:
-    """Put the tables between the marks of the page."""
+    """Write the figures, and put the tables between the marks of the page."""
+    figures = {name: figures_of(load(name)) for name in ZOO}
+    write_atomically(PATH, msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n")
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}")
-    print(f"wrote {PAGE}")
+    PAGE.write_text(f"{before}{BEGIN}\n{table(figures)}\n{END}{after}")
+    print(f"wrote {PAGE} and {PATH}")
 
 
 if __name__ == "__main__":

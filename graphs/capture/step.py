@@ -273,6 +273,14 @@ def _own_loss(output: Any) -> torch.Tensor:
 def _check_model(model: nn.Module, name: str, training: bool) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"the model must be a torch.nn.Module, not {name}")
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(f"model '{name}' is compiled by torch.jit; capture the module that it was made from")
+        if hasattr(module, "_packed_params"):
+            raise InputError(
+                f"model '{name}' keeps the weights of '{path}' packed by a quantization backend, so neither their "
+                "bytes nor its FLOPs can be seen; capture the model before it is quantized, or multiply by torch._int_mm"
+            )
     for key, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if torch.nn.parameter.is_lazy(parameter):
             raise InputError(f"model '{name}' has not initialised '{key}' yet; call it once on a real batch first")
@@ -324,8 +332,10 @@ def _reason(error: Exception) -> str:
             "use ops of a fixed shape, such as torch.where"
         )
     text = " ".join(str(error).split())
-    text = text if len(text) <= 300 else text[:297] + "..."
+    text = text.rstrip(".") if len(text) <= 300 else text[:297] + "..."
     hint = ""
+    if ".numpy()" in text:
+        hint = "; only shapes are known, so compute it outside of the step, or by tensor ops"
     if isinstance(error, TypeError) and "positional argument" in text:
         hint = "; an example batch that is a tuple is (inputs, *targets), with inputs a tuple for several arguments"
     return f"{type(error).__name__}: {text}{hint}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from graphs.errors import unknown_name
 
 if TYPE_CHECKING:
-    from placement.placers.base import Placer
+    from placement.placers.base import Placer, SearchPlacer
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,17 @@ class PlacerInfo:
         """The placer itself; this imports its module."""
         module, _, function = self.target.partition(":")
         placer: Placer = getattr(importlib.import_module(module), function)
+        return placer
+
+    @property
+    def moves(self) -> bool:
+        """True for the searches that only move and evaluate, and so can move single ops or start from scratch."""
+        return self.searches and not self.learns and not self.exact
+
+    @property
+    def search_function(self) -> SearchPlacer:
+        """The placer itself, of one that `moves`: it takes `placement.placers.base.SearchOptions`."""
+        placer: SearchPlacer = self.function  # type: ignore[assignment]
         return placer
 
 

@@ -21,6 +21,7 @@ MARGIN = 1.25
 
 def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
     """Fill the accelerators one after the other, then the CPU."""
+    search = Search(problem, budget)
     kinds = [device.spec.kind for device in problem.cluster.devices]
     accelerators = [i for i, kind in enumerate(kinds) if kind != "cpu"]
     order = accelerators + [i for i, kind in enumerate(kinds) if kind == "cpu"]
@@ -42,6 +43,5 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
         choices = [d for d in order[at:] + order[:at] if allowed[d]]
         placement[group] = choices[0]
         room[placement[group]] -= sizes[group]
-    search = Search(problem, budget)
     repair(search, placement)
     return search.placed()

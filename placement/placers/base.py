@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import Evaluation, PlacementProblem
+from graphs.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,41 @@ class Budget:
     on_progress: Callable[[Progress], None] | None = field(default=None, compare=False, repr=False)
 
 
+Granularity = Literal["group", "op"]
+StartAt = Literal["heuristics", "scratch"]
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How the searches that only move and evaluate go about it; other placers have no such choice.
+
+    Attributes:
+        granularity: What is moved: co-location groups; or, after these, single ops within the graph's hard constraints.
+        start: From the quick heuristics' best placement, or from a random one.
+
+    Raises:
+        InputError: There is no such choice.
+    """
+
+    granularity: Granularity = "group"
+    start: StartAt = "heuristics"
+
+    def __post_init__(self) -> None:
+        for field_name, known in (("granularity", get_args(Granularity)), ("start", get_args(StartAt))):
+            if getattr(self, field_name) not in known:
+                raise unknown_name(field_name, getattr(self, field_name), known)
+
+
+DEFAULT_OPTIONS = SearchOptions()
+
+
 @dataclass(frozen=True, eq=False)
 class Placed:
     """A placer's answer.
 
     Attributes:
-        placement: ``int64[G]``, device indices; may be infeasible where the placer found nothing that fits.
+        placement: ``int64[G]``, device indices; ``int64[N]``, of ops, where single ops were moved. May be infeasible
+            where the placer found nothing that fits.
         evaluations: Placements that it evaluated.
         search_s: Wall-clock seconds that it took.
         config: Its settings, as they go into the result file.
@@ -84,6 +114,21 @@ class Placer(Protocol):
         ...
 
 
+class SearchPlacer(Protocol):
+    """A placer that searches by moves, of groups or of single ops."""
+
+    def __call__(
+        self,
+        problem: PlacementProblem,
+        *,
+        budget: Budget,
+        rng: np.random.Generator,
+        options: SearchOptions = ...,
+    ) -> Placed:
+        """Place the problem's groups, or its ops."""
+        ...
+
+
 def accelerators_first(problem: PlacementProblem, allowed: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
     """``bool[G, D]``: the accelerators that each group may be on; all its devices where it may be on no accelerator.
 
@@ -98,6 +143,10 @@ def accelerators_first(problem: PlacementProblem, allowed: NDArray[np.bool_] | N
     return preferred
 
 
+_ENOUGH_FOR_A_RATE = 200
+"""Evaluations after which a search's rate is taken from them; until then from the time that evaluating alone took."""
+
+
 class Search:
     """Evaluates for a placer: counts, remembers the best, and knows when the budget is spent."""
 
@@ -109,6 +158,8 @@ class Search:
         self.best_s = np.inf
         self._fallback: NDArray[np.int64] | None = None
         self._fallback_over = np.inf
+        self._evaluating_s, self._timed = 0.0, 0
+        self._begun = 0, 0.0
         self._started = time.perf_counter()
 
     @property
@@ -131,12 +182,19 @@ class Search:
 
     @property
     def evaluations_left(self) -> float:
-        """Evaluations that the budget still allows, at the rate so far where it limits time."""
+        """Evaluations that the budget still allows, at the rate of the search so far where it limits time."""
         limit, most = self.budget.time_limit_s, self.budget.evaluations
         by_count = np.inf if most is None else float(most - self.evaluations)
         if limit is None:
             return max(by_count, 0.0)
-        return max(min(by_count, (limit - self.elapsed_s) * self.evaluations / max(self.elapsed_s, 1e-9)), 0.0)
+        counted, took_s = self.evaluations - self._begun[0], self.elapsed_s - self._begun[1]
+        if counted < _ENOUGH_FOR_A_RATE:
+            counted, took_s = self._timed, self._evaluating_s
+        return max(min(by_count, (limit - self.elapsed_s) * counted / max(took_s, 1e-9)), 0.0)
+
+    def begin_search(self) -> None:
+        """Say that the search proper begins: what came before does not tell how quick it will be."""
+        self._begun = self.evaluations, self.elapsed_s
 
     def evaluate(
         self, placements: NDArray[np.integer], *, abort_above_s: float | NDArray[np.float64] | None = None
@@ -152,7 +210,10 @@ class Search:
             placements = placements[: max(self.budget.evaluations - self.evaluations, 0)]
             if isinstance(abort_above_s, np.ndarray):
                 abort_above_s = abort_above_s[: len(placements)]
+        began = time.perf_counter()
         evaluation = self.problem.evaluate(placements, abort_above_s=abort_above_s)
+        self._evaluating_s += time.perf_counter() - began
+        self._timed += len(placements)
         self.evaluations += len(placements)
         if len(placements) == 0:
             return evaluation

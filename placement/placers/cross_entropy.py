@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed, Search
-from placement.placers.moves import Units, coarse_to_fine
-from placement.placers.starts import start_of, try_heuristics
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
+from placement.placers.moves import STAGES, Units
+from placement.placers.starts import Begun, start_of
 
 SAMPLES = 64
 ELITE = 8
@@ -29,22 +29,21 @@ OPENNESS = (0.1, 0.3, 0.7)
 COLLAPSED = 0.5
 """Expected number of groups that leave their likeliest device, below which the distribution has collapsed."""
 
-STAGES = ((32, 0.3),)
-"""(wanted units, share of the budget) of the coarse stages, as in `placement.placers.annealing`."""
-
 DEFAULT_EVALUATIONS = 20_000
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Sample, keep the elite, move the distribution; until the budget is spent."""
     if budget.time_limit_s is None and budget.evaluations is None:
         budget = Budget(evaluations=DEFAULT_EVALUATIONS)
-    search = Search(problem, budget)
-    note = f"from {try_heuristics(search, rng)}"
-    for units, share in coarse_to_fine(problem, STAGES):
+    begun = Begun(problem, budget, rng, options, STAGES)
+    search = begun.search
+    for units, share in begun.stages:
         begin = search.spent_share
         _sharpen(search, units, rng, until=begin + (1.0 - begin) * share)
-    return search.placed(config={"samples": SAMPLES, "elite": ELITE, "step": STEP}, note=note)
+    return begun.placed({"samples": SAMPLES, "elite": ELITE, "step": STEP})
 
 
 def _sharpen(search: Search, units: Units, rng: np.random.Generator, *, until: float) -> None:

@@ -100,6 +100,7 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
         InputError: There is no rule for this graph, its modules are not those that the rule knows, or the cluster has
             no accelerators.
     """
+    search = Search(problem, budget)
     replica = replica_of_op(problem.graph)
     workload = problem.graph.name.partition(":")[0]
     if workload not in RULES and not replica.any():
@@ -117,7 +118,6 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
     else:
         parts = _by_rule(problem, RULES[workload], accelerators, hosts)
     homes = np.stack([all_on(problem, device) for device in [*accelerators, *hosts]])  # [D, G]
-    search = Search(problem, budget)
     fits = search.evaluate(homes[parts, np.arange(problem.num_groups)][None]).feasible.all()
     return search.placed(note="" if fits else "the expert's placement does not fit")
 

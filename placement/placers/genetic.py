@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed, Search
-from placement.placers.moves import Moves, Units, coarse_to_fine
-from placement.placers.starts import start_of, try_heuristics
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
+from placement.placers.moves import STAGES, Moves, Units
+from placement.placers.starts import Begun, start_of
 
 POPULATION = 64
 ELITE = 12
@@ -26,22 +26,22 @@ BIAS = 0.7
 PATIENCE = 8
 """Generations without a better placement after which a new population is bred around the best."""
 
-STAGES = ((32, 0.3),)
-"""(wanted units, share of the budget) of the coarse stages, as in `placement.placers.annealing`."""
 DEFAULT_EVALUATIONS = 20_000
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
-    """Breed from the quick heuristics' best and random placements until the budget is spent."""
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
+    """Breed from where the options say, and from random placements, until the budget is spent."""
     if budget.time_limit_s is None and budget.evaluations is None:
         budget = Budget(evaluations=DEFAULT_EVALUATIONS)
-    search = Search(problem, budget)
-    note = f"from {try_heuristics(search, rng)}"
+    begun = Begun(problem, budget, rng, options, STAGES)
+    search = begun.search
     generations = 0
-    for units, share in coarse_to_fine(problem, STAGES):
+    for units, share in begun.stages:
         begin = search.spent_share
         generations += _breed(search, units, rng, until=begin + (1.0 - begin) * share)
-    return search.placed(config={"population": POPULATION, "elite": ELITE}, note=f"{note}, {generations} generations")
+    return begun.placed({"population": POPULATION, "elite": ELITE}, f", {generations:,} generations")
 
 
 def _breed(search: Search, units: Units, rng: np.random.Generator, *, until: float) -> int:

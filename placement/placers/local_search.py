@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed, Search
-from placement.placers.moves import Moves, Units, single_units
-from placement.placers.starts import start_of, try_heuristics
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
+from placement.placers.moves import Moves, Units
+from placement.placers.starts import Begun, start_of
 
 BATCH = 8
 KICK_MOVES = 3
@@ -23,27 +23,37 @@ SWAPS_PER_UNIT = 4
 DEFAULT_EVALUATIONS = 20_000
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
-    """Search from the quick heuristics' best until the budget is spent."""
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
+    """Descend, kick, descend again, until the budget is spent."""
     if budget.time_limit_s is None and budget.evaluations is None:
         budget = Budget(evaluations=DEFAULT_EVALUATIONS)
-    search = Search(problem, budget)
-    note = f"from {try_heuristics(search, rng)}"
-    units = single_units(problem)
+    begun = Begun(problem, budget, rng, options, ())
+    search = begun.search
+    descents = 0
+    for units, share in begun.stages:
+        begin = search.spent_share
+        descents += _iterate(search, units, rng, until=begin + (1.0 - begin) * share)
+    return begun.placed({"kick_moves": KICK_MOVES}, f", {descents:,} descent{'' if descents == 1 else 's'}")
+
+
+def _iterate(search: Search, units: Units, rng: np.random.Generator, *, until: float) -> int:
+    """Descend and kick until a share of the budget is spent; returns how many descents that were."""
     moves = Moves(units, rng)
     home = units.from_groups(start_of(search))
     home_s = _cost_s(search, units, home)
-    home, home_s = _descend(search, units, rng, home, home_s)
-    rounds = 1
-    while not search.spent and len(units.movable):
+    home, home_s = _descend(search, units, rng, home, home_s, until=until)
+    descents = 1
+    while len(units.movable) and not _over(search, until):
         kicked = home
         for _ in range(KICK_MOVES):
             kicked = moves.propose(kicked)
-        found, found_s = _descend(search, units, rng, kicked, _cost_s(search, units, kicked))
-        rounds += 1
+        found, found_s = _descend(search, units, rng, kicked, _cost_s(search, units, kicked), until=until)
+        descents += 1
         if found_s <= home_s:
             home, home_s = found, found_s
-    return search.placed(config={"kick_moves": KICK_MOVES}, note=f"{note}, {rounds} descents")
+    return descents
 
 
 def _cost_s(search: Search, units: Units, placement: NDArray[np.int64]) -> float:
@@ -52,11 +62,17 @@ def _cost_s(search: Search, units: Units, placement: NDArray[np.int64]) -> float
 
 
 def _descend(
-    search: Search, units: Units, rng: np.random.Generator, placement: NDArray[np.int64], cost_s: float
+    search: Search,
+    units: Units,
+    rng: np.random.Generator,
+    placement: NDArray[np.int64],
+    cost_s: float,
+    *,
+    until: float,
 ) -> tuple[NDArray[np.int64], float]:
-    """Take the first improvement again and again, until none is left or the budget is spent."""
+    """Take the first improvement again and again, until none is left or a share of the budget is spent."""
     improved = True
-    while improved and not search.spent:
+    while improved and not _over(search, until):
         improved = False
         batch: list[NDArray[np.int64]] = []
         for candidate in _neighbours(units, rng, placement):
@@ -69,7 +85,7 @@ def _descend(
                 placement, cost_s = better
                 improved = True
                 break
-            if search.spent:
+            if _over(search, until):
                 return placement, cost_s
         if batch and not improved:
             better = _first_better(search, units, batch, cost_s)
@@ -77,6 +93,10 @@ def _descend(
                 placement, cost_s = better
                 improved = True
     return placement, cost_s
+
+
+def _over(search: Search, until: float) -> bool:
+    return search.spent or search.spent_share >= until
 
 
 def _first_better(

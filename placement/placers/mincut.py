@@ -22,6 +22,7 @@ TOTAL_WEIGHT = 10_000_000
 
 def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
     """Partition the groups that may be on an accelerator; groups that may not stay where they must."""
+    search = Search(problem, budget)
     devices = np.array([i for i, d in enumerate(problem.cluster.devices) if d.spec.kind != "cpu"], dtype=np.int64)
     if len(devices) == 0:
         devices = np.arange(problem.num_devices)
@@ -31,7 +32,6 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
     parts = _metis(problem, cut, devices)
     for part, device in enumerate(devices):
         placement[cut[parts == part]] = all_on(problem, int(device))[cut[parts == part]]
-    search = Search(problem, budget)
     repair(search, placement)
     return search.placed()
 

@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from graphs.coarsening import coarsen
+from graphs.groups import Groups
 
 KINDS = ("single", "run", "swap", "boundary")
 SHARES = (0.45, 0.40, 0.10, 0.05)
 """How often each kind of move is proposed, see `Moves.propose`."""
+
+STAGES = ((8, 0.1), (16, 0.1), (32, 0.15), (64, 0.15), (128, 0.2))
+"""``(wanted units, share of the budget)`` of the coarse stages of a search, see `coarse_to_fine`. Measured against
+one stage of 32 units, 60,000 evaluations: steps of NMT on four GPUs are 3 to 5% shorter, of others about the same."""
 
 LONGEST_RUN = 64
 FURTHEST_SHIFT = 8
@@ -51,11 +56,21 @@ class Units:
         """``int64[..., G]`` from ``int64[..., U]``."""
         return np.asarray(unit_placement, dtype=np.int64)[..., self.unit_of_group]
 
+    def of_parts(self, groups: Groups, parts: Groups) -> Units:
+        """The same units of finer groups: each part is in the unit of the group that it is a part of."""
+        return Units(self.unit_of_group[groups.group_of_op[first_ops(parts)]], self.orders, self.allowed)
+
     def from_groups(self, placement: NDArray[np.int64]) -> NDArray[np.int64]:
         """``int64[U]`` from ``int64[G]``: where most groups of each unit are."""
         votes = np.zeros(self.allowed.shape)
         np.add.at(votes, (self.unit_of_group, placement), 1.0)
         return np.where(self.allowed, votes, -1.0).argmax(axis=1)
+
+
+def first_ops(groups: Groups) -> NDArray[np.int64]:
+    """``int64[G]``: the first op of each group."""
+    first: NDArray[np.int64] = np.unique(groups.group_of_op, return_index=True)[1]
+    return first
 
 
 def single_units(problem: PlacementProblem) -> Units:
@@ -70,8 +85,7 @@ def coarse_units(problem: PlacementProblem, wanted: int) -> Units:
     `graphs.coarsening.coarsen` says which groups belong together.
     """
     coarse = coarsen(problem.graph, problem.groups, wanted)
-    first_op = np.unique(problem.groups.group_of_op, return_index=True)[1]
-    unit_of_group = coarse.group_of_op[first_op].astype(np.int64)
+    unit_of_group = coarse.group_of_op[first_ops(problem.groups)].astype(np.int64)
     allowed = np.ones((coarse.num_groups, problem.num_devices), dtype=np.bool_)
     np.logical_and.at(allowed, unit_of_group, problem.allowed)
     return Units(unit_of_group, (coarse.program_order, coarse.family_order), allowed)

@@ -29,9 +29,10 @@ SCATTERED = 4
 def repair(search: Search, placement: NDArray[np.int64]) -> bool:
     """Evaluate a placement, and where it does not fit move groups off the devices that overflow.
 
-    First many groups at once, by estimated bytes, in rounds that leave ever more room; then one group at a time, each
-    time the move after which the least memory is missing (the faster where several are equal); at last other starts.
-    The search keeps the best placement that was seen.
+    First many groups at once, by estimated bytes, in rounds that leave ever more room: to where each group is quickest
+    among the devices that have room, and where these rounds do not end with what fits, to where most room is. Then one
+    group at a time, each time the move after which the least memory is missing (the faster where several are equal);
+    at last other starts. The search keeps the best placement that was seen.
 
     Args:
         search: What evaluates, counts and keeps the best.
@@ -40,30 +41,64 @@ def repair(search: Search, placement: NDArray[np.int64]) -> bool:
     Returns:
         True where a placement that fits was found.
     """
-    problem = search.problem
     evaluation = search.evaluate(placement[None])
-    start = placement
-    for attempt in range(BULK_ROUNDS):
-        if not len(evaluation.feasible) or search.spent:
-            return bool(evaluation.feasible.any())
-        if evaluation.feasible[0]:
-            return True
-        moved = _bulk(problem, start, evaluation, margin=1.0 - 0.06 * (attempt + 1))
-        if np.array_equal(moved, start):
-            break
-        start = moved
-        evaluation = search.evaluate(start[None])
     if evaluation.feasible.any():
         return True
-    if _descend(search, start) or _descend(search, placement):
+    moved = placement
+    for quickest in (True, False):
+        moved, fits = _rounds(search, placement, evaluation, quickest=quickest)
+        if fits:
+            return True
+        if search.spent:
+            return False
+    if _descend(search, moved) or _descend(search, placement):
         return True
     return _try_all(search, placement) or _scatter(search)
 
 
+def _rounds(
+    search: Search, placement: NDArray[np.int64], evaluation: Evaluation, *, quickest: bool
+) -> tuple[NDArray[np.int64], bool]:
+    """Move many groups at once until the placement fits, or no round changes it; where that ended, and whether it fits.
+
+    Args:
+        search: What evaluates.
+        placement: ``int64[G]``, which does not fit.
+        evaluation: Its evaluation.
+        quickest: As of `_bulk`.
+    """
+    for attempt in range(BULK_ROUNDS):
+        if not len(evaluation.feasible) or search.spent:
+            break
+        if evaluation.feasible[0]:
+            return placement, True
+        margin = 1.0 - 0.06 * (attempt + 1)
+        moved = _bulk(search.problem, placement, evaluation, margin=margin, quickest=quickest)
+        if np.array_equal(moved, placement):
+            break
+        placement = moved
+        evaluation = search.evaluate(placement[None])
+    return placement, bool(evaluation.feasible.any())
+
+
 def _bulk(
-    problem: PlacementProblem, placement: NDArray[np.int64], evaluation: Evaluation, *, margin: float
+    problem: PlacementProblem,
+    placement: NDArray[np.int64],
+    evaluation: Evaluation,
+    *,
+    margin: float,
+    quickest: bool,
 ) -> NDArray[np.int64]:
-    """Move the last groups (in family order) of each device that overflows to where most room is left."""
+    """Move the last groups (in family order) of each device that overflows.
+
+    Args:
+        problem: The problem.
+        placement: ``int64[G]``.
+        evaluation: Its evaluation.
+        margin: Share of each memory that may be filled.
+        quickest: True where a group goes to the device that computes it soonest of those that have room, the roomiest
+            of equals; False where it goes to the roomiest of all.
+    """
     memory = problem.cluster.memory_bytes.astype(np.float64)
     estimate = group_bytes(problem).astype(np.float64)
     held = np.bincount(placement, estimate, problem.num_devices)
@@ -83,6 +118,9 @@ def _bulk(
             size = estimate[group] * max(scale[device], 1.0)
             room = np.where(problem.allowed[group], memory * margin - used, -np.inf)
             room[device] = -np.inf
+            if quickest:
+                time_s = np.where(room >= size, problem.group_time_s[group], np.inf)
+                room[time_s > time_s.min()] = -np.inf
             target = int(room.argmax())
             if room[target] < size:
                 continue

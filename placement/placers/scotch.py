@@ -38,6 +38,7 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
     Raises:
         InputError: The program is not installed, or refuses the graph.
     """
+    search = Search(problem, budget)
     program = shutil.which(PROGRAM)
     if program is None:
         raise InputError(
@@ -51,7 +52,6 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
         for device in np.unique(mapped):
             here = members[mapped == device]
             placement[here] = all_on(problem, int(device))[here]
-    search = Search(problem, budget)
     repair(search, placement)
     return search.placed()
 

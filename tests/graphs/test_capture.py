@@ -446,6 +446,18 @@ def test_gradients_switched_off_around_the_capture_do_not_matter():
         assert capture(Residual(), torch.zeros(4, 8), total).sha256 == graph.sha256
 
 
+class PackedLinear(nn.Module):
+    """As PyTorch's own quantization leaves a layer: its weights are no parameter and no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Identity()
+        self.inner._packed_params = object()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
 @pytest.mark.parametrize(
     ("model", "batch", "loss", "message"),
     [
@@ -462,6 +474,8 @@ def test_gradients_switched_off_around_the_capture_do_not_matter():
         (nn.LazyLinear(8), torch.zeros(4, 8), total, "has not initialised 'weight' yet"),
         (Odd(lambda s, y: y.to_sparse()), torch.zeros(4, 8), total, "how many entries the sparse result of _to_sparse"),
         (Odd(lambda s, y: checkpoint(s.layer, y, use_reentrant=True)), torch.zeros(4, 8), total, "use_reentrant=False"),
+        (Odd(lambda s, y: y * y.detach().numpy().max()), torch.zeros(4, 8), total, "only shapes are known"),
+        (PackedLinear(), torch.zeros(4, 8), total, "keeps the weights of 'inner' packed by a quantization backend"),
         (total, torch.zeros(4, 8), total, "the model must be a torch.nn.Module, not function"),
     ],
 )

@@ -15,8 +15,10 @@ from graphs.colocation import colocate
 from graphs.computation_graph import DTYPES, RESIDENT_PARTS
 from graphs.errors import InputError
 from graphs.zoo.cache import cache_file
+from graphs.zoo.figures import load_figures
 from graphs.zoo.int8 import Int8Linear
 from scripts.capture_models import ATTENTION
+from scripts.workloads import figures_of
 
 SMALL = {
     "rnnlm": "rnnlm:hidden=16,steps=3,vocabulary=20,batch=4",
@@ -110,6 +112,13 @@ def test_the_page_of_workloads_has_all_of_them():
     assert [name for name in zoo.ZOO if page.count(f"| `{name}` |") != 2] == []
     for knob in set.intersection(*(set(workload.knobs) for workload in zoo.ZOO.values())):
         assert f"| `{knob}` |" in page
+
+
+@pytest.mark.parametrize("name", ["resnet50", "dlrm"])
+def test_the_figures_that_are_listed_are_those_of_the_captures(name):
+    figures = load_figures()
+    assert list(figures) == list(zoo.ZOO)
+    assert figures_of(zoo.load(name)) == figures[name], "run scripts/workloads.py"
 
 
 def test_names_are_shortest():

@@ -86,7 +86,7 @@ def test_help_names_every_verb_and_argument(here: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("graphs", ["rnnlm", "nmt", "inception_v3", "steps=40"]),
+        ("graphs", ["rnnlm", "nmt", "3,294     125      432 MB", "steps=40"]),
         ("clusters", ["k80x4", "4 x k80", "mixed", "link_bytes_per_s"]),
         ("devices", ["v100", "720 GB/s", "datasheet"]),
         ("placers", ["single_device", "expert", "reinforce", "searches"]),

@@ -89,6 +89,7 @@ def test_a_placers_refusal_is_a_row_and_its_claims_are_not_believed(
 
     class Info:
         searches = False
+        moves = False
 
         def __init__(self, function: object) -> None:
             self.function = function

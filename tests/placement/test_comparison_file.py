@@ -21,7 +21,7 @@ from placement.cli import main
 from placement.comparison import Comparison, compare_placers
 from placement.comparison_file import encode_comparison, read_finished, read_record, rows_of
 from placement.comparison_plot import comparison_png
-from placement.placers.base import Budget
+from placement.placers.base import Budget, SearchOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,6 +95,8 @@ def test_a_file_of_other_settings_is_refused(problem: PlacementProblem, tmp_path
     assert "holds a comparison with other settings: seed was 0 and is 1 now" in refusal(problem, seed=1)
     assert "time_limit_s was 2.0 and is 3.0 now" in refusal(problem, time_limit_s=3.0)
     assert "schedule was priority and is fifo now" in refusal(problem.with_schedule("fifo"))
+    with pytest.raises(InputError, match="granularity was group and is op now"):
+        read_finished(path, problem, seed=0, budget=Budget(2.0), options=SearchOptions(granularity="op"))
     other = random_graph(12, seed=2, name="small")
     assert "graph 'small' was another then" in refusal(PlacementProblem(other, one_group_an_op(other), problem.cluster))
     cluster = load_cluster("k80x4")
@@ -150,3 +152,14 @@ def test_a_resumed_training_takes_the_other_rows_from_its_directory(here: Path) 
     Path("run/comparison.json").write_text("{")
     with pytest.raises(InputError, match=r"comparison.json' is not a comparison .*; delete it"):
         placement.train(problem, updates=3, out="run", resume=True)
+
+
+def test_the_command_searches_over_single_ops_from_scratch(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["g.graph.json", "--cluster", "k80x2", "--time-limit-s", "0.2", "--granularity", "op", "--start", "scratch"]
+    assert main(["compare", *args, "--groups", "3", "--placers", "annealing,heft", "--json", "c.json"]) == 0
+    record = read_record(Path("c.json"))
+    assert (record.granularity, record.start) == ("op", "scratch")
+    notes = {row.placer: row.note for row in record.rows}
+    assert notes["annealing"].startswith("over single ops, from a random placement")
+    assert main(["simulate", *args, "--groups", "3", "--placement", "local_search"]) == 0
+    assert "over single ops, from a random placement" in " ".join(capsys.readouterr().out.split())

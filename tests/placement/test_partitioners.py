@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -93,3 +94,16 @@ def test_scotch_says_how_to_install_it_where_it_is_absent(monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"needs the program 'scotch_gmap', .* apt-get install scotch$"):
         place("scotch", two_cliques(2, cpu=True))
+
+
+def test_the_seconds_of_the_partitioner_itself_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from placement.placers import mincut
+
+    cut = mincut._metis
+
+    def slow(*args: object) -> object:
+        time.sleep(0.02)
+        return cut(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mincut, "_metis", slow)
+    assert mincut.place(random_problem(8, 2, seed=0), budget=Budget(), rng=np.random.default_rng(0)).search_s >= 0.02

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.placers import PLACERS, get_placer
-from placement.placers.base import Budget, Placed
+from placement.placers.base import Budget, Placed, SearchOptions
 from tests.placement.placer_problems import all_placements, cluster, optimum_s, random_problem, training_problem
 
 SPECIAL = {"expert", "cpu", "single_device", "exact"} | ({"scotch"} if shutil.which("scotch_gmap") is None else set())
@@ -169,3 +169,72 @@ def test_a_search_is_no_worse_than_where_it_starts(name: str) -> None:
     problem = training_problem(40, 3, seed=5)
     heuristics_s = min(step_time_s(problem, place(start, problem)) for start in ("single_device", "contiguous", "heft"))
     assert step_time_s(problem, place(name, problem, evaluations=3000)) < heuristics_s
+
+
+def alike_then_apart() -> PlacementProblem:
+    """One group of two independent equal products, on two GPUs: whole, the group takes twice as long as apart."""
+    from graphs.computation_graph import OpRecord, build
+    from graphs.groups import make_groups
+
+    graph = build("pair", [OpRecord(f"op{i}", "mm", flops=10**9) for i in range(2)], [])
+    groups = make_groups(np.zeros(2, dtype=np.int64), ["both"], ["both"], [0])
+    return PlacementProblem(graph, groups, cluster(2, cpu=False))
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_over_single_ops_divides_a_group(name: str) -> None:
+    problem = alike_then_apart()
+    search = get_placer(name).search_function
+    budget, rng = Budget(evaluations=200), np.random.default_rng(0)
+    whole_s = step_time_s(problem, search(problem, budget=budget, rng=rng))
+    placed = search(problem, budget=budget, rng=rng, options=SearchOptions(granularity="op"))
+    assert sorted(placed.placement) == [0, 1]
+    assert problem.evaluate_ops(placed.placement[None]).step_time_s[0] == pytest.approx(whole_s / 2)
+    assert placed.note.startswith("over single ops, from ")
+    assert placed.evaluations == 200
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_single_ops_keep_to_the_hard_constraints_and_to_what_is_allowed(name: str) -> None:
+    from graphs.computation_graph import OpRecord, TensorRecord, build
+    from graphs.groups import one_group_an_op
+
+    ops = [OpRecord("x", "input", output_shapes=((8,),)), *(OpRecord(f"op{i}", "mm", flops=10**9) for i in range(6))]
+    graph = build("bound", ops, [TensorRecord(0, 8, [1])], [[2, 5], [1, 6]])
+    problem = PlacementProblem(graph, one_group_an_op(graph), cluster(3))
+    options = SearchOptions(granularity="op", start="scratch")
+    budget = Budget(evaluations=400)
+    placed = get_placer(name).search_function(problem, budget=budget, rng=np.random.default_rng(0), options=options)
+    where = dict(zip(graph.op_names, placed.placement.tolist(), strict=True))
+    assert where["x"] == 0
+    assert where["op1"] == where["op4"]
+    assert where["op0"] == where["op5"]
+    # Two ops a GPU: the best there is, since two pairs are bound and the CPU is ten times slower.
+    assert sorted(placed.placement[1:].tolist()) == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("granularity", ["group", "op"])
+def test_a_search_from_scratch_asks_no_heuristic(name: str, granularity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("placement.placers.starts.HEURISTICS", ("no such placer",))
+    problem = training_problem(12, 2, seed=0, room=0.6)
+    options = SearchOptions(granularity, "scratch")  # type: ignore[arg-type]
+    answers = [
+        get_placer(name).search_function(
+            problem, budget=Budget(evaluations=300), rng=np.random.default_rng(4), options=options
+        )
+        for _ in range(2)
+    ]
+    assert "from a random placement" in answers[0].note
+    assert np.array_equal(answers[0].placement, answers[1].placement)
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(InputError, match=r"unknown granularity 'ops' \(did you mean 'op'\?\)"):
+        SearchOptions(granularity="ops")  # type: ignore[arg-type]
+
+
+def test_annealing_begins_anew_where_the_budget_is_large() -> None:
+    problem = training_problem(6, 2, seed=0)
+    assert place("annealing", problem, evaluations=6000).note.endswith(" rounds")
+    assert place("annealing", problem, evaluations=300).note.endswith(", 1 round")

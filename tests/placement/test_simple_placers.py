@@ -106,6 +106,15 @@ def test_repair_moves_no_more_than_it_must() -> None:
     assert problem.evaluate(search.best_placement[None]).feasible.all()
 
 
+def test_repair_moves_to_where_a_group_is_quickest_among_the_devices_with_room() -> None:
+    """The CPU has most room and is ten times slower than the second GPU, which has enough."""
+    problem = chain([300, 300, 300, 50], 2, gpu_bytes=700)
+    search = Search(problem, Budget())
+    assert repair(search, np.array([1, 1, 1, 1]))
+    assert search.best_placement is not None
+    assert set(search.best_placement) == {1, 2}
+
+
 def test_repair_leaves_what_fits_alone() -> None:
     problem = training_problem(8, 2, seed=0)
     placement = np.array([0, *[1] * 8])

@@ -58,3 +58,32 @@ def test_another_budget_is_refused(here: Path, capsys: pytest.CaptureFixture[str
     assert main([*args, "--time-limit-s", "2"]) == 2
     assert "time_limit_s was 1.0 and is 2.0 now; start anew with --restart" in capsys.readouterr().err
     assert main([*args, "--time-limit-s", "2", "--restart"]) == 0
+
+
+def test_rows_of_one_placer_are_made_anew_and_all_others_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def cells() -> dict[str, list[dict[str, object]]]:
+        return {c["graph"]: c["comparison"]["rows"] for c in json.loads(Path("results.json").read_text())["cells"]}
+
+    def row(rows: list[dict[str, object]], placer: str) -> dict[str, object]:
+        return next(row for row in rows if row["placer"] == placer)
+
+    common = ["--time-limit-s", "0.2", "--out", "results.md"]
+    both = ["--cells", "g1.graph.json@k80x2,g2.graph.json@k80x4", "--placers", "heft,annealing"]
+    assert main([*common, *both]) == 0
+    before = cells()
+    capsys.readouterr()
+    one = ["--cells", "g2.graph.json@k80x4", "--placers", "annealing", "--rerun", "annealing"]
+    assert main([*common, *one]) == 0
+    assert ran(capsys) == ["g2.graph.json on k80x4, seed 0: annealing"]
+    after = cells()
+    assert after["g1.graph.json"] == before["g1.graph.json"]
+    now, then = after["g2.graph.json"], before["g2.graph.json"]
+    assert row(now, "heft") == row(then, "heft")
+    assert row(now, "annealing")["search_s"] != row(then, "annealing")["search_s"]
+    page = Path("results.md").read_text()
+    assert "--cells 'g1.graph.json@k80x2 g2.graph.json@k80x4' --placers heft,annealing --time-limit-s 0.2" in page
+
+
+def test_a_cell_needs_a_graph_and_a_cluster(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--cells", "g1.graph.json", "--out", "results.md"]) == 2
+    assert "--cells has 'g1.graph.json'; write graph@cluster, as in nmt@k80x4" in capsys.readouterr().err
