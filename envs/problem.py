@@ -203,18 +203,30 @@ class PlacementProblem:
         feasible = self.op_allowed[np.arange(self.graph.num_ops), placements].all(axis=1)
         return self._evaluate(placements.astype(np.int32), feasible, threads, abort_above_s)
 
-    def trace(self, placement: NDArray[np.integer]) -> Trace:
-        """Start and end of every op and transfer under one placement of groups, ``int[G]``, or of ops, ``int[N]``.
+    def to_ops(self, placement: NDArray[np.integer]) -> NDArray[np.int32]:
+        """``int32[N]`` from a placement of groups, ``int[G]``, or of ops, ``int[N]``.
 
         Raises:
             InputError: The shape or a device index is wrong.
         """
         placement = np.asarray(placement)
         if placement.shape == (self.num_groups,):
-            ops = self.groups.to_ops(self._checked(placement[None], self.num_groups))[0]
-        else:
-            ops = self._checked(placement[None], self.graph.num_ops)[0].astype(np.int32)
-        return simulate(self.simulator_input, ops)
+            return self.groups.to_ops(self._checked(placement[None], self.num_groups))[0]
+        return self._checked(placement[None], self.graph.num_ops)[0].astype(np.int32)
+
+    def evaluate_one(self, placement: NDArray[np.integer]) -> Evaluation:
+        """As `evaluate`, of one placement of groups, ``int[G]``, or of ops, ``int[N]``; ``B`` is 1."""
+        if np.shape(placement) == (self.num_groups,):
+            return self.evaluate(np.asarray(placement)[None])
+        return self.evaluate_ops(np.asarray(placement)[None])
+
+    def trace(self, placement: NDArray[np.integer]) -> Trace:
+        """Start and end of every op and transfer under one placement of groups, ``int[G]``, or of ops, ``int[N]``.
+
+        Raises:
+            InputError: The shape or a device index is wrong.
+        """
+        return simulate(self.simulator_input, self.to_ops(placement))
 
     def with_schedule(self, schedule: str) -> PlacementProblem:
         """The same problem under another schedule."""

@@ -159,6 +159,17 @@ class SimulatorInput:
         yield work
         self._idle_workspaces.append(work)
 
+    def make_workspace(self) -> tuple[Any, tuple[NDArray[Any], ...]]:
+        """A workspace for compiled code that calls the simulator itself, and views of what it leaves there.
+
+        The views: start and end of each op, ``float64[N]``; of each transfer the tensor and the destination,
+        ``uint32``, and the end, ``float64``; and how many transfers there were, ``uint32[1]``.
+        """
+        work = self._kernel.make_work(self)
+        ops, sent = work.ops[: self.num_ops], work.transfers
+        count = work.counts[:1] if self._kernel is _IN_ORDER else work.state["transfers"]
+        return work, (ops["start_s"], ops["end_s"], sent["tensor"], sent["destination"], sent["end_s"], count)
+
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 

@@ -244,9 +244,7 @@ def simulate(
         options=SearchOptions(granularity, start),
     )
     made_by = f"{found}, {placed.note}" if placed.note else found
-    by_group = placed.placement.shape == (problem.num_groups,)
-    ops = problem.groups.to_ops(placed.placement) if by_group else placed.placement.astype(np.int32)
-    return simulate_ops(problem, ops, made_by=made_by)
+    return simulate_ops(problem, problem.to_ops(placed.placement), made_by=made_by)
 
 
 def load_placement(text: str | Path) -> PlacementResult | str:

@@ -24,7 +24,7 @@ from graphs.errors import InputError
 from placement.reinforce import ReinforceConfig
 
 FILE_NAME = "checkpoint.pt"
-FORMAT, VERSION = "device-placement-checkpoint", 1
+FORMAT, VERSION = "device-placement-checkpoint", 2
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,7 @@ def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:
         "best_placement": None if state.best_placement is None else torch.from_numpy(state.best_placement),
         "elite_s": [time_s for time_s, _ in state.elite],
         "elite": [torch.from_numpy(placement) for _, placement in state.elite],
-        "search": {
-            "placements": torch.from_numpy(state.search["placements"]),
-            "cost_s": torch.from_numpy(state.search["cost_s"]),
-            "best_s": state.search["best_s"],
-            "rng": json.dumps(state.search["rng"]),
-        },
+        "search": _tensors(state.search),
         "seconds": dict(state.seconds),
         "policy": dict(state.policy),
     }
@@ -111,7 +106,6 @@ def load(run_dir: Path, problem: PlacementProblem) -> State:
     if set(content["config"]) != known:
         raise InputError(f"{path}: its settings are those of another release of this program; start the run again")
     best = content["best_placement"]
-    search = content["search"]
     return State(
         config=ReinforceConfig(**content["config"]),
         seed=content["seed"],
@@ -128,13 +122,26 @@ def load(run_dir: Path, problem: PlacementProblem) -> State:
         best_placement=None if best is None else best.numpy(),
         least_overflow=content["least_overflow"],
         elite=list(zip(content["elite_s"], [e.numpy() for e in content["elite"]], strict=True)),
-        search={
-            "placements": search["placements"].numpy(),
-            "cost_s": search["cost_s"].numpy(),
-            "best_s": search["best_s"],
-            "rng": json.loads(search["rng"]),
-        },
+        search=_arrays(content["search"]),
     )
+
+
+def _tensors(value: Any) -> Any:
+    """Nested dicts and lists with every array as a tensor."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, Mapping):
+        return {key: _tensors(item) for key, item in value.items()}
+    return [_tensors(item) for item in value] if isinstance(value, list) else value
+
+
+def _arrays(value: Any) -> Any:
+    """The other way."""
+    if isinstance(value, torch.Tensor):
+        return value.numpy()
+    if isinstance(value, Mapping):
+        return {key: _arrays(item) for key, item in value.items()}
+    return [_arrays(item) for item in value] if isinstance(value, list) else value
 
 
 def _identity(problem: PlacementProblem) -> dict[str, str]:

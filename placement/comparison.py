@@ -235,8 +235,7 @@ def ask(
 
 def make_row(problem: PlacementProblem, name: str, placed: Placed) -> Row:
     """Evaluate a placer's answer once more and describe it."""
-    evaluate = problem.evaluate if placed.placement.shape == (problem.num_groups,) else problem.evaluate_ops
-    evaluation = evaluate(placed.placement[None])
+    evaluation = problem.evaluate_one(placed.placement)
     trace = problem.trace(placed.placement)
     step_time_s = float(evaluation.step_time_s[0])
     return Row(

@@ -23,6 +23,7 @@ from graphs.errors import InputError
 
 REWARDS = ("sqrt", "log")
 BASELINES = ("moving_average", "leave_one_out")
+FINEST = ("groups", "ops")
 
 FloatArray = NDArray[np.float64]
 
@@ -53,11 +54,15 @@ class ReinforceConfig:
         imitation_updates: Updates at the start that only imitate the elite.
         imitation_weight: Weight of the elite's log-likelihood in the loss afterwards.
         elites: How many of the best different placements so far are the elite; 0 keeps none.
-        search_evaluations: Moves around the best placements that are evaluated an update, while the policy learns;
-            fewer on graphs of many ops.
-        search_temperatures: Of the search's chains, coldest first, as shares of the best step time.
-        search_critical_share: Share of the moves that are made where the critical path of the step is.
-        search_policy_share: Share of the moves' other draws that follow the policy; 0 is a local search without it.
+        search_moves: Moves that each chain of the search (`placement.move_search`) makes an update, while the policy
+            learns; fewer on graphs of many ops, so that updates stay short. 0 is no search.
+        search_chains: Chains, each on a core of its own.
+        search_learning_rate: Of the weights by which the search draws its moves; 0 keeps those that were set by hand.
+        search_kind_rate: Of the kinds of move; 0 keeps all equally likely.
+        search_uniform_share: Share of the moves that are drawn uniformly; 1 leaves learning out of the search.
+        search_finest: What the search's last stage moves: ``ops``, single ops within the graph's constraints, or
+            ``groups``.
+        search_advice: Whether the search asks the policy which device it would give each group.
         learns: False leaves the policy out altogether: nothing is sampled and nothing learned, the search proposes by
             itself and has all cores. For ablations.
     """
@@ -81,10 +86,13 @@ class ReinforceConfig:
     imitation_updates: int = 20
     imitation_weight: float = 0.3
     elites: int = 8
-    search_evaluations: int = 512
-    search_temperatures: tuple[float, ...] = (0.0003, 0.0006, 0.001, 0.002)
-    search_critical_share: float = 0.6
-    search_policy_share: float = 0.7
+    search_moves: int = 8192
+    search_chains: int = 2
+    search_learning_rate: float = 0.02
+    search_kind_rate: float = 0.02
+    search_uniform_share: float = 0.1
+    search_finest: str = "ops"
+    search_advice: bool = True
     learns: bool = True
 
     def __post_init__(self) -> None:
@@ -98,21 +106,37 @@ class ReinforceConfig:
         need(self.samples >= least, f"samples is {self.samples}; baseline {self.baseline} needs at least {least}")
         for key in ("hidden_size", "embedding_size", "learning_rate", "clip_norm"):
             need(getattr(self, key) > 0, f"{key} is {getattr(self, key)}; it must be positive")
-        for key in ("entropy_bonus", "entropy_half_life", "failing_ratio", "feasible_only_after", "elites"):
+        for key in (
+            "entropy_bonus",
+            "entropy_half_life",
+            "failing_ratio",
+            "feasible_only_after",
+            "elites",
+            "search_moves",
+        ):
             need(getattr(self, key) >= 0, f"{key} is {getattr(self, key)}; it must not be negative")
-        for key in ("search_critical_share", "search_policy_share"):
-            need(0 <= getattr(self, key) <= 1, f"{key} is {getattr(self, key)}; it must be from 0 to 1")
-        need(0 <= self.baseline_decay < 1, f"baseline_decay is {self.baseline_decay}; it must be in [0, 1)")
-        alone = self.warm_start and self.search_evaluations > 0 and self.search_policy_share == 0
         need(
-            self.learns or alone, "without learns, warm_start and search_evaluations must be on, search_policy_share 0"
+            0 <= self.search_uniform_share <= 1,
+            f"search_uniform_share is {self.search_uniform_share}; it must be from 0 to 1",
         )
+        need(self.search_chains > 0, f"search_chains is {self.search_chains}; it must be positive")
+        need(self.search_finest in FINEST, f"search_finest is '{self.search_finest}'; it must be ops or groups")
+        need(0 <= self.baseline_decay < 1, f"baseline_decay is {self.baseline_decay}; it must be in [0, 1)")
+        alone = self.warm_start and self.search_moves > 0 and not self.search_advice
+        need(self.learns or alone, "without learns, warm_start and search_moves must be on, and search_advice off")
 
 
 PRESETS = {
     "default": ReinforceConfig(),
     # The ablation: the default's start and search, with uniform proposals in the policy's place.
-    "uniform": ReinforceConfig(preset="uniform", search_policy_share=0.0, learns=False),
+    "uniform": ReinforceConfig(
+        preset="uniform",
+        search_learning_rate=0.0,
+        search_kind_rate=0.0,
+        search_uniform_share=1.0,
+        search_advice=False,
+        learns=False,
+    ),
     # As published, where the paper says: features, learned device embeddings, root of the step time, moving-average
     # baseline that starts at the failing signal, Adam, nothing learned from failures after 5,000 updates. Its failing
     # signal of 100 s is four times the slowest single-device step that it reports (26.2 s); here it is four times that
@@ -138,7 +162,7 @@ PRESETS = {
         imitation_updates=0,
         imitation_weight=0.0,
         elites=0,
-        search_evaluations=0,
+        search_moves=0,
     ),
 }
 """Settings by name."""

@@ -93,15 +93,15 @@ def make_result(
 
     Args:
         problem: What was placed.
-        placement: ``int[G]``, device indices.
+        placement: ``int[G]``, device indices of groups, or ``int[N]``, of ops.
         placer: Name of what made it.
         seed: Its seed.
         config: Its settings; anything that `msgspec` can write as JSON.
     """
-    evaluation = problem.evaluate(np.asarray(placement)[None])
+    evaluation = problem.evaluate_one(placement)
     graph, cluster = problem.graph, problem.cluster
     devices = cluster.device_names
-    op_devices = problem.groups.to_ops(placement)
+    op_devices = problem.to_ops(placement)
     return PlacementResult(
         graph=GraphReference(graph.name, graph.sha256, graph.num_ops),
         cluster=ClusterReference(cluster.name, cluster.sha256, devices),

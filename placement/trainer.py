@@ -18,7 +18,7 @@ from envs.problem import Evaluation, PlacementProblem
 from graphs.errors import InputError
 from placement import checkpoint
 from placement.features import make_features
-from placement.neighbourhood import Found, NeighbourhoodSearch
+from placement.move_search import MoveConfig, MoveSearch
 from placement.policy import Encoded, Seq2SeqPolicy, chosen_log_probability, entropy, gumbel_noise
 from placement.reinforce import (
     ReinforceConfig,
@@ -45,8 +45,14 @@ CHECKPOINT_INTERVAL_S = 20.0
 IMAGE_INTERVAL_S = 60.0
 """Seconds between pictures of the best placement's trace, which come with a checkpoint."""
 
-OPS_A_SEARCH = 4_000_000
-"""Ops that the search of one update may simulate in all, as long as that leaves it some evaluations."""
+OPS_AN_UPDATE = 16_000_000
+"""Ops that each chain of the search may simulate in an update, as long as that leaves it some moves."""
+
+LEAST_MOVES = 16
+"""Moves of a chain in an update, however large the graph."""
+
+USUAL_UPDATES = 64
+"""Updates after which the search is as fine as it gets, where no limit says how long the run will be."""
 
 PARTS = ("heuristics", "sample", "learn", "simulate", "wait", "search")
 """Parts of the time that `UpdateStats.seconds` tells apart; the search runs beside the others, but for ``wait``."""
@@ -74,8 +80,8 @@ class Trainer:
         checkpoint_interval_s: Seconds between checkpoints.
 
     Attributes:
-        best_placement: ``int64[G]``, the best feasible placement so far; where none was feasible, the one that exceeds
-            memory least; None before anything was evaluated.
+        best_placement: The best feasible placement so far, ``int64[G]``, or ``int64[N]`` where it parts groups; where
+            none was feasible, the one that exceeds memory least; None before anything was evaluated.
         best_s: Its step time, infinite where it is not feasible.
         evaluations: Placements evaluated so far.
         updates: Updates done so far.
@@ -123,14 +129,20 @@ class Trainer:
         self._baseline = float(reward_of(np.array([self._failing_s]), config.reward)[0])
         self._least_overflow = math.inf
         self._elite: list[tuple[float, IntArray]] = []
-        self._search = NeighbourhoodSearch(
+        self._search = MoveSearch(
             problem,
-            temperatures=config.search_temperatures,
-            critical_share=config.search_critical_share,
-            policy_share=config.search_policy_share,
-            rng=np.random.default_rng([seed, 1]),  # its own: it runs beside the rest
-            threads=1 if config.learns else None,
+            config=MoveConfig(
+                chains=config.search_chains,
+                learning_rate=config.search_learning_rate,
+                kind_rate=config.search_kind_rate,
+                uniform_share=config.search_uniform_share,
+                finest=config.search_finest,
+            ),
+            seed=seed,
         )
+        self._searched = 0  # evaluations of the search that are counted
+        self._first_progress = 0.0
+        self._clock: tuple[float, float] | None = None  # when this run began and how long it may take
         self._start_from = start
         self._started = False
         self._most_evaluations: int | None = None
@@ -190,10 +202,18 @@ class Trainer:
         self._most_evaluations = evaluations
         self.interrupted = False
         called_s = last_s = time.perf_counter()
+        # Without any other limit the search cools by the clock; else by what has been done, which repeats itself.
+        timed = time_limit_s is not None and updates is None and evaluations is None
+        self._clock = (called_s, max(time_limit_s, 1e-3)) if timed and time_limit_s is not None else None
+        self._first_progress = 1.0 if self._searched else 0.0
         record = _Record(self, self._checkpoint_interval_s)
         whole = True  # False while an update is under way: its state must not reach a checkpoint
         try:
-            with one_torch_thread(), deferred_interrupt() as interrupt, ThreadPoolExecutor(1) as beside:
+            with (
+                one_torch_thread(),
+                deferred_interrupt() as interrupt,
+                ThreadPoolExecutor(self.config.search_chains) as beside,
+            ):
                 while True:
                     done = updates is not None and self.updates >= updates
                     spent = evaluations is not None and self.evaluations >= evaluations
@@ -237,7 +257,7 @@ class Trainer:
         self._started = True
 
     def _update(self, beside: Executor) -> dict[str, float]:
-        """Sample, evaluate, learn, search; returns the fields of `UpdateStats` that are the update's own."""
+        """Sample, evaluate, learn, and search beside it; returns the update's own fields of `UpdateStats`."""
         config = self.config
         if not config.learns:
             return self._search_alone(beside)
@@ -248,13 +268,12 @@ class Trainer:
             noise = gumbel_noise(*shape, self._generator)
             noise[0] = 0.0  # row 0 is decoded greedily: it is reported, and not learned from
             sampled = self.policy.sample(encoded, noise)
-        evaluation = self._evaluate(sampled.numpy())
-        with self._timed("learn"):
-            numbers = self._learn(sampled[1:], _without_first(evaluation))
-        if search is not None:
-            with self._timed("wait"):
-                found = search.result()
-            self._take(found, sampled.numpy(), evaluation)
+        try:
+            evaluation = self._evaluate(sampled.numpy())
+            with self._timed("learn"):
+                numbers = self._learn(sampled[1:], _without_first(evaluation))
+        finally:
+            self._finish_search(search)
         feasible = evaluation.feasible[1:]
         times = evaluation.step_time_s[1:][feasible]
         numbers["mean_s"] = float(times.mean()) if len(times) else math.nan
@@ -265,49 +284,76 @@ class Trainer:
     def _search_alone(self, beside: Executor) -> dict[str, float]:
         """The search's part of an update; there is nothing to say of a policy."""
         search = self._start_search(beside, None)
-        if search is None:
+        if not search:
             raise _BudgetSpentError
-        found = search.result()
-        self.evaluations += found.evaluations
-        if len(found.placements):
-            self._keep(found.placements, found.evaluation)
+        self._finish_search(search)
         own = ("mean_s", "greedy_s", "infeasible_rate", "loss", "entropy", "advantage_std", "grad_norm", "baseline")
         return dict.fromkeys(own, math.nan)
 
-    def _start_search(self, beside: Executor, encoded: Encoded | None) -> Future[Found] | None:
-        """Let the chains walk while the policy samples and learns; their moves are drawn from the policy as it is now.
+    def _start_search(self, beside: Executor, encoded: Encoded | None) -> list[Future[None]]:
+        """Let the chains walk while the policy samples and learns; they hear what the policy would do as it is now.
 
-        The search takes simulator time, the policy torch time, and both let go of Python's lock: two cores are busy.
-        What either computes does not depend on how fast the other is.
+        Chains and policy let go of Python's lock, so all cores are busy. What either computes does not depend on how
+        fast the other is, but for when a run with a time limit alone cools its search.
         """
-        # Updates stay short on graphs whose evaluations are dear.
-        evaluations = min(self.config.search_evaluations, max(OPS_A_SEARCH // self.problem.graph.num_ops, 64))
+        config = self.config
+        moves = min(config.search_moves, max(OPS_AN_UPDATE // self.problem.graph.num_ops, LEAST_MOVES))
         if self._most_evaluations is not None:
-            left = self._most_evaluations - self.evaluations - (self.config.samples + 1) * self.config.learns
-            evaluations = max(min(evaluations, left), 0)
-        if evaluations == 0 or self.best_placement is None:
-            return None
-        if len(self._search.placements) == 0:
-            self._search.start(self.best_placement)
-        probability = None
-        if encoded is not None and self.config.search_policy_share > 0:
-            chains = torch.from_numpy(self._search.placements)
-            probability = self.policy.score(encoded, chains).exp().numpy()
+            left = self._most_evaluations - self.evaluations - (config.samples + 1) * config.learns
+            # A block of moves may simulate its first placement once more.
+            moves = min(moves, left // (2 * config.search_chains))
+        if config.search_moves == 0 or moves <= 0 or self._search.best_ops is None:
+            return []
+        advice = None
+        if encoded is not None and config.search_advice:
+            # What the policy would give each group, had it given the earlier ones what the search gives them.
+            now = torch.from_numpy(self._nearest_groups(self._search.best_ops)[None])
+            advice = self.policy.score(encoded, now)[0].numpy()
+        progress, late = self._progress(moves)
+        return self._search.start(moves, progress=progress, should_stop=late, log_probability=advice, executor=beside)
 
-        def search() -> Found:
-            with self._timed("search"):
-                return self._search.run(evaluations, probability)
+    def _progress(self, moves: int) -> tuple[Callable[[float], float], Callable[[], bool]]:
+        """How far the run is, by the share of an update's moves that is done, and whether its time is over."""
+        if self._clock is not None:
+            began, limit_s = self._clock
+            first = self._first_progress
+            return (
+                lambda share: first + (time.perf_counter() - began) / limit_s,
+                lambda: time.perf_counter() - began >= limit_s,
+            )
+        if self._most_evaluations is not None:
+            per_move = self.config.search_chains * moves / self._most_evaluations
+            done = self.evaluations / self._most_evaluations
+            return lambda share: done + share * per_move, lambda: False
+        updates = self.updates
+        return lambda share: (updates + share) / USUAL_UPDATES, lambda: False
 
-        return beside.submit(search)
+    def _finish_search(self, search: list[Future[None]]) -> None:
+        """Wait for the chains and keep what they found."""
+        if not search:
+            return
+        with self._timed("wait"):
+            self._search.finish(search)
+        self.seconds["search"] += self._search.take_seconds()
+        found, self._searched = self._search.evaluations - self._searched, self._search.evaluations
+        self.evaluations += found
+        assert self._search.best_ops is not None
+        if self._search.best_cost_s < self.best_s:
+            evaluation = self.problem.evaluate_ops(self._search.best_ops[None], threads=1)
+            self._keep(self._as_groups(self._search.best_ops)[None], evaluation)
 
-    def _take(self, found: Found, sampled: IntArray, evaluation: Evaluation) -> None:
-        """Keep what the search found, and let it go on from the best sample where that is better than what it has."""
-        self.evaluations += found.evaluations
-        if len(found.placements):
-            self._keep(found.placements, found.evaluation)
-        charged = charged_s(evaluation, self.problem.cluster.memory_bytes, failing_signal_s=0.0)
-        best = int(np.argmin(charged))
-        self._search.offer(sampled[best], float(charged[best]))
+    def _nearest_groups(self, ops: NDArray[np.int32]) -> IntArray:
+        """The placement ``int64[G]`` that has each group where most of its work is in one of ops, ``int32[N]``."""
+        problem = self.problem
+        votes = np.zeros((problem.num_groups, problem.num_devices))
+        np.add.at(votes, (problem.groups.group_of_op, ops), 1e-9 + problem.op_time_s.min(axis=0))
+        return np.where(problem.allowed, votes, -1.0).argmax(axis=1).astype(np.int64)
+
+    def _as_groups(self, ops: NDArray[np.int32]) -> IntArray:
+        """A placement of ops as one of groups, if it parts none."""
+        first = np.unique(self.problem.groups.group_of_op, return_index=True)[1]
+        groups = ops[first].astype(np.int64)
+        return groups if (groups[self.problem.groups.group_of_op] == ops).all() else ops.astype(np.int64)
 
     def _learn(self, sampled: torch.Tensor, evaluation: Evaluation) -> dict[str, float]:
         """One step of Adam on ``int64[B, G]`` samples and their evaluation, and on the elite."""
@@ -367,6 +413,9 @@ class Trainer:
                 evaluation = self.problem.evaluate(placements)
             self.evaluations += len(placements)
             self._keep(placements, evaluation)
+            charged = charged_s(evaluation, self.problem.cluster.memory_bytes, failing_signal_s=0.0)
+            best = int(np.argmin(charged))
+            self._search.offer(self.problem.groups.to_ops(placements[best]), float(charged[best]))
         if len(placements) < wanted:
             raise _BudgetSpentError
         return evaluation
@@ -384,6 +433,8 @@ class Trainer:
                 self._least_overflow = float(over[least])
                 self.best_placement = placements[least].copy()
         if self.config.elites:
+            if placements.shape[1] != self.problem.num_groups:  # the policy speaks of groups
+                placements = np.stack([self._nearest_groups(ops.astype(np.int32)) for ops in placements])
             self._keep_elite(placements, cost)
 
     def _keep_elite(self, placements: IntArray, cost: NDArray[np.float64]) -> None:
@@ -457,6 +508,7 @@ class Trainer:
         self._least_overflow = state.least_overflow
         self._elite = list(state.elite)
         self._search.restore(state.search)
+        self._searched = self._search.evaluations
         self._started = True
 
 

@@ -29,9 +29,7 @@ from placement.trainer import Trainer
 from placement.warm_start import heuristic_start
 from tests.placement.problems import branches, optimum_s
 
-SMALL = replace(
-    PRESETS["default"], hidden_size=16, embedding_size=4, samples=8, imitation_updates=3, search_evaluations=32
-)
+SMALL = replace(PRESETS["default"], hidden_size=16, embedding_size=4, samples=8, imitation_updates=3, search_moves=24)
 """The default preset, small enough for tests."""
 
 TINY_PAPER = replace(PRESETS["paper"], hidden_size=32, embedding_size=8, learning_rate=1e-3)
@@ -192,12 +190,16 @@ def test_a_time_limit_and_should_stop_end_the_run() -> None:
 
 def test_a_graph_of_many_ops_gets_a_shorter_search(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = branches(5, 4)
-    monkeypatch.setattr("placement.trainer.OPS_A_SEARCH", 100 * problem.graph.num_ops)
-    trainer = Trainer(problem, config=replace(SMALL, search_evaluations=512))
-    trainer.run(updates=1)
-    before = trainer.evaluations
-    trainer.run(updates=2)
-    assert trainer.evaluations - before == 100 + SMALL.samples + 1
+    counts = []
+    for ops in (50, 500):
+        monkeypatch.setattr("placement.trainer.OPS_AN_UPDATE", ops * problem.graph.num_ops)
+        trainer = Trainer(problem, config=replace(SMALL, search_moves=512))
+        trainer.run(updates=1)
+        before = trainer.evaluations
+        trainer.run(updates=2)
+        counts.append(trainer.evaluations - before - SMALL.samples - 1)
+    assert 50 < counts[0] <= 2 * (50 + 1)
+    assert 500 < counts[1] <= 2 * (500 + 1)
 
 
 @pytest.mark.parametrize("evaluations", [3, 40, 101])
@@ -257,10 +259,10 @@ def test_every_documented_tag_is_written_at_every_update(tmp_path: Path) -> None
     assert trainer.best_placement is not None
     assert [image.step for image in written.Images("trace/best")] == [5]
     for d, name in enumerate(problem.cluster.device_names):
-        busy_s = problem.group_time_s[trainer.best_placement == d, d].sum()
+        busy_s = problem.op_time_s[d, problem.to_ops(trainer.best_placement) == d].sum()
         busy = written.Scalars(f"device/{name}/busy")[-1].value
         assert busy == pytest.approx(busy_s / trainer.best_s, rel=1e-6)
-        peak = problem.evaluate(trainer.best_placement[None]).peak_memory_bytes[0, d]
+        peak = problem.evaluate_one(trainer.best_placement).peak_memory_bytes[0, d]
         assert written.Scalars(f"device/{name}/peak_memory_bytes")[-1].value == pytest.approx(float(peak), rel=1e-6)
 
 
@@ -289,7 +291,7 @@ def test_memory_is_learned_too() -> None:
     trainer.run(updates=80, on_update=stats.append)
     assert trainer.best_s <= 1.05 * optimum_s(problem)
     assert trainer.best_placement is not None
-    assert problem.evaluate(trainer.best_placement[None]).feasible.all()
+    assert problem.evaluate_one(trainer.best_placement).feasible.all()
     assert np.mean([s.infeasible_rate for s in stats[-10:]]) < 0.5 * np.mean([s.infeasible_rate for s in stats[:5]])
 
 
@@ -301,7 +303,7 @@ def test_where_nothing_fits_the_least_infeasible_is_kept() -> None:
     trainer.run(updates=10)
     assert trainer.best_s == np.inf
     assert trainer.best_placement is not None
-    peak = problem.evaluate(trainer.best_placement[None]).peak_memory_bytes[0]
+    peak = problem.evaluate_one(trainer.best_placement).peak_memory_bytes[0]
     assert np.maximum(peak - 350 * 10**6, 0).sum() < 150 * 10**6
 
 
@@ -312,7 +314,7 @@ def test_the_placers_answer_with_what_training_found() -> None:
         again = function(problem, budget=Budget(evaluations=60), rng=np.random.default_rng(0))
         assert placed.evaluations == 60
         assert placed.placement.tolist() == again.placement.tolist()
-        assert problem.evaluate(placed.placement[None]).feasible.all()
+        assert problem.evaluate_one(placed.placement).feasible.all()
     assert placed.config["preset"] == "paper"
 
 

@@ -1,0 +1,406 @@
+"""Chains of moves that learn, while they walk, which moves pay; from coarse units down to single ops.
+
+A chain holds one placement of ops. A move gives a unit (some groups, a group, or what the graph's constraints leave of
+one: an op, mostly), or a run of units along one of two orders, another device; the chain accepts it by Metropolis' rule
+at a temperature that falls. Which unit and which device is drawn from a softmax over linear scores of eleven features
+(`placement.move_kernel` has them): what the unit adds to the critical path of the step, what it waits for there and
+makes wait, transfers that the move would spare, load, the policy's opinion. **The weights are learned by REINFORCE
+during the walk**: the action is the move, the reward is the step time that an accepted move saves, in units of the
+temperature and between -1 and 1, and 0 where the move is rejected; a move that loses time costs as much as undoing it
+earns, so nothing is won by going back and forth. The baseline is a running mean. What kind of move (one unit, a run, a
+segment, a swap, ...) is learned likewise.
+
+References:
+    Williams, "Simple statistical gradient-following algorithms", 1992.
+    Kirkpatrick, Gelatt and Vecchi, "Optimization by simulated annealing", 1983, doi:10.1126/science.220.4598.671.
+    Shaw, "Using constraint programming and local search methods to solve vehicle routing problems", 1998, for
+    neighbourhoods that a model of the problem chooses.
+
+Letters: ``N`` ops, ``U`` units, ``G`` groups, ``D`` devices, ``T`` tensors, ``F`` features, ``K`` kinds of move.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import astuple, dataclass
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.problem import PlacementProblem
+from graphs.coarsening import coarsen
+from graphs.groups import Groups, one_group_an_op
+from placement import move_kernel as kernel
+from placement.move_field import Field, make_field
+
+FIRST_WEIGHTS = np.array([1.0, 1.0, 0.7, 0.7, 0.7, 0.7, -0.7, 1.5, -0.5, -0.7, 0.0])
+"""Weights of the features at first, set by hand from what each means; learning moves them (see docs/learning.md)."""
+
+COARSE_UNITS = 32
+"""Units of the first stage."""
+
+STAGES = (("coarse", 0.1, 2), ("groups", 0.35, 6), ("ops", 0.55, 8))
+"""Stages of the search with the share of the run that each takes, and its cycles of cooling."""
+
+AFTER = ("ops", 0.25)
+"""What follows where a run goes on after its end: cycles of this stage, each so long."""
+
+HOT = (0.3, 1.0)
+"""First temperatures of the cycles, in turn; in units of the best step time over the number of units that can move, or
+`MOST_UNITS` if these are more: about what one unit adds to the step."""
+
+COLD = 0.02
+"""Last temperature of every cycle, in the same unit."""
+
+MOST_UNITS = 256
+
+OPS_A_BLOCK = 500_000
+"""Ops that are simulated, at most, between two looks at the clock."""
+
+Ops = NDArray[np.int32]
+
+
+class Chain(NamedTuple):
+    """All that changes as a chain walks; the compiled walk reads and writes it."""
+
+    placed: NDArray[np.int64]  # [U]
+    op_device: Ops  # [1, N]
+    best_ops: Ops  # [N]
+    busy_s: NDArray[np.float64]  # [D]
+    weights: NDArray[np.float64]  # [F]
+    kinds: NDArray[np.float64]  # [K], logits
+    kind_share: NDArray[np.float64]  # [K]
+    rejected: NDArray[np.float32]  # [U, D], moves there that were rejected; halved when the unit moves
+    log_probability: NDArray[np.float32]  # [U, D], the policy's
+    scalars: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    rng: NDArray[np.uint64]  # [1]
+    active: NDArray[np.int64]  # [U], units worth moving
+    shares: NDArray[np.float64]  # [U * D]
+    expected: NDArray[np.float64]  # [F]
+    x: NDArray[np.float64]  # [D, F]
+    near_on_s: NDArray[np.float64]  # [D]
+    moved: NDArray[np.int64]  # [U]
+    kept: NDArray[np.int64]  # [U]
+    critical_s: NDArray[np.float64]  # [U]
+    transfer_s: NDArray[np.float64]  # [U, D]
+    waited_s: NDArray[np.float64]  # [U]
+    delayed_s: NDArray[np.float64]  # [U]
+    step_time_s: NDArray[np.float64]  # [1]
+    bounds_s: NDArray[np.float64]  # [1]
+    peak: NDArray[np.int64]  # [1, D]
+    arrival_s: NDArray[np.float64]  # [T * D]
+    bucket: NDArray[np.int32]  # [N]
+    next_in_bucket: NDArray[np.int32]  # [N]
+
+
+class _Traced(NamedTuple):
+    """Views of a simulator's workspace: when ops and transfers of its last step ended."""
+
+    start_s: NDArray[np.float64]
+    end_s: NDArray[np.float64]
+    sent_tensor: NDArray[np.uint32]
+    sent_to: NDArray[np.uint32]
+    sent_end_s: NDArray[np.float64]
+    num_sent: NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class MoveConfig:
+    """How the chains go about it.
+
+    Attributes:
+        chains: How many walk, each on a core of its own.
+        learning_rate: Of the features' weights; 0 keeps those that were set by hand.
+        kind_rate: Of the kinds of move; 0 keeps all equally likely.
+        uniform_share: Share of the moves whose unit and device are drawn uniformly; 1 leaves learning out.
+        finest: Last stage: ``"groups"`` moves groups only, ``"ops"`` what the graph's constraints allow.
+    """
+
+    chains: int = 2
+    learning_rate: float = 0.02
+    kind_rate: float = 0.02
+    uniform_share: float = 0.1
+    finest: str = "ops"
+
+
+@dataclass(frozen=True)
+class _Cycle:
+    """One cooling: the units that move, where in the run it is, and its first temperature."""
+
+    stage: str
+    begin: float
+    end: float
+    hot: float
+
+    def temperature(self, progress: float) -> float:
+        """At some progress of the run, in the unit of `HOT`."""
+        cooled = min(max((progress - self.begin) / (self.end - self.begin), 0.0), 1.0)
+        return self.hot * (COLD / self.hot) ** cooled
+
+
+class _Walker:
+    """One chain with its simulator."""
+
+    def __init__(self, problem: PlacementProblem, config: MoveConfig, seed: Sequence[int]) -> None:
+        self.problem = problem
+        self._work, traced = problem.simulator_input.make_workspace()
+        self._traced = _Traced(*traced)
+        self.weights = FIRST_WEIGHTS.copy()
+        self.kinds = np.zeros(kernel.NUM_KINDS)
+        self.scalars = np.zeros(kernel.NUM_SCALARS)
+        self.scalars[kernel.BEST] = np.inf
+        self.scalars[kernel.LEARNING_RATE] = config.learning_rate
+        self.scalars[kernel.KIND_RATE] = config.kind_rate
+        self.scalars[kernel.UNIFORM_SHARE] = config.uniform_share
+        self.counts = np.zeros(kernel.NUM_COUNTS, dtype=np.int64)
+        self.rng = np.random.default_rng(seed).integers(2**63, size=1).astype(np.uint64)
+        self.best_ops = np.zeros(problem.graph.num_ops, dtype=np.int32)
+        self.seconds = 0.0
+        self.cycle: _Cycle | None = None
+        self.field: Field | None = None
+        self.chain: Chain | None = None
+
+    def begin(self, cycle: _Cycle, field: Field, ops: Ops, log_probability: NDArray[np.float32] | None) -> None:
+        """Go on from a placement of ops, ``int32[N]``, by moves of a field's units."""
+        problem = self.problem
+        units, devices = field.allowed.shape
+        ops_in, tensors = problem.graph.num_ops, problem.graph.num_tensors
+        placed = field.from_ops(ops)
+        self.cycle, self.field = cycle, field
+        self.counts[kernel.TRACED] = kernel.UNKNOWN
+        self.chain = Chain(
+            placed=placed,
+            op_device=placed[field.unit_of_op][None].astype(np.int32),
+            best_ops=self.best_ops,
+            busy_s=np.bincount(placed, field.time_s[np.arange(units), placed], devices).astype(np.float64),
+            weights=self.weights,
+            kinds=self.kinds,
+            kind_share=np.zeros(kernel.NUM_KINDS),
+            rejected=np.zeros((units, devices), dtype=np.float32),
+            log_probability=np.zeros((units, devices), dtype=np.float32),
+            scalars=self.scalars,
+            counts=self.counts,
+            rng=self.rng,
+            active=np.zeros(units, dtype=np.int64),
+            shares=np.zeros(units * devices),
+            expected=np.zeros(kernel.NUM_FEATURES),
+            x=np.zeros((devices, kernel.NUM_FEATURES)),
+            near_on_s=np.zeros(devices),
+            moved=np.zeros(units, dtype=np.int64),
+            kept=np.zeros(units, dtype=np.int64),
+            critical_s=np.zeros(units),
+            transfer_s=np.zeros((units, devices)),
+            waited_s=np.zeros(units),
+            delayed_s=np.zeros(units),
+            step_time_s=np.zeros(1),
+            bounds_s=np.zeros(1),
+            peak=np.zeros((1, devices), dtype=np.int64),
+            arrival_s=np.zeros(tensors * devices),
+            bucket=np.zeros(ops_in, dtype=np.int32),
+            next_in_bucket=np.zeros(ops_in, dtype=np.int32),
+        )
+        self.advise(log_probability)
+
+    def advise(self, log_probability: NDArray[np.float32] | None) -> None:
+        """Take over the policy's log-probabilities of devices, ``float32[G, D]``."""
+        if log_probability is not None and self.chain is not None and self.field is not None:
+            self.chain.log_probability[:] = self.field.of_groups(log_probability)
+
+    def state(self) -> dict[str, Any]:
+        """All that later moves depend on."""
+        chain = self.chain
+        return {
+            "weights": self.weights.copy(),
+            "kinds": self.kinds.copy(),
+            "scalars": self.scalars.copy(),
+            "counts": self.counts.copy(),
+            "rng": str(self.rng[0]),  # 64 bits
+            "best_ops": self.best_ops.copy(),
+            "cycle": None if self.cycle is None else list(astuple(self.cycle)),
+            "ops": None if chain is None else chain.op_device[0].copy(),
+            "rejected": None if chain is None else chain.rejected.copy(),
+        }
+
+    def restore(self, state: Mapping[str, Any], field_of: Callable[[str], Field]) -> None:
+        """Go on from a `state`."""
+        for key in ("weights", "kinds", "scalars", "counts", "best_ops"):
+            getattr(self, key)[:] = state[key]
+        self.rng[0] = np.uint64(state["rng"])
+        if state["cycle"] is not None:
+            cycle = _Cycle(*state["cycle"])
+            self.begin(cycle, field_of(cycle.stage), state["ops"], None)
+            assert self.chain is not None
+            self.chain.rejected[:] = state["rejected"]
+            self.counts[kernel.TRACED] = kernel.RESTORED
+
+    def walk(self, moves: int, temperature_s: float) -> None:
+        """Make some moves at a temperature."""
+        kernel.walk(self._work, self.field, self.chain, self._traced, moves, temperature_s)
+
+
+class MoveSearch:
+    """The chains, from coarse to fine.
+
+    Args:
+        problem: What to place.
+        config: How.
+        seed: Of the chains' random numbers.
+
+    Attributes:
+        evaluations: Placements simulated so far.
+        best_ops: ``int32[N]``, the best that any chain met, or was given; None before `offer`.
+        best_cost_s: What it is charged (`placement.reinforce.charged_s`).
+    """
+
+    def __init__(self, problem: PlacementProblem, *, config: MoveConfig, seed: int) -> None:
+        self.problem = problem
+        self.config = config
+        self.best_ops: Ops | None = None
+        self.best_cost_s = np.inf
+        self._walkers = [_Walker(problem, config, [seed, 1, i]) for i in range(config.chains)]
+        self._cycles = self._plan()
+        self._fields: dict[str, Field] = {}
+        self._lock = Lock()
+
+    @property
+    def evaluations(self) -> int:
+        """Placements simulated so far."""
+        return sum(int(walker.counts[kernel.EVALUATIONS]) for walker in self._walkers)
+
+    def take_seconds(self) -> float:
+        """Seconds that the chains walked since this was asked last, mean over the chains."""
+        seconds = sum(walker.seconds for walker in self._walkers) / len(self._walkers)
+        for walker in self._walkers:
+            walker.seconds = 0.0
+        return seconds
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """``float64[F]``: the learned weights of the features, mean over the chains."""
+        return np.mean([walker.weights for walker in self._walkers], axis=0)
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the simulated moves that were accepted."""
+        accepted = sum(int(walker.counts[kernel.ACCEPTED]) for walker in self._walkers)
+        return accepted / max(self.evaluations, 1)
+
+    def offer(self, ops: Ops, cost_s: float) -> None:
+        """Tell of a placement of ops, ``int32[N]``, and its cost; cycles begin from the best that is known."""
+        if cost_s < self.best_cost_s:
+            self.best_ops, self.best_cost_s = ops.copy(), cost_s
+
+    def start(
+        self,
+        moves: int,
+        *,
+        progress: Callable[[float], float],
+        should_stop: Callable[[], bool],
+        log_probability: NDArray[np.float32] | None,
+        executor: Executor,
+    ) -> list[Future[None]]:
+        """Let every chain begin to make some moves, side by side; `finish` waits for them.
+
+        Args:
+            moves: Of each chain.
+            progress: Of the whole run (from 0 to 1, and on), by the share of these moves that is done.
+            should_stop: Asked between blocks of moves.
+            log_probability: ``float32[G, D]``, what the policy says, or None.
+            executor: Runs the chains, one thread each.
+        """
+        assert self.best_ops is not None, "a first placement must be offered"
+        first = self.best_ops, self.best_cost_s
+        for walker in self._walkers:
+            walker.advise(log_probability)
+        return [
+            executor.submit(self._walk, walker, moves, first, progress, should_stop, log_probability)
+            for walker in self._walkers
+        ]
+
+    def finish(self, started: list[Future[None]]) -> None:
+        """Wait for the chains, and take over the best that they met."""
+        for future in started:
+            future.result()
+        for walker in self._walkers:
+            self.offer(walker.best_ops, float(walker.scalars[kernel.BEST]))
+
+    def _walk(
+        self,
+        walker: _Walker,
+        moves: int,
+        first: tuple[Ops, float],
+        progress: Callable[[float], float],
+        should_stop: Callable[[], bool],
+        log_probability: NDArray[np.float32] | None,
+    ) -> None:
+        began = time.perf_counter()
+        block = max(OPS_A_BLOCK // self.problem.graph.num_ops, 1)
+        done = 0
+        while done < moves and not should_stop():
+            now = progress(done / moves)
+            cycle = self._cycle_at(now)
+            if walker.cycle != cycle:
+                own_s = float(walker.scalars[kernel.BEST])
+                start, cost_s = (walker.best_ops.copy(), own_s) if own_s <= first[1] else first
+                walker.begin(cycle, self._field(cycle.stage), start, log_probability)
+                if own_s > cost_s:
+                    walker.scalars[kernel.BEST], walker.best_ops[:] = cost_s, start
+            assert walker.field is not None
+            unit_s = min(first[1], float(walker.scalars[kernel.BEST])) / max(
+                min(walker.field.num_movable, MOST_UNITS), 1
+            )
+            count = min(block, moves - done)
+            walker.walk(count, cycle.temperature(now) * unit_s)
+            done += count
+        walker.seconds += time.perf_counter() - began
+
+    def state(self) -> dict[str, Any]:
+        """All that changes and that later moves depend on: arrays, numbers, strings and lists and dicts of them."""
+        return {
+            "best_ops": None if self.best_ops is None else self.best_ops.copy(),
+            "best_cost_s": self.best_cost_s,
+            "chains": [walker.state() for walker in self._walkers],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`, as if there had been no interruption."""
+        self.best_ops, self.best_cost_s = state["best_ops"], state["best_cost_s"]
+        for walker, saved in zip(self._walkers, state["chains"], strict=True):
+            walker.restore(saved, self._field)
+
+    def _plan(self) -> list[_Cycle]:
+        stages = [s for s in STAGES if self.config.finest == "ops" or s[0] != "ops"]
+        if self.problem.num_groups < 2 * COARSE_UNITS:
+            stages = [s for s in stages if s[0] != "coarse"]
+        total, at, cycles = sum(share for _, share, _ in stages), 0.0, []
+        for name, share, count in stages:
+            for i in range(count):
+                length = share / total / count
+                cycles.append(_Cycle(name, at, at + length, HOT[i % len(HOT)]))
+                at += length
+        return cycles
+
+    def _cycle_at(self, progress: float) -> _Cycle:
+        for cycle in self._cycles:
+            if progress < cycle.end:
+                return cycle
+        length = AFTER[1]
+        number = int((progress - self._cycles[-1].end) / length)
+        begin = self._cycles[-1].end + number * length
+        return _Cycle(self._cycles[-1].stage, begin, begin + length, HOT[number % len(HOT)])
+
+    def _field(self, stage: str) -> Field:
+        with self._lock:  # two chains may come to a stage at once
+            if stage not in self._fields:
+                self._fields[stage] = make_field(self.problem, self._units(stage))
+            return self._fields[stage]
+
+    def _units(self, stage: str) -> Groups:
+        if stage == "coarse":
+            return coarsen(self.problem.graph, self.problem.groups, COARSE_UNITS)
+        return self.problem.groups if stage == "groups" else one_group_an_op(self.problem.graph)
