@@ -88,7 +88,7 @@ class ReinforceConfig:
     elites: int = 8
     search_moves: int = 8192
     search_chains: int = 2
-    search_learning_rate: float = 0.02
+    search_learning_rate: float = 0.1
     search_kind_rate: float = 0.02
     search_uniform_share: float = 0.1
     search_finest: str = "ops"

@@ -167,7 +167,7 @@ def run_placer(
     taken_s = time.perf_counter() - began
     step_time_s, feasible, evaluations = None, False, 0
     if placed is not None:
-        evaluation = problem.evaluate(placed.placement[None])
+        evaluation = problem.evaluate_one(placed.placement)
         step_time_s, feasible = float(evaluation.step_time_s[0]), bool(evaluation.feasible[0])
         evaluations = placed.evaluations
     about = (graph, cluster, name, seed, budget.time_limit_s, budget.evaluations)

@@ -174,7 +174,7 @@ def run_placer(problem: PlacementProblem, placer: str, key: tuple[str, str, str,
     except InputError as error:
         return Row(*key, time.perf_counter() - began, None, False, str(error))
     taken_s = time.perf_counter() - began
-    evaluation = problem.evaluate(placement[None])
+    evaluation = problem.evaluate_one(placement)
     return Row(*key, round(taken_s, 3), float(evaluation.step_time_s[0]), bool(evaluation.feasible[0]))
 
 
