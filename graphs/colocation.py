@@ -37,7 +37,9 @@ op was captured in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -78,7 +80,8 @@ def colocate(graph: ComputationGraph, *, wanted_groups: int = WANTED_GROUPS) -> 
     """
     if wanted_groups < 1:
         raise InputError(f"the wanted number of groups is {wanted_groups}; it must be at least 1")
-    return coarsen(graph, natural_groups(graph), wanted_groups)
+    with _collector_paused():
+        return coarsen(graph, natural_groups(graph), wanted_groups)
 
 
 def natural_groups(graph: ComputationGraph) -> Groups:
@@ -95,6 +98,21 @@ def natural_groups(graph: ComputationGraph) -> Groups:
     _join_unread_parameters(state)
     _gather_shared_parameters(state)
     return _name_groups(graph, state)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without Python's cyclic garbage collector, which would walk all lists of a large graph again and again.
+
+    It makes grouping grow faster than n log n, and finds nothing: no cycles are made here.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class _Clusters:

@@ -279,7 +279,7 @@ def _check_model(model: nn.Module, name: str, training: bool) -> None:
         if hasattr(module, "_packed_params"):
             raise InputError(
                 f"model '{name}' keeps the weights of '{path}' packed by a quantization backend, so neither their "
-                "bytes nor its FLOPs can be seen; capture the model before it is quantized, or multiply by torch._int_mm"
+                "bytes nor its FLOPs can be seen; capture it before it is quantized, or use torch._int_mm"
             )
     for key, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if torch.nn.parameter.is_lazy(parameter):

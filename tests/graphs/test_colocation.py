@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import time
 from collections import Counter
@@ -497,6 +498,17 @@ def test_names_stay_unique_when_an_op_is_called_like_a_module() -> None:
     graph = graph_of(ops, "m>a,b a>b b>m#2")
     names = natural_groups(graph).names
     assert sorted(names) == ["b", "m", "m#2", "m#3"]
+
+
+def test_the_garbage_collector_is_as_it_was_after_grouping() -> None:
+    graph = random_graph(50)
+    try:
+        for on in (False, True):
+            (gc.enable if on else gc.disable)()
+            colocate(graph, wanted_groups=5)
+            assert gc.isenabled() == on
+    finally:
+        gc.enable()
 
 
 @pytest.mark.benchmark
