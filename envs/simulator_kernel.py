@@ -421,8 +421,8 @@ def _run_on(work, peak, now, stop_after):
 
     Where `stop_after` ops have ended before an instant is due, stop there and return the instant before it.
     """
-    (schedule, op_time_s, op_of_rank, sources, resident_bytes, route_directions, first_word, ops, tensors, edges,
-     holders, home_holders, transfers, devices, routes, directions, queues, bits, destinations, ended, wake, touched,
+    (schedule, op_time_s, op_of_rank, _, _, route_directions, first_word, ops, tensors, edges,
+     holders, _, transfers, devices, routes, directions, queues, bits, destinations, ended, wake, touched,
      slot_s, block_s, state) = work  # fmt: skip
     num_devices, num_blocks = np.uint64(len(devices)), np.uint64(len(block_s))
     time_s = _least_of_all(block_s)
@@ -483,20 +483,20 @@ def _run_on(work, peak, now, stop_after):
 @inlined
 def _begin(work, place, limit_s, peak):
     """Start the step of one placement ``[N]``; return False where it is proven at once to exceed the limit."""
-    (schedule, op_time_s, op_of_rank, sources, resident_bytes, route_directions, first_word, ops, tensors, edges,
-     holders, home_holders, transfers, devices, routes, directions, queues, bits, destinations, ended, wake, touched,
-     slot_s, block_s, state) = work  # fmt: skip
     _reset(
-        op_time_s, resident_bytes, ops, holders, home_holders, devices, directions, queues, slot_s, block_s, state,
-        place, peak, limit_s,
+        work.op_time_s, work.resident_bytes, work.ops, work.holders, work.home_holders, work.devices, work.directions,
+        work.queues, work.slot_s, work.block_s, work.state, place, peak, limit_s,
     )  # fmt: skip
-    if state[_0].over != 0:
+    if work.state[_0].over != 0:
         return False
-    for op in sources:
-        _make_ready(schedule, first_word, ops, devices, bits, wake, touched, state, op)
+    for op in work.sources:
+        _make_ready(
+            work.schedule, work.first_word, work.ops, work.devices, work.bits, work.wake, work.touched, work.state, op
+        )
     _start_ops(
-        schedule, op_time_s, op_of_rank, first_word, ops, devices, bits, wake, touched, slot_s, block_s, state, 0.0
-    )
+        work.schedule, work.op_time_s, work.op_of_rank, work.first_word, work.ops, work.devices, work.bits, work.wake,
+        work.touched, work.slot_s, work.block_s, work.state, 0.0,
+    )  # fmt: skip
     return True
 
 
@@ -643,14 +643,13 @@ def _restore(work, kept, c, place, limit_s, peak):
     work.state[_0].limit_s = limit_s * (1.0 + 4.0 * len(place) * EPSILON)
     for d in range(np.uint64(len(work.devices))):
         _copy(work.bits[d], kept.bits[c, d], len(work.bits[d]))
-        work.devices[d].work_left_s = 0.0
     for t in range(np.uint64(len(work.tensors))):
         work.tensors[t].uses = kept.uses[c, t]
     for op in range(np.uint64(len(place))):
         work.ops[op].missing = kept.missing[c, op]
         work.ops[op].next_op = kept.next_op[c, op]
         work.ops[op].device = place[op]
-        if limit_s < np.inf and kept.op_start_s[op] > kept.now_s[c]:
+        if limit_s < np.inf and kept.op_start_s[op] > kept.now_s[c]:  # checkpoints are taken without a limit
             device = work.devices[np.uint32(place[op])]
             device.work_left_s += work.op_time_s[device.spec, op]
 

@@ -10,6 +10,7 @@ from envs.checkpoints import StepCheckpoints
 from envs.problem import PlacementProblem
 from envs.simulator import SCHEDULES, simulate_batch
 from envs.simulator_plain import simulate_plain
+from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError
 from graphs.groups import make_groups, one_group_an_op
 from graphs.synthetic import random_graph
@@ -60,6 +61,31 @@ def test_resuming_changes_no_bit(case: tuple[PlacementProblem, np.ndarray], seed
 @given(placed(problems(restrict=False)), st.integers(0, 2**32 - 1))
 def test_resuming_changes_no_bit_in_thousands(case: tuple[PlacementProblem, np.ndarray], seed: int) -> None:
     check_exact(*case, seed)
+
+
+def shared_tensors(rng: np.random.Generator, num_ops: int) -> ComputationGraph:
+    """A chain in which many tensors have many readers all along, as weights have: most moves change no transfer."""
+    tensors = []
+    for op in range(num_ops - 1):
+        if rng.random() < 0.8:
+            tensors.append((op, int(rng.integers(0, 9)), [op + 1]))
+        if rng.random() < 0.3:
+            later = np.arange(op + 1, num_ops)
+            readers = np.sort(rng.choice(later, size=min(int(rng.integers(2, 12)), len(later)), replace=False))
+            tensors.append((op, int(rng.integers(0, 9)), readers.tolist()))
+    resident = {op: int(rng.integers(1, 9)) for op in range(0, num_ops, 3)}
+    lasting = tuple(np.flatnonzero(rng.random(len(tensors)) < 0.2).tolist())
+    times_s = rng.choice([0.0, 0.25, 1.0, 1.0, 2.0], size=num_ops).tolist()
+    return graph_of(times_s, tensors, resident=resident, resident_tensors=lasting)
+
+
+@pytest.mark.parametrize("schedule", ["priority", "fifo"])
+def test_tensors_with_many_readers_go_on_to_live_as_long_as_they_should(schedule: str) -> None:
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        where = hub(2 + seed % 3, bytes_per_s=[1.0, 8.0, 100.0][seed % 3])
+        problem = problem_of(shared_tensors(rng, 50), where, schedule)
+        check_exact(problem, rng.integers(0, problem.num_devices, size=50), seed)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
