@@ -15,6 +15,8 @@ Why it is fast:
   direction arrives, so it is hooked to that one.
 - **Records, not columns.** An event touches an op, its tensors and their readers at random places, so all that it needs
   of an op lies in one cache line. Indices are unsigned, which spares numba's check for negative ones.
+- **Moves resume.** A placement that differs little from one that was simulated is simulated on from a copy of the state
+  before the difference (`resume_many`, which `envs.checkpoints` calls).
 - **Nothing is allocated** while simulating: `envs.simulator_work.Work` holds all that changes, one for each thread.
 
 The functions are compiled when first called and kept in numba's cache (see `compiled`). All of them stand in this one
