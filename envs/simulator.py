@@ -32,6 +32,9 @@ the start of its transfer to the end of its last reader there (also a copy of a 
 what ends at an instant makes room for what starts at it, and a life of no length takes no room. The peak is the most
 that is in use between any two instants.
 
+**Restrictions.** An op may be restricted to kinds of device. The simulator runs any placement; `envs.problem` calls one
+infeasible that puts an op where it may not be, or whose peak exceeds a device's memory.
+
 `envs.simulator_kernel` and `envs.simulator_in_order` say how this is made fast; they differ in no bit from
 `envs.simulator_plain`.
 
