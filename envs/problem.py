@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.checkpoints import StepCheckpoints
 from envs.cluster import Cluster, DeviceSpec
 from envs.cost_model import op_times_s
 from envs.simulator import SCHEDULES, SimulatorInput, Trace, make_input, simulate, simulate_batch
@@ -156,6 +157,7 @@ class PlacementProblem:
         *,
         threads: int | None = None,
         abort_above_s: float | NDArray[np.float64] | None = None,
+        checkpoints: StepCheckpoints | None = None,
     ) -> Evaluation:
         """Step time, peak memory and feasibility of a batch of placements of groups.
 
@@ -165,11 +167,16 @@ class PlacementProblem:
             abort_above_s: Seconds, one figure or ``float64[B]``: a search that would reject any slower placement lets
                 the simulator stop as soon as it is proven slower. Step times that are returned are exact all the same;
                 `Evaluation.aborted` says where it stopped.
+            checkpoints: Of `checkpoints`: each step is simulated from the last of them before it differs from theirs,
+                with the same result, on one core.
 
         Raises:
-            InputError: The shape or a device index is wrong, or a bound is not a number.
+            InputError: The shape or a device index is wrong, a bound is not a number, or the checkpoints are of another
+                problem.
         """
         placements = self._checked(placements, self.num_groups)
+        if checkpoints is not None and checkpoints.given is not self.simulator_input:
+            raise InputError("the checkpoints are of another problem; make them with checkpoints() of this one")
         allowed = self.allowed[np.arange(self.num_groups), placements].all(axis=1)
         bounds_s = None if abort_above_s is None else np.broadcast_to(abort_above_s, len(placements))
         # Expanded to ops a batch can be large, so it is expanded in parts.
@@ -180,6 +187,7 @@ class PlacementProblem:
                 allowed[i : i + rows],
                 threads,
                 None if bounds_s is None else bounds_s[i : i + rows],
+                checkpoints,
             )
             for i in range(0, max(len(placements), 1), rows)
         ]
@@ -202,6 +210,15 @@ class PlacementProblem:
         placements = self._checked(placements, self.graph.num_ops)
         feasible = self.op_allowed[np.arange(self.graph.num_ops), placements].all(axis=1)
         return self._evaluate(placements.astype(np.int32), feasible, threads, abort_above_s)
+
+    def checkpoints(self, placement: NDArray[np.integer]) -> StepCheckpoints:
+        """Simulate one placement of groups, ``int[G]``, for `evaluate` to go on from with others that differ little.
+
+        Raises:
+            InputError: The shape or a device index is wrong.
+        """
+        placement = self._checked(np.asarray(placement)[None], self.num_groups)
+        return StepCheckpoints(self.simulator_input, self.groups.to_ops(placement)[0])
 
     def to_ops(self, placement: NDArray[np.integer]) -> NDArray[np.int32]:
         """``int32[N]`` from a placement of groups, ``int[G]``, or of ops, ``int[N]``.
@@ -295,11 +312,15 @@ class PlacementProblem:
         allowed: NDArray[np.bool_],
         threads: int | None,
         abort_above_s: float | NDArray[np.float64] | None,
+        checkpoints: StepCheckpoints | None = None,
     ) -> Evaluation:
         if abort_above_s is not None:
             # What is left of a step is bounded for ops on devices that they may be on.
             abort_above_s = np.where(allowed, abort_above_s, np.inf)
-        step_time_s, peak = simulate_batch(self.simulator_input, ops, threads=threads, abort_above_s=abort_above_s)
+        if checkpoints is None:
+            step_time_s, peak = simulate_batch(self.simulator_input, ops, threads=threads, abort_above_s=abort_above_s)
+        else:
+            step_time_s, peak = checkpoints.simulate_batch(ops, abort_above_s=abort_above_s)
         fits = (peak <= self.cluster.memory_bytes).all(axis=1)
         return Evaluation(step_time_s, peak, allowed & fits & np.isfinite(step_time_s))
 

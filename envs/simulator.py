@@ -32,6 +32,9 @@ the start of its transfer to the end of its last reader there (also a copy of a 
 what ends at an instant makes room for what starts at it, and a life of no length takes no room. The peak is the most
 that is in use between any two instants.
 
+**Restrictions.** An op may be restricted to kinds of device. The simulator runs any placement; `envs.problem` calls one
+infeasible that puts an op where it may not be, or whose peak exceeds a device's memory.
+
 `envs.simulator_kernel` and `envs.simulator_in_order` say how this is made fast; they differ in no bit from
 `envs.simulator_plain`.
 
@@ -278,7 +281,7 @@ def simulate(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trac
         problem: What to simulate.
         op_placement: ``int[N]``, a device index for each op.
     """
-    placements = _as_placements(problem, np.asarray(op_placement)[None])
+    placements = as_placements(problem, np.asarray(op_placement)[None])
     step_time_s, peak = np.empty(1), np.empty((1, problem.num_devices), dtype=np.int64)
     with problem._workspace() as work:
         problem._kernel.simulate_many(work, placements, np.full(1, np.inf), step_time_s, peak)
@@ -329,15 +332,11 @@ def simulate_batch(
     Raises:
         InputError: The shape or a device index is wrong, or a bound is not a number.
     """
-    placements = _as_placements(problem, np.asarray(op_placements))
+    placements = as_placements(problem, np.asarray(op_placements))
     count = len(placements)
     step_time_s = np.empty(count)
     peak = np.empty((count, problem.num_devices), dtype=np.int64)
-    limit_s = np.full(count, np.inf)
-    if abort_above_s is not None:
-        limit_s[:] = abort_above_s
-        if np.isnan(limit_s).any():
-            raise InputError("abort_above_s is not a number; give seconds, or infinity for no bound")
+    limit_s = limits_s(abort_above_s, count)
     parts = min(available_cores() if threads is None else max(threads, 1), count)
 
     def part(number: int) -> None:
@@ -373,7 +372,21 @@ def _pool() -> ThreadPoolExecutor:
     return _pools[0]
 
 
-def _as_placements(problem: SimulatorInput, placements: NDArray[np.integer]) -> NDArray[np.int32]:
+def limits_s(abort_above_s: float | NDArray[np.float64] | None, count: int) -> NDArray[np.float64]:
+    """``float64[count]``: the bounds as the kernel wants them, infinity where there is none.
+
+    Raises:
+        InputError: A bound is not a number.
+    """
+    limit_s = np.full(count, np.inf)
+    if abort_above_s is not None:
+        limit_s[:] = abort_above_s
+        if np.isnan(limit_s).any():
+            raise InputError("abort_above_s is not a number; give seconds, or infinity for no bound")
+    return limit_s
+
+
+def as_placements(problem: SimulatorInput, placements: NDArray[np.integer]) -> NDArray[np.int32]:
     """The placements as the kernel wants them: read-only, contiguous ``int32[B, N]``, every index in range."""
     if placements.ndim != 2 or placements.shape[1] != problem.num_ops or placements.dtype.kind not in "iu":
         raise InputError(

@@ -15,6 +15,8 @@ Why it is fast:
   direction arrives, so it is hooked to that one.
 - **Records, not columns.** An event touches an op, its tensors and their readers at random places, so all that it needs
   of an op lies in one cache line. Indices are unsigned, which spares numba's check for negative ones.
+- **Moves resume.** A placement that differs little from one that was simulated is simulated on from a copy of the state
+  before the difference (`resume_many`, which `envs.checkpoints` calls).
 - **Nothing is allocated** while simulating: `envs.simulator_work.Work` holds all that changes, one for each thread.
 
 The functions are compiled when first called and kept in numba's cache (see `compiled`). All of them stand in this one
@@ -33,7 +35,9 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
 PRIORITY, FIFO = range(2)
@@ -78,6 +82,23 @@ def _trailing_zeros(typing_context: Any, word: Any = None) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def _prefetch(typing_context: Any, array: Any = None, index: Any = None) -> Any:
+    """Ask for the cache line of an entry; on graphs of 100,000 ops this spares up to a fifth of the time."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = cgutils.get_item_pointer(context, builder, signature.args[0], view, [arguments[1]], wraparound=False)
+        byte = builder.bitcast(pointer, cgutils.voidptr_t)
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [byte, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64), generate
 
 
 @compiled
@@ -349,8 +370,9 @@ def _arrive(schedule, first_word, ops, tensors, edges, holders, transfers, devic
 
 @inlined
 def _start_ops(
-    schedule, op_time_s, op_of_rank, first_word, ops, devices, bits, wake, touched, slot_s, block_s, state, now
-):
+    schedule, op_time_s, op_of_rank, first_word, ops, tensors, holders, devices, bits, wake, touched, slot_s, block_s,
+    state, now,
+):  # fmt: skip
     """Every idle device that may have a ready op starts its best one."""
     for i in range(state[_0].awake):
         number = wake[i]
@@ -365,6 +387,9 @@ def _start_ops(
                 state[_0].over = 1
             device.work_left_s -= op_time_s[device.spec, op]
         device.running = op
+        # What its end will need; by then other events have passed.
+        _prefetch(tensors, np.uint64(ops[op].first_tensor))
+        _prefetch(holders, np.uint64(ops[op].first_input))
         end_s = now + op_time_s[device.spec, op]
         ops[op].start_s = now
         ops[op].end_s = end_s
@@ -383,6 +408,7 @@ def _reset(
     state[_0].limit_s = limit_s * (1.0 + 4.0 * len(place) * EPSILON)
     state[_0].over = 0
     state[_0].transfers = 0
+    state[_0].ended = 0
     state[_0].awake = 0
     state[_0].touched = 0
     for device in devices:
@@ -415,32 +441,21 @@ def _reset(
 
 
 @inlined
-def _simulate(work, place, limit_s, peak):
-    """Simulate one placement ``[N]``: return the step time, fill `peak` ``[D]`` and the trace in `work`.
+def _run_on(work, peak, now, stop_after):
+    """Go on from an instant that is over; return the step time, or infinity where it is proven to exceed the limit.
 
-    Where the step is proven to take longer than `limit_s`, stop and return infinity. Two things prove it, whenever an
-    op starts: its longest remaining path, and what its device has still to compute.
+    Where `stop_after` ops have ended before an instant is due, stop there and return the instant before it.
     """
-    (schedule, op_time_s, op_of_rank, sources, resident_bytes, route_directions, first_word, ops, tensors, edges,
-     holders, home_holders, transfers, devices, routes, directions, queues, bits, destinations, ended, wake, touched,
+    (schedule, op_time_s, op_of_rank, _, _, route_directions, first_word, ops, tensors, edges,
+     holders, _, transfers, devices, routes, directions, queues, bits, destinations, ended, wake, touched,
      slot_s, block_s, state) = work  # fmt: skip
-    _reset(
-        op_time_s, resident_bytes, ops, holders, home_holders, devices, directions, queues, slot_s, block_s, state,
-        place, peak, limit_s,
-    )  # fmt: skip
-    if state[_0].over != 0:
-        return np.inf
     num_devices, num_blocks = np.uint64(len(devices)), np.uint64(len(block_s))
-    now = 0.0
-    for op in sources:
-        _make_ready(schedule, first_word, ops, devices, bits, wake, touched, state, op)
-    _start_ops(
-        schedule, op_time_s, op_of_rank, first_word, ops, devices, bits, wake, touched, slot_s, block_s, state, now
-    )
     time_s = _least_of_all(block_s)
     while time_s < np.inf:
         if time_s > now:
             _close_instant(schedule, first_word, ops, devices, bits, touched, state, peak)
+            if state[_0].ended >= stop_after:
+                return now
             now = time_s
         while time_s == now:
             num_ended = _0
@@ -478,10 +493,12 @@ def _simulate(work, place, limit_s, peak):
                         tensor, device, now,
                     )  # fmt: skip
                 _drop_inputs(ops, tensors, holders, transfers, devices, op)
+            state[_0].ended += num_ended
             time_s = _least_of_all(block_s)  # a transfer that takes no time arrives in the round of its start
         _start_ops(
-            schedule, op_time_s, op_of_rank, first_word, ops, devices, bits, wake, touched, slot_s, block_s, state, now
-        )
+            schedule, op_time_s, op_of_rank, first_word, ops, tensors, holders, devices, bits, wake, touched, slot_s,
+            block_s, state, now,
+        )  # fmt: skip
         if state[_0].over != 0:
             bits[:] = _0
             return np.inf
@@ -489,8 +506,264 @@ def _simulate(work, place, limit_s, peak):
     return now
 
 
+@inlined
+def _begin(work, place, limit_s, peak):
+    """Start the step of one placement ``[N]``; return False where it is proven at once to exceed the limit."""
+    _reset(
+        work.op_time_s, work.resident_bytes, work.ops, work.holders, work.home_holders, work.devices, work.directions,
+        work.queues, work.slot_s, work.block_s, work.state, place, peak, limit_s,
+    )  # fmt: skip
+    if work.state[_0].over != 0:
+        return False
+    for op in work.sources:
+        _make_ready(
+            work.schedule, work.first_word, work.ops, work.devices, work.bits, work.wake, work.touched, work.state, op
+        )
+    _start_ops(
+        work.schedule, work.op_time_s, work.op_of_rank, work.first_word, work.ops, work.tensors, work.holders,
+        work.devices, work.bits, work.wake, work.touched, work.slot_s, work.block_s, work.state, 0.0,
+    )  # fmt: skip
+    return True
+
+
+@inlined
+def _simulate(work, place, limit_s, peak):
+    """Simulate one placement ``[N]``: return the step time, fill `peak` ``[D]`` and the trace in `work`.
+
+    Where the step is proven to take longer than `limit_s`, stop and return infinity. Two things prove it, whenever an
+    op starts: its longest remaining path, and what its device has still to compute.
+    """
+    return _run_on(work, peak, 0.0, NONE) if _begin(work, place, limit_s, peak) else np.inf
+
+
 @compiled
 def simulate_many(work, placements, limit_s, step_time_s, peak_memory_bytes):
     """Simulate placements ``[B, N]`` under limits ``[B]`` into ``[B]`` and ``[B, D]``."""
     for b in range(len(placements)):
         step_time_s[b] = _simulate(work, placements[b], limit_s[b], peak_memory_bytes[b])
+
+
+@inlined
+def _copy(to, source, count):
+    """Copy entries; numba copies slices only by way of an array that it allocates."""
+    for i in range(np.uint64(count)):
+        to[i] = source[i]
+
+
+@compiled
+def simulate_with_checkpoints(work, kept, place, peak):
+    """Simulate one placement ``[N]``, return its step time, and keep in `kept` what `resume_many` needs.
+
+    Checkpoints are taken when equal parts of the ops have ended, each between two instants. The first part is double:
+    to simulate less than that anew takes no longer than to restore it.
+    """
+    _begin(work, place, np.inf, peak)
+    count, num_ops = np.uint64(len(kept.now_s)), np.uint64(len(place))
+    now = 0.0
+    for c in range(count):
+        now = _run_on(work, peak, now, num_ops * (c + np.uint64(2)) // (count + np.uint64(2)))
+        kept.now_s[c] = now
+        for op in range(num_ops):
+            kept.missing[c, op] = work.ops[op].missing
+            kept.next_op[c, op] = work.ops[op].next_op
+        for t in range(np.uint64(len(work.tensors))):
+            kept.uses[c, t] = work.tensors[t].uses
+        for d in range(np.uint64(len(work.devices))):
+            _copy(kept.bits[c, d], work.bits[d], len(work.bits[d]))
+        _copy(kept.peak[c], peak, len(peak))
+        _copy(kept.holders[c], work.holders, len(work.holders))
+        _copy(kept.transfers[c], work.transfers, work.state[_0].transfers)
+        _copy(kept.devices[c], work.devices, len(work.devices))
+        _copy(kept.directions[c], work.directions, len(work.directions))
+        _copy(kept.queues[c], work.queues, len(work.queues))
+        _copy(kept.slot_s[c], work.slot_s, len(work.slot_s))
+        _copy(kept.block_s[c], work.block_s, len(work.block_s))
+        kept.state[c] = work.state[_0]
+    now = _run_on(work, peak, now, NONE)
+    _copy(kept.place, place, num_ops)
+    for op in range(num_ops):
+        kept.op_start_s[op] = work.ops[op].start_s
+        kept.op_end_s[op] = work.ops[op].end_s
+    kept.first_transfer[:] = NONE
+    kept.departed_s[:] = 0.0
+    for k in range(np.uint64(work.state[_0].transfers)):
+        tensor = work.transfers[k].tensor
+        if kept.first_transfer[tensor] == NONE:
+            kept.first_transfer[tensor] = k
+        kept.departed_s[tensor] = max(kept.departed_s[tensor], work.transfers[k].end_s)
+    return now
+
+
+@inlined
+def _tensor_unchanged_until(work, kept, place, tensor):
+    """Until which time a tensor is sent and kept as it was, now that some of its readers are elsewhere.
+
+    Its producer stays. The tensor must go to the same devices, and on no device die at another time: where readers that
+    move are among its users there before but not after, or the other way round, it does when the others are done.
+    """
+    producer, home = work.tensors[tensor].producer, place[work.tensors[tensor].producer]
+    made_s = kept.op_end_s[producer]
+    kept.readers[:] = 0
+    kept.last_read_s[:] = 0.0
+    for e in range(work.tensors[tensor].first_edge, work.tensors[tensor + _1].first_edge):
+        reader = work.edges[e].reader
+        before, after = kept.place[reader], place[reader]
+        if before == after:
+            kept.readers[0, before] += 1
+            kept.last_read_s[before] = max(kept.last_read_s[before], kept.op_end_s[reader])
+        else:
+            kept.readers[1, before] += 1
+            kept.readers[2, after] += 1
+    until_s = np.inf
+    for d in range(np.uint64(len(work.devices))):
+        stay, leave, come = kept.readers[0, d], kept.readers[1, d], kept.readers[2, d]
+        if (leave > 0) == (come > 0):
+            continue
+        if np.int64(d) == home:
+            if work.tensors[tensor].local_bytes > 0:
+                until_s = min(until_s, max(made_s, kept.last_read_s[d], kept.departed_s[tensor]))
+        elif stay == 0:
+            until_s = min(until_s, made_s)
+        elif work.tensors[tensor].bytes > 0:
+            until_s = min(until_s, kept.last_read_s[d])
+    return until_s
+
+
+@inlined
+def _unchanged_until(work, kept, place):
+    """A time before which a step goes on under another placement as it did under that of the checkpoints.
+
+    An op that moves must not have been ready before, neither where it was nor where it is.
+    """
+    until_s = np.inf
+    kept.mark[_0] += 1
+    for op in range(np.uint64(len(place))):
+        if place[op] == kept.place[op]:
+            continue
+        ready_s = 0.0
+        for i in range(work.ops[op].first_input, work.ops[op + _1].first_input):
+            tensor = work.home_holders[i] >> _1
+            producer = work.tensors[tensor].producer
+            ready_s = max(ready_s, kept.op_end_s[producer])
+            if until_s <= kept.now_s[_0]:
+                return until_s
+            if place[producer] == kept.place[producer] and kept.marks[tensor] != kept.mark[_0]:
+                kept.marks[tensor] = kept.mark[_0]
+                until_s = min(until_s, _tensor_unchanged_until(work, kept, place, tensor))
+        until_s = min(until_s, ready_s)
+    return until_s
+
+
+@inlined
+def _restore(work, kept, c, place, limit_s, peak):
+    """Put everything to where it was at a checkpoint."""
+    _copy(peak, kept.peak[c], len(peak))
+    _copy(work.holders, kept.holders[c], len(work.holders))
+    _copy(work.transfers, kept.transfers[c], kept.state[c].transfers)
+    _copy(work.devices, kept.devices[c], len(work.devices))
+    _copy(work.directions, kept.directions[c], len(work.directions))
+    _copy(work.queues, kept.queues[c], len(work.queues))
+    _copy(work.slot_s, kept.slot_s[c], len(work.slot_s))
+    _copy(work.block_s, kept.block_s[c], len(work.block_s))
+    work.state[_0] = kept.state[c]
+    work.state[_0].limit_s = limit_s * (1.0 + 4.0 * len(place) * EPSILON)
+    for d in range(np.uint64(len(work.devices))):
+        _copy(work.bits[d], kept.bits[c, d], len(work.bits[d]))
+    for t in range(np.uint64(len(work.tensors))):
+        work.tensors[t].uses = kept.uses[c, t]
+    for op in range(np.uint64(len(place))):
+        work.ops[op].missing = kept.missing[c, op]
+        work.ops[op].next_op = kept.next_op[c, op]
+        work.ops[op].device = place[op]
+        if limit_s < np.inf and kept.op_start_s[op] > kept.now_s[c]:  # checkpoints are taken without a limit
+            device = work.devices[np.uint32(place[op])]
+            device.work_left_s += work.op_time_s[device.spec, op]
+
+
+@inlined
+def _count_readers_again(work, kept, tensor, now):
+    """Of a tensor that is made, count the users of each copy, and chain those that wait for it."""
+    kept.marks[tensor] = kept.mark[_0]
+    home = work.ops[work.tensors[tensor].producer].device
+    work.tensors[tensor].uses = 0
+    k = np.uint64(kept.first_transfer[tensor])
+    while k < np.uint64(work.state[_0].transfers) and work.transfers[k].tensor == tensor:
+        work.devices[work.transfers[k].destination].first_edge = k
+        work.transfers[k].uses = 0
+        if work.transfers[k].end_s > now:
+            work.transfers[k].first_edge = NONE
+            work.tensors[tensor].uses += 1
+        k += _1
+    for e in range(work.tensors[tensor].first_edge, work.tensors[tensor + _1].first_edge):
+        reader = work.edges[e].reader
+        if kept.op_end_s[reader] <= now:
+            continue
+        if work.ops[reader].device == home:
+            work.tensors[tensor].uses += 1
+        else:
+            transfer = work.transfers[work.devices[work.ops[reader].device].first_edge]
+            transfer.uses += 1
+            if transfer.end_s > now:
+                work.edges[e].next_edge = transfer.first_edge
+                transfer.first_edge = e
+
+
+@inlined
+def _move(work, kept, c, place, peak):
+    """Make a restored checkpoint one of another placement: each op that moves is not ready before or after."""
+    now = kept.now_s[c]
+    kept.mark[_0] += 1
+    for k in range(work.state[_0].transfers):
+        tensor = work.transfers[k].tensor
+        if work.transfers[k].end_s > now and kept.marks[tensor] != kept.mark[_0]:
+            _count_readers_again(work, kept, tensor, now)
+    for op in range(np.uint64(len(place))):
+        before, after = kept.place[op], place[op]
+        if before == after:
+            continue
+        work.devices[np.uint32(before)].memory -= work.resident_bytes[op]
+        work.devices[np.uint32(after)].memory += work.resident_bytes[op]
+        peak[before] -= work.resident_bytes[op]
+        peak[after] += work.resident_bytes[op]
+        work.ops[op].missing = work.ops[op].num_inputs
+        for i in range(work.ops[op].first_input, work.ops[op + _1].first_input):
+            work.holders[i] = work.home_holders[i]
+            tensor = work.home_holders[i] >> _1
+            producer = work.tensors[tensor].producer
+            if kept.op_end_s[producer] > now:
+                continue
+            if kept.marks[tensor] != kept.mark[_0]:
+                _count_readers_again(work, kept, tensor, now)
+            if place[producer] == after:
+                work.ops[op].missing -= 1
+                continue
+            k = np.uint64(kept.first_transfer[tensor])
+            while np.int64(work.transfers[k].destination) != after:
+                k += _1
+            if work.transfers[k].end_s <= now:
+                work.ops[op].missing -= 1
+                work.holders[i] = (k << _1) | _1
+
+
+@compiled
+def resume_many(work, kept, placements, limit_s, step_time_s, peak_memory_bytes, resumed_s):
+    """As `simulate_many`, from the last checkpoint before anything differs; `resumed_s` ``[B]`` says when that was.
+
+    It equals `simulate_many`, which is the plain version, to the last bit: up to a time at which no op that moves can
+    have been ready and each tensor is sent and freed as before, the same things happen under both placements.
+    """
+    for b in range(len(placements)):
+        place, peak = placements[b], peak_memory_bytes[b]
+        until_s = _unchanged_until(work, kept, place)
+        c = np.uint64(len(kept.now_s))
+        while c > _0 and kept.now_s[c - _1] >= until_s:
+            c -= _1
+        if c == _0:
+            resumed_s[b] = 0.0
+            step_time_s[b] = _simulate(work, place, limit_s[b], peak)
+        else:
+            c -= _1
+            resumed_s[b] = kept.now_s[c]
+            _restore(work, kept, c, place, limit_s[b], peak)
+            _move(work, kept, c, place, peak)
+            step_time_s[b] = _run_on(work, peak, kept.now_s[c], NONE)

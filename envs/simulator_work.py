@@ -99,11 +99,12 @@ STATE = np.dtype(
         ("awake", np.uint32),
         ("touched", np.uint32),
         ("over", np.uint32),
+        ("ended", np.uint32),
     ],
     align=True,
 )
 """What the step is not to exceed, how many transfers there are, how many devices stand in `Work.wake` and
-`Work.touched`, and 1 once the step is proven to exceed its limit."""
+`Work.touched`, 1 once the step is proven to exceed its limit, and how many ops have ended."""
 
 
 class Work(NamedTuple):
@@ -212,4 +213,66 @@ def make_work(problem: SimulatorInput) -> Work:
         slot_s=np.zeros(blocks * int(BLOCK)),
         block_s=np.zeros(blocks),
         state=np.zeros(1, dtype=STATE),
+    )
+
+
+class Checkpoints(NamedTuple):
+    """The state of one simulated step at ``C`` instants, and what happened in it: what resuming the step needs."""
+
+    now_s: NDArray[np.float64]  # [C], all that falls due until then, inclusive, has been applied
+    peak: NDArray[np.int64]  # [C, D]
+    missing: NDArray[np.int32]  # [C, N]
+    next_op: NDArray[np.uint32]  # [C, N]
+    uses: NDArray[np.int32]  # [C, T + 1]
+    holders: NDArray[np.uint32]  # [C, E]
+    transfers: NDArray[Any]  # TRANSFER[C, E]
+    devices: NDArray[Any]  # DEVICE[C, D]
+    directions: NDArray[Any]  # DIRECTION[C, directions]
+    queues: NDArray[Any]  # QUEUE[C, queues]
+    bits: NDArray[np.uint64]  # [C, D, words]
+    slot_s: NDArray[np.float64]  # [C, slots]
+    block_s: NDArray[np.float64]  # [C, blocks]
+    state: NDArray[Any]  # STATE[C]
+    place: NDArray[np.int32]  # [N]
+    op_start_s: NDArray[np.float64]  # [N]
+    op_end_s: NDArray[np.float64]  # [N]
+    first_transfer: NDArray[np.uint32]  # [T], the first of a tensor's transfers, which follow each other
+    departed_s: NDArray[np.float64]  # [T], end of a tensor's last transfer
+    readers: NDArray[np.int64]  # [3, D], of a tensor: those that stay, that leave, and that come
+    last_read_s: NDArray[np.float64]  # [D], by those that stay
+    marks: NDArray[np.uint32]  # [T], equal to `mark` where a tensor has been dealt with
+    mark: NDArray[np.uint32]  # [1]
+
+
+def make_checkpoints(work: Work, count: int) -> Checkpoints:
+    """Allocate ``C = count`` checkpoints of a step; what they do not use of this stays untouched."""
+
+    def copies(array: NDArray[Any]) -> NDArray[Any]:
+        return np.zeros((count, *array.shape), dtype=array.dtype)
+
+    num_ops, num_tensors = len(work.ops) - 1, len(work.tensors) - 1
+    return Checkpoints(
+        now_s=np.zeros(count),
+        peak=np.zeros((count, len(work.devices)), dtype=np.int64),
+        missing=np.zeros((count, num_ops), dtype=np.int32),
+        next_op=np.zeros((count, num_ops), dtype=np.uint32),
+        uses=np.zeros((count, num_tensors + 1), dtype=np.int32),
+        holders=copies(work.holders),
+        transfers=copies(work.transfers),
+        devices=copies(work.devices),
+        directions=copies(work.directions),
+        queues=copies(work.queues),
+        bits=copies(work.bits),
+        slot_s=copies(work.slot_s),
+        block_s=copies(work.block_s),
+        state=np.zeros(count, dtype=STATE),
+        place=np.zeros(num_ops, dtype=np.int32),
+        op_start_s=np.zeros(num_ops),
+        op_end_s=np.zeros(num_ops),
+        first_transfer=np.zeros(num_tensors, dtype=np.uint32),
+        departed_s=np.zeros(num_tensors),
+        readers=np.zeros((3, len(work.devices)), dtype=np.int64),
+        last_read_s=np.zeros(len(work.devices)),
+        marks=np.zeros(num_tensors, dtype=np.uint32),
+        mark=np.zeros(1, dtype=np.uint32),
     )

@@ -222,7 +222,7 @@ def _draw_memory(axes: Axes, trace: Trace, cluster: Cluster, scale: float) -> No
     axes.tick_params(labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    columns = min(max(cluster.num_devices, 1), 4)
+    columns = min(max(cluster.num_devices, 1), 5)
     axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.42), ncols=columns, fontsize=8, frameon=False, handlelength=1.4
+        loc="upper center", bbox_to_anchor=(0.5, -0.36), ncols=columns, fontsize=8, frameon=False, handlelength=1.4
     )

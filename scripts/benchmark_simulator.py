@@ -5,7 +5,7 @@
 An event is the end of an op or of a transfer. Times are the least of several rounds, in which the two simulators take
 turns, because other work on the machine can only add to them. Absolute times are this machine's; compare ratios.
 `--quick` measures only the 10,000-op cases. Without it there are also 1,000 and 100,000 ops with growth exponents,
-memory, the first user's compile time, and what a bound saves on a local search (which captures `nmt` and
+memory, the first user's compile time, and what checkpoints and bounds save a search (which captures `nmt` and
 `inception_v3`, once).
 """
 
@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a clone runs without being
 from envs.catalog import load_cluster
 from envs.problem import PlacementProblem
 from envs.simulator import SCHEDULES, available_cores, simulate_batch
-from envs.trace import Trace
 from graphs.groups import one_group_an_op
 from graphs.synthetic import random_graph
 from scripts.plain_event_loop import as_lists, simulate_in_a_loop
@@ -56,6 +55,7 @@ def main() -> None:
         print_growth(cases)
         print_memory()
         print_compile_time()
+        print_moves()
         for name in ("nmt", "inception_v3"):
             print_bound(name)
     if options.json:
@@ -148,13 +148,13 @@ def print_compile_time() -> None:
 
 
 def print_bound(name: str) -> None:
-    """What `abort_above_s` saves a simulated annealing, early, midway and late, and how little a move leaves."""
+    """What `abort_above_s` saves a simulated annealing, early, midway and late."""
     from graphs.colocation import colocate
     from graphs.sources import load_graph
 
     graph = load_graph(name)
     problem = PlacementProblem(graph, colocate(graph), load_cluster(CLUSTER))
-    proposals, bounds_s, times_s, unchanged = anneal(problem, 3_000)
+    proposals, bounds_s, times_s = anneal(problem, 3_000)
     print(f"\n{name} on {CLUSTER}: {graph.num_ops} ops, {problem.num_groups} groups, 3,000 proposals of an annealing")
     for title, part in (("early", slice(0, 1000)), ("midway", slice(1000, 2000)), ("late", slice(2000, 3000))):
         p, b = proposals[part], bounds_s[part]
@@ -168,22 +168,31 @@ def print_bound(name: str) -> None:
         aborted = problem.evaluate(p, abort_above_s=b).aborted
         print(
             f"  {title:<7} slower than the bound {(times_s[part] > b).mean():.0%}, stopped {aborted.mean():.0%}, "
-            f"{full_s / bounded_s:.2f} times faster"
+            f"after {run_share(problem, p[aborted], b[aborted]):.0%} of the ops, {full_s / bounded_s:.2f} times faster"
         )
-    print(f"  a move leaves the first {unchanged.mean():.2%} of the step as it was (median {np.median(unchanged):.2%})")
 
 
-def anneal(problem: PlacementProblem, steps: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Proposals ``[steps, G]``, their bounds and true step times, and the share of a step that moves leave as it was.
+def run_share(problem: PlacementProblem, placements: NDArray[Any], bounds_s: NDArray[Any]) -> float:
+    """The mean share of ops that had ended when each evaluation was stopped."""
+    given, ended = problem.simulator_input, []
+    for placement, bound_s in zip(problem.groups.to_ops(placements), bounds_s, strict=True):
+        simulate_batch(given, placement[None], threads=1, abort_above_s=bound_s)
+        with given._workspace() as work:
+            ended.append(int(work.state[0]["ended"]))
+    return float(np.mean(ended)) / given.num_ops if ended else 0.0
+
+
+def anneal(problem: PlacementProblem, steps: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Proposals ``[steps, G]``, their bounds and true step times.
 
     Half of the proposals move one group, half a run of groups in program or family order.
     """
     rng = np.random.default_rng(0)
     groups, gpus = problem.num_groups, problem.num_devices - 1
-    here = repaired(problem, 1 + np.arange(groups) * gpus // groups)
-    trace = problem.trace(here)
-    here_s, temperature_s = trace.step_time_s, trace.step_time_s * 0.03
-    proposals, bounds_s, times_s, unchanged = [], [], [], []
+    here = in_blocks(problem)
+    here_s = problem.evaluate(here[None]).step_time_s[0]
+    temperature_s = here_s * 0.03
+    proposals, bounds_s, times_s = [], [], []
     for _ in range(steps):
         order = (problem.groups.program_order, problem.groups.family_order)[rng.integers(2)]
         begin, length = rng.integers(groups), 1 if rng.random() < 0.5 else rng.integers(2, 64)
@@ -194,27 +203,87 @@ def anneal(problem: PlacementProblem, steps: int) -> tuple[NDArray[Any], NDArray
         evaluation = problem.evaluate(proposal[None], threads=1)
         proposals.append(proposal)
         times_s.append(evaluation.step_time_s[0])
-        if (proposal != here).any():
-            other = problem.trace(proposal)
-            unchanged.append(first_difference_s(trace, other) / here_s)
         if evaluation.feasible[0] and times_s[-1] <= bounds_s[-1]:
-            here, trace, here_s = proposal, problem.trace(proposal), times_s[-1]
+            here, here_s = proposal, times_s[-1]
         temperature_s *= 0.998
-    return np.array(proposals), np.array(bounds_s), np.array(times_s), np.array(unchanged)
+    return np.array(proposals), np.array(bounds_s), np.array(times_s)
 
 
-def first_difference_s(a: Trace, b: Trace) -> float:
-    """The earliest time at which two steps of a graph do something different."""
-    moved = (a.op_device != b.op_device) | (a.op_start_s != b.op_start_s)
-    first_s = np.minimum(a.op_start_s, b.op_start_s)[moved].min(initial=np.inf)
-    columns = ("transfer_tensor", "transfer_destination", "transfer_start_s")
-    both = min(a.num_transfers, b.num_transfers)
-    same = np.all([getattr(a, c)[:both] == getattr(b, c)[:both] for c in columns], axis=0)
-    differing = int(np.argmin(same)) if not same.all() else both
-    for trace in (a, b):
-        if differing < trace.num_transfers:
-            first_s = min(first_s, trace.transfer_start_s[differing])
-    return float(first_s)
+def print_moves() -> None:
+    """What checkpoints save evaluations of one move, by where in the graph it is, and a whole local search."""
+    from graphs.colocation import colocate
+    from graphs.sources import load_graph
+
+    cluster = load_cluster(CLUSTER)
+    print("\nmoves of one group from checkpoints: times faster than whole evaluations, and a local search of 4,000")
+    print(f"{'':<31}{'early':>7}{'middle':>8}{'late':>7}   search: checkpoints, bounds, both")
+    for name in ("random", "nmt:training=0", "inception_v3:training=0", "nmt", "inception_v3"):
+        graph = random_graph(10_000, seed=0) if name == "random" else load_graph(name)
+        for what, groups in (("ops", one_group_an_op(graph)), ("groups", colocate(graph))):
+            if name == "random" and what == "groups":
+                continue
+            problem = PlacementProblem(graph, groups, cluster)
+            parts = [moves_ratio(problem, part) for part in ((0.0, 0.1), (0.45, 0.55), (0.9, 1.0))]
+            ends = {}
+            for resume, bound in ((False, False), (True, False), (False, True), (True, True)):
+                runs = [local_search(problem, 4_000, resume=resume, bound=bound) for _ in range(2)]
+                ends[resume, bound] = min(seconds for seconds, _ in runs), runs[0][1]
+            if len({step_time_s for _, step_time_s in ends.values()}) > 1:
+                raise RuntimeError(f"the searches of {name} differ")
+            plain_s = ends[False, False][0]
+            ratios = [plain_s / ends[how][0] for how in ((True, False), (False, True), (True, True))]
+            print(
+                f"  {name:<22} {what:<6}{parts[0]:>7.2f}{parts[1]:>8.2f}{parts[2]:>7.2f}"
+                f"   {ratios[0]:>19.2f}{ratios[1]:>8.2f}{ratios[2]:>6.2f}"
+            )
+
+
+def moves_ratio(problem: PlacementProblem, part: tuple[float, float]) -> float:
+    """How many times faster moves of groups in a part of the program order are evaluated from checkpoints."""
+    rng, groups, gpus = np.random.default_rng(0), problem.num_groups, problem.num_devices - 1
+    here = in_blocks(problem)
+    rows = np.tile(here, (200, 1))
+    each = np.arange(len(rows))
+    group = problem.groups.program_order[rng.integers(int(part[0] * groups), int(part[1] * groups), len(rows))]
+    rows[each, group] = 1 + (rows[each, group] - 1 + rng.integers(1, gpus, len(rows))) % gpus
+    rows = np.where(problem.allowed[np.arange(groups), rows], rows, here)
+    kept = problem.checkpoints(here)
+    whole, resumed = problem.evaluate(rows), problem.evaluate(rows, checkpoints=kept)
+    if (whole.step_time_s != resumed.step_time_s).any():
+        raise RuntimeError("an evaluation from a checkpoint differs")
+    whole_s, resumed_s = fastest_s(
+        [lambda: problem.evaluate(rows, threads=1), lambda: problem.evaluate(rows, checkpoints=kept)], rounds=5
+    )
+    return whole_s / resumed_s
+
+
+def local_search(problem: PlacementProblem, moves: int, *, resume: bool, bound: bool) -> tuple[float, float]:
+    """Seconds that random moves of one group take, and the step time that they come to; the same one either way.
+
+    Eight moves are evaluated together; the best of them is kept if it is better.
+    """
+    rng, groups, gpus = np.random.default_rng(0), problem.num_groups, problem.num_devices - 1
+    here = in_blocks(problem)
+    here_s = problem.evaluate(here[None], threads=1).step_time_s[0]
+    draws = rng.integers(groups, size=(moves // 8, 8)), 1 + rng.integers(gpus, size=(moves // 8, 8))
+    started = time.perf_counter()
+    kept = problem.checkpoints(here) if resume else None
+    for group, device in zip(*draws, strict=True):
+        rows = np.tile(here, (8, 1))
+        rows[np.arange(8), group] = device
+        rows = np.where(problem.allowed[np.arange(groups), rows], rows, here)
+        bound_s = here_s if bound else None
+        cost_s = problem.evaluate(rows, threads=1, abort_above_s=bound_s, checkpoints=kept).cost_s()
+        if cost_s.min() < here_s:
+            here, here_s = rows[cost_s.argmin()], cost_s.min()
+            if kept is not None:
+                kept.restart(problem.groups.to_ops(here[None])[0])
+    return time.perf_counter() - started, float(here_s)
+
+
+def in_blocks(problem: PlacementProblem) -> NDArray[np.int64]:
+    """The groups cut into one run a GPU, in program order."""
+    return repaired(problem, 1 + np.arange(problem.num_groups) * (problem.num_devices - 1) // problem.num_groups)
 
 
 def repaired(problem: PlacementProblem, placement: NDArray[np.int64]) -> NDArray[np.int64]:
