@@ -1,5 +1,9 @@
-"""A PyTorch model -> the computation graph of one of its steps: `capture`. Importing it loads torch."""
+"""A PyTorch model -> the computation graph of one of its steps: `capture`; with what it takes to run it:
+`capture_program`. Importing it loads torch.
+"""
 
+from graphs.capture.program import Program
 from graphs.capture.step import capture
+from graphs.capture.whole import capture_program
 
-__all__ = ["capture"]
+__all__ = ["Program", "capture", "capture_program"]
