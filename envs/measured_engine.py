@@ -122,13 +122,18 @@ class Engine:
     ) -> None:
         self.close()
 
-    def place(self, op_device: NDArray[np.integer]) -> None:
+    def place(self, op_device: NDArray[np.integer], *, schedule: str | None = None) -> None:
         """Get ready to run a placement of ops, ``int[N]``.
+
+        Args:
+            op_device: Device numbers.
+            schedule: Another schedule than before.
 
         Raises:
             InputError: Ops that must share a device do not, or a device does not exist.
         """
         num_ops = self.program.graph.num_ops
+        self._schedule = schedule or self._schedule
         op_device = np.asarray(op_device)
         if op_device.shape != (num_ops,) or not 0 <= op_device.min() <= op_device.max() < len(self.devices):
             raise InputError(
@@ -209,6 +214,11 @@ class Engine:
             task_start_s=np.array(job.start_s) - started_s,
             task_end_s=np.array(job.end_s) - started_s,
         )
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether a step took too long, so that a worker may hang in it; the engine can then only be closed."""
+        return self._broken
 
     def write_back(self) -> None:
         """Copy parameters and buffers that were used elsewhere back into the model's own tensors."""

@@ -4,6 +4,6 @@
 
 from graphs.capture.program import Program
 from graphs.capture.step import capture
-from graphs.capture.whole import capture_program
+from graphs.capture.whole import batch_tensors, capture_program
 
-__all__ = ["Program", "capture", "capture_program"]
+__all__ = ["Program", "batch_tensors", "capture", "capture_program"]

@@ -149,7 +149,7 @@ def record_step(
         raise unknown_name("optimizer", optimizer, OPTIMIZER_STATES)
     name = name or type(model).__name__
     _check_model(model, name, training)
-    inputs, targets = _split_batch(example_batch)
+    inputs, targets = split_batch(example_batch)
     with _settings(training), _left_as_it_was(model), FakeTensorMode(allow_non_fake_inputs=True):
         fakes = _Fakes()
         inputs = fakes.of_batch(inputs, "input")
@@ -303,7 +303,7 @@ class _Fakes:
         return value
 
 
-def _split_batch(batch: Any) -> tuple[Any, tuple[Any, ...]]:
+def split_batch(batch: Any) -> tuple[Any, tuple[Any, ...]]:
     """What the model gets and what only the loss gets."""
     if isinstance(batch, (tuple, list)):
         if not batch:
