@@ -162,7 +162,7 @@ class Engine:
             self._loss = None if self.program.loss is None else binder.read_home(self.program.loss)
             self._output = tree_map_only(TensorUse, binder.read_home, self.program.output)
         self.plan = plan
-        self._template = _Template(plan, runs, self._schedule, self._remaining)
+        self._template = Template(plan, runs, self._schedule, self._remaining)
         self._slots_at_start: list[Any] = [None] * len(plan.place_value)
         for place, tensor in held.items():
             self._slots_at_start[place] = tensor
@@ -307,7 +307,7 @@ class Engine:
             self.states[key].move(parameter.device)
 
 
-class _Template:
+class Template:
     """What each step of a plan starts from."""
 
     def __init__(self, plan: Plan, runs: list[Any], schedule: str, remaining: NDArray[np.float64]) -> None:
