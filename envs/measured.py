@@ -1,7 +1,7 @@
 """The question of `envs.problem` answered by running the step: `MeasuredProblem.evaluate`. No torch is loaded here.
 
 A placement is run on real devices (`envs.measured_engine`) in a process of its own (`envs.measured_process`). Its step
-time is the interquartile mean of the steps that count, so that neither a hiccup of the machine nor a lucky step decides.
+time is the interquartile mean of the steps that count: neither a hiccup of the machine nor a lucky step decides.
 A placement that cannot be run to the end in time, for whatever reason, is infeasible and costs the failing signal.
 
 Reference:

@@ -33,6 +33,8 @@ def main() -> None:
     requests = os.fdopen(int(sys.argv[1]), "rb")
     replies = os.fdopen(int(sys.argv[2]), "wb")
     _be_the_first_to_go()
+    # A worker that comes back from a kernel must not wait long for another that runs Python.
+    sys.setswitchinterval(1e-4)
     waiting: SimpleQueue[protocol.Request] = SimpleQueue()
     threading.Thread(target=_receive, args=(requests, waiting), daemon=True).start()
     server = _Server()
@@ -144,7 +146,7 @@ class _Server:
                 if len(times) > how.dropped and step.step_time_s >= how.short_s:
                     wanted = how.dropped + how.steps
         except StepError as error:
-            return protocol.Failed(_reason(error), is_last=self._engine.timed_out)
+            return protocol.Failed(failure_reason(error), is_last=self._engine.timed_out)
         assert step is not None
         return protocol.Measured(
             times[how.dropped :],
@@ -154,7 +156,8 @@ class _Server:
         )
 
 
-def _reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
+    """Why a step failed, with memory that was short said first."""
     text = str(error)
     if "can't allocate memory" in text or "out of memory" in text or "MemoryError" in text or "bad_alloc" in text:
         return f"out of memory: {text}"

@@ -2,9 +2,9 @@
 
 Each device is a worker (`envs.measured_worker`) with its own queue of ready tasks, in the order of the problem's
 schedule: the same rule as the simulator's. A tensor that is read on another device is copied once for it, by the
-receiver, and tensors are freed as soon as nobody needs them. The results are those of the model itself: the same kernels
-on the same numbers, whatever the placement; only what a kernel computes in another order (other threads, another kind
-of device) may differ in its last bits.
+receiver, and tensors are freed as soon as nobody needs them. The results are those of the model itself: the same
+kernels on the same numbers, whatever the placement; only what a kernel computes in another order (of a slice that was
+sent, with other threads, on another kind of device) may differ in its last bits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,12 @@ from torch.utils._pytree import tree_map_only
 
 from envs.measured_devices import RealDevice
 from envs.measured_ops import Binder, Random
-from envs.measured_plan import Plan, make_plan, program_ops, reports_departure
+from envs.measured_plan import Plan, make_plan
+from envs.measured_template import Template
 from envs.measured_updates import ParameterState, UpdateSettings, make_update
-from envs.measured_worker import ABORT, CLOSE, Done, FifoQueue, Job, ProgramOrderQueue, Queue, Worker
+from envs.measured_worker import ABORT, CLOSE, Done, Worker
 from graphs.capture.program import Layout, Program, Source, TensorUse
 from graphs.errors import InputError
-
-SCHEDULES = ("priority", "fifo", "program_order")
 
 
 class StepError(RuntimeError):
@@ -148,9 +147,7 @@ class Engine:
             for update in self.program.updates:
                 key = self.program.sources[self._source_number[update.parameter]].key
                 parameter = self._held[update.parameter]
-                updates[update.op] = make_update(
-                    self.program.optimizer, self._settings, parameter, self.states[key]
-                )
+                updates[update.op] = make_update(self.program.optimizer, self._settings, parameter, self.states[key])
             binder = Binder(plan, held, self._torch_devices, self._randoms, updates)
             runs = [binder.op(i) if plan.tasks[i] is not None else None for i in range(num_ops)]
             runs += [binder.copy(copy) for copy in plan.copies]
@@ -162,7 +159,9 @@ class Engine:
             self._loss = None if self.program.loss is None else binder.read_home(self.program.loss)
             self._output = tree_map_only(TensorUse, binder.read_home, self.program.output)
         self.plan = plan
-        self._template = Template(plan, runs, self._schedule, self._remaining)
+        self._wait_for_gpus()
+        on_gpu = [device.type == "cuda" for device in self._torch_devices]
+        self._template = Template(plan, runs, self._remaining, on_gpu)
         self._slots_at_start: list[Any] = [None] * len(plan.place_value)
         for place, tensor in held.items():
             self._slots_at_start[place] = tensor
@@ -189,6 +188,7 @@ class Engine:
         job = self._template.job(slots, self._schedule)
         for random in self._randoms:
             random.step_seed = self._seed * 1_000_003 + self.steps
+        self._wait_for_gpus()
         collecting = gc.isenabled()
         gc.disable()  # what a step makes is freed by counting; a collection in the middle of it would only be noise
         try:
@@ -238,6 +238,12 @@ class Engine:
             worker.join(timeout=5.0)
         torch.set_num_threads(self._threads_before)
 
+    def _wait_for_gpus(self) -> None:
+        """Let what this thread has put on GPUs be there before workers, which have streams of their own, use it."""
+        for device in self._torch_devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
     def _wait(self, started_s: float, time_limit_s: float | None) -> list[Done]:
         """Wait for all workers; where one fails, stop the others.
 
@@ -254,10 +260,10 @@ class Engine:
                 self._broken = True
                 for worker in self._workers:
                     worker.mailbox.put(ABORT)
-                waiting = [d.name for i, d in enumerate(self.devices) if i not in reports]
-                raise StepError(
-                    f"the step was not done after {time_limit_s:g} s; device {', '.join(waiting)} did not finish"
-                ) from None
+                tasks = [(worker, worker.running) for worker in self._workers]
+                busy = [f"device '{w.device.name}' was in {self._task_name(task)}" for w, task in tasks if task >= 0]
+                where = f"; {' and '.join(busy)}" if busy else ""
+                raise StepError(f"the step was not done after {time_limit_s:.3g} s{where}") from None
             reports[report.device] = report
             if report.error is not None and failed is None:
                 failed = report
@@ -273,15 +279,17 @@ class Engine:
         error = failed.error
         text = " ".join(str(error).split())
         what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        num_ops = self.program.graph.num_ops
         where = f"device '{self.devices[failed.device].name}'"
         if failed.task < 0:
             return f"{where} failed: {what}"
-        if failed.task < num_ops:
-            return f"op '{self.program.graph.op_names[failed.task]}' failed on {where}: {what}"
+        return f"{self._task_name(failed.task)} failed on {where}: {what}"
+
+    def _task_name(self, task: int) -> str:
+        names, copy = self.program.graph.op_names, task - self.program.graph.num_ops
+        if copy < 0:
+            return f"op '{names[task]}'"
         assert self.plan is not None
-        value = self.plan.copies[failed.task - num_ops].value
-        return f"the copy of what op '{self.program.graph.op_names[self.program.value_op[value]]}' made to {where} failed: {what}"
+        return f"the copy of what op '{names[self.program.value_op[self.plan.copies[copy].value]]}' made"
 
     def _hold(self, plan: Plan) -> None:
         """Have every parameter, buffer and constant on the device of its op, and the optimizer's state with it."""
@@ -305,86 +313,6 @@ class Engine:
             if key not in self.states:
                 self.states[key] = ParameterState(self.program.optimizer, parameter)
             self.states[key].move(parameter.device)
-
-
-class Template:
-    """What each step of a plan starts from."""
-
-    def __init__(self, plan: Plan, runs: list[Any], schedule: str, remaining: NDArray[np.float64]) -> None:
-        num_ops = program_ops(plan)
-        tasks = plan.tasks
-        self.plan = plan
-        self.runs = runs
-        self.missing = [0 if t is None else t.waits for t in tasks]
-        self.readies = [[] if t is None else t.readies for t in tasks]
-        self.sends = [[] if t is None else [(device, copy) for copy, device in t.sends] for t in tasks]
-        self.releases = [[] if t is None else t.releases for t in tasks]
-        self.makes = [[] if t is None else t.makes for t in tasks]
-        self.made_bytes = [0 if t is None else t.made_bytes for t in tasks]
-        self.writer = [plan.writer.get(place, -1) for place in range(len(plan.place_value))]
-        self.departs: list[tuple[int, int] | None] = [None] * num_ops
-        self.departs += [
-            (plan.place_device[c.source], c.source) if reports_departure(plan, c) else None for c in plan.copies
-        ]
-        self.todo = list(plan.departures)
-        for task in tasks:
-            if task is not None:
-                self.todo[task.device] += 1
-        graph = plan.program.graph
-        resident = np.zeros(plan.num_devices, dtype=np.int64)
-        np.add.at(resident, plan.op_device, graph.resident_bytes.sum(axis=1))
-        at_start = [plan.home[s.value] for s in plan.program.sources if s.kind == "input"]
-        np.add.at(resident, [plan.place_device[p] for p in at_start], [plan.place_bytes[p] for p in at_start])
-        self.live_bytes = resident.tolist()
-        first_reader = [copy.first_reader for copy in plan.copies]
-        # A copy comes before the most urgent of its readers.
-        urgent: list[tuple[float, float]] = [(-float(s), float(i)) for i, s in enumerate(remaining)]
-        for number, copy in enumerate(plan.copies):
-            readers = [r for r in tasks[num_ops + number].readies] or [copy.first_reader]  # type: ignore[union-attr]
-            seconds, op = min(urgent[r] for r in readers)
-            urgent.append((seconds, op - 0.5))
-        self.by_rank = sorted(range(len(urgent)), key=urgent.__getitem__)
-        self.rank = [0] * len(urgent)
-        for rank, task_number in enumerate(self.by_rank):
-            self.rank[task_number] = rank
-        self.first_reader = first_reader
-        self.order = [
-            [i for i in range(num_ops) if tasks[i] is not None and plan.op_device[i] == d]
-            for d in range(plan.num_devices)
-        ]
-
-    def job(self, slots: list[Any], schedule: str) -> Job:
-        """A step that has not begun."""
-        plan = self.plan
-        count = len(plan.tasks)
-        return Job(
-            runs=self.runs,
-            slots=slots,
-            missing=self.missing.copy(),
-            uses=plan.uses.copy(),
-            readies=self.readies,
-            sends=self.sends,
-            releases=self.releases,
-            makes=self.makes,
-            made_bytes=self.made_bytes,
-            kept=plan.kept,
-            writer=self.writer,
-            place_bytes=plan.place_bytes,
-            departs=self.departs,
-            first=plan.first,
-            todo=self.todo,
-            queues=[self._queue(device, schedule) for device in range(plan.num_devices)],
-            live_bytes=self.live_bytes,
-            start_s=[float("nan")] * count,
-            end_s=[float("nan")] * count,
-        )
-
-    def _queue(self, device: int, schedule: str) -> Any:
-        if schedule == "fifo":
-            return FifoQueue()
-        if schedule == "program_order":
-            return ProgramOrderQueue(self.order[device], self.first_reader, program_ops(self.plan))
-        return Queue(self.rank, self.by_rank)
 
 
 def _path_lengths(program: Program) -> NDArray[np.float64]:
@@ -442,7 +370,9 @@ def _fed(source: Source, inputs: Mapping[str, torch.Tensor], device: torch.devic
         )
     tensor = tensor.detach()
     fits = tensor.device == device and Layout.of(tensor) == layout
-    return tensor if fits and tensor.untyped_storage().nbytes() == source.storage_bytes else _moved(tensor, layout, device)
+    return (
+        tensor if fits and tensor.untyped_storage().nbytes() == source.storage_bytes else _moved(tensor, layout, device)
+    )
 
 
 def _outside(read: Any, slots: list[Any]) -> torch.Tensor:
@@ -452,10 +382,5 @@ def _outside(read: Any, slots: list[Any]) -> torch.Tensor:
     return tensor.clone()
 
 
-
-
 def _returned(output: Any, slots: list[Any]) -> Any:
-    return tree_map_only((torch.Tensor, _FUNCTION), lambda read: _outside(read, slots), output)
-
-
-_FUNCTION = type(lambda: None)
+    return tree_map_only((torch.Tensor, FunctionType), lambda read: _outside(read, slots), output)

@@ -317,9 +317,7 @@ def _is_fill(argument: Any, recorded: Any) -> bool:
     return callable(argument) and bool(uses([recorded]))
 
 
-def _storer(
-    stores: list[tuple[tuple[int, ...], int, Layout]], name: str
-) -> Callable[[Slots, Any], None]:
+def _storer(stores: list[tuple[tuple[int, ...], int, Layout]], name: str) -> Callable[[Slots, Any], None]:
     """A function that puts what an op returned into places."""
     if len(stores) == 1 and stores[0][0] == ():
         _, place, layout = stores[0]

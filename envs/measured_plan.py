@@ -1,8 +1,8 @@
 """Which tensor is where when a program runs under a placement of its ops: plain numbers, made once a placement.
 
 A *place* is a value on a device: where it is made, or a copy that was sent. Ops and copies are *tasks*, each of one
-device: task ``i`` below ``N`` is op ``i``, task ``N + c`` is copy ``c``, which the receiver makes. What runs on a device
-waits for its places, so every count here belongs to the device of its task and only that device's worker touches it.
+device: task ``i`` below ``N`` is op ``i``, task ``N + c`` is copy ``c``, which the receiver makes. A task waits for
+places of its own device, so every count here belongs to one device and only the worker of that device touches it.
 
 What the engine does that the simulator does not: an op that writes in place (an update among them) waits until nobody
 else on its device needs the old content. PyTorch's program order always allows that.
@@ -121,9 +121,7 @@ def make_plan(program: Program, op_device: NDArray[np.integer], num_devices: int
     plan = Plan(program, np.asarray(op_device, dtype=np.int32), num_devices)
     plan.local = [{} for _ in range(num_devices)]
     reads = _reads(program)  # by op: the pieces that it reads
-    plan.tasks = [
-        Task(int(plan.op_device[op])) if op in reads else None for op in range(program.graph.num_ops)
-    ]
+    plan.tasks = [Task(int(plan.op_device[op])) if op in reads else None for op in range(program.graph.num_ops)]
     for value, op in enumerate(program.value_op):
         plan.home[value] = _new_place(plan, value, program.value_part[value], int(plan.op_device[op]))
     _add_copies(plan, reads)

@@ -6,6 +6,7 @@ pickled: both sides exchange the structs of `envs.measured_protocol` over pipes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -165,7 +166,7 @@ class _Child:
     def __init__(self) -> None:
         request_read, request_write = os.pipe()
         reply_read, reply_write = os.pipe()
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
@@ -247,9 +248,7 @@ def _end(process: subprocess.Popen[bytes], requests: BinaryIO, replies: int, std
     """Kill a process and free what belongs to it."""
     process.kill()
     process.wait()
-    try:
+    with contextlib.suppress(OSError):  # what was not sent has no reader any more
         requests.close()
-    except OSError:
-        pass  # what was not sent has no reader any more
     os.close(replies)
     stderr.close()

@@ -41,17 +41,21 @@ class Job:
     writer: list[int]
     place_bytes: list[int]
     departs: list[tuple[int, int] | None]
+    copy_sources: list[int]
+    on_gpu: list[bool]
+    num_ops: int
     first: list[list[int]]
     todo: list[int]
     queues: list[Queue]
     live_bytes: list[int]
     start_s: list[float] = field(default_factory=list)
     end_s: list[float] = field(default_factory=list)
+    events: dict[int, Any] = field(default_factory=dict)  # of GPUs, by place: when its content is there
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a worker reports at the end of a step: when it was, what memory it took, or what went wrong in which task."""
+    """What a worker reports at the end of a step: when it was, what memory it took, or what failed in which task."""
 
     device: int
     end_s: float = 0.0
@@ -60,7 +64,7 @@ class Done:
     task: int = -1
 
 
-class Aborted(Exception):  # noqa: N818 (no error: another worker had one)
+class Aborted(Exception):
     """Another worker failed."""
 
 
@@ -142,6 +146,11 @@ class Worker(threading.Thread):
         index: The device's number.
         device: What it is.
         done: Where it reports.
+
+    Attributes:
+        mailbox: Where it is told what to do.
+        peers: All workers' mailboxes.
+        running: The task that it is in; -1 while it waits.
     """
 
     def __init__(self, index: int, device: RealDevice, done: SimpleQueue[Done]) -> None:
@@ -150,16 +159,22 @@ class Worker(threading.Thread):
         self.device = device
         self.mailbox: SimpleQueue[Any] = SimpleQueue()
         self.peers: list[SimpleQueue[Any]] = []
+        self.running = -1
+        self._unusable: Exception | None = None
         self._done = done
 
     def run(self) -> None:
         """Do steps until told to close."""
-        self.prepare()
+        try:
+            self.prepare()
+        except Exception as error:  # told with the first step
+            self._unusable = error
         early: list[int] = []
         with torch.inference_mode():
             while True:
                 message = self.mailbox.get()
                 if message is CLOSE:
+                    self.retire()
                     return
                 if message is ABORT:
                     early.clear()
@@ -181,23 +196,32 @@ class Worker(threading.Thread):
     def finish(self) -> None:
         """Wait for what the device still computes; a CPU does nothing behind one's back."""
 
+    def retire(self) -> None:
+        """End what else belongs to the device."""
+
     def call(self, run: Callable[[list[Any]], None], task: int, job: Job) -> None:
         """Run a task."""
         run(job.slots)
 
+    def tell(self, other: int, copy: int, job: Job) -> None:
+        """Let another device make a copy of what was made here."""
+        self.peers[other].put(copy)
+
     def _report(self, job: Job) -> Done:
-        running = [-1]
         try:
-            peak = self._step(job, running)
+            if self._unusable is not None:
+                raise self._unusable
+            peak = self._step(job)
+            self.running = -1
             self.finish()
         except BaseException as error:  # the thread must live on, and the engine must know
-            return Done(self.index, error=error, task=running[0])
+            return Done(self.index, error=error, task=self.running)
         return Done(self.index, perf_counter(), peak)
 
-    def _step(self, job: Job, running: list[int]) -> int:
+    def _step(self, job: Job) -> int:
         """Run this device's share of a step; returns the peak of the memory that it held."""
         empty, get, call = self.mailbox.empty, self.mailbox.get, self.call
-        queue, peers = job.queues[self.index], self.peers
+        queue, peers, tell = job.queues[self.index], self.peers, self.tell
         push, pop = queue.push, queue.pop
         runs, missing, uses, slots = job.runs, job.missing, job.uses, job.slots
         kept, writer, sizes = job.kept, job.writer, job.place_bytes
@@ -223,6 +247,7 @@ class Worker(threading.Thread):
         while todo:
             task = pop() if empty() else -1
             if task < 0:
+                self.running = -1
                 message = get()
                 if message is ABORT:
                     raise Aborted
@@ -232,7 +257,7 @@ class Worker(threading.Thread):
                     todo -= 1
                     live -= release(-1 - message)
                 continue
-            running[0] = task
+            self.running = task
             live += job.made_bytes[task]
             peak = max(peak, live)
             run = runs[task]
@@ -242,7 +267,7 @@ class Worker(threading.Thread):
             job.end_s[task] = perf_counter()
             todo -= 1
             for other, copy in job.sends[task]:
-                peers[other].put(copy)
+                tell(other, copy, job)
             for ready in job.readies[task]:
                 missing[ready] -= 1
                 if missing[ready] == 0:

@@ -1,5 +1,6 @@
-"""A PyTorch model -> the computation graph of one of its steps: `capture`; with what it takes to run it:
-`capture_program`. Importing it loads torch.
+"""A PyTorch model -> the computation graph of one of its steps (`capture`), also with what it takes to run the step.
+
+The latter is `capture_program`. Importing this loads torch.
 """
 
 from graphs.capture.program import Program

@@ -42,9 +42,7 @@ def capture_program(
         (2, './addmm_0')
     """
     log = CallLog()
-    recorded = record_step(
-        model, example_batch, loss, training=training, optimizer=optimizer, name=name, log=log
-    )
+    recorded = record_step(model, example_batch, loss, training=training, optimizer=optimizer, name=name, log=log)
     recorder = recorded.recorder
     graph = to_graph(recorder, recorded.name, recorded.together)
     index = {op_name: i for i, op_name in enumerate(graph.op_names)}
@@ -53,9 +51,7 @@ def capture_program(
     return Program(
         graph=graph,
         calls=tuple(
-            Call(
-                position[c.op], c.function, c.args, c.kwargs, c.made, tuple(position[op] for op in c.after)
-            )
+            Call(position[c.op], c.function, c.args, c.kwargs, c.made, tuple(position[op] for op in c.after))
             for c in log.calls
         ),
         updates=tuple(

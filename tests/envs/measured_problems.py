@@ -115,7 +115,9 @@ def assert_same_tensors(first: nn.Module, second: nn.Module, *, tolerance: float
     """Raise where a parameter or buffer differs by more than a tolerance."""
     others = tensors_of(second)
     for key, tensor in tensors_of(first).items():
-        torch.testing.assert_close(tensor, others[key], rtol=tolerance, atol=tolerance, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(
+            tensor, others[key], rtol=tolerance, atol=tolerance, msg=lambda m, k=key: f"{k}: {m}"
+        )
 
 
 # An op that can be told to fail, by the device that it runs on.

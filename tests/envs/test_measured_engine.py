@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from envs import measured_engine
+from envs import measured_template
 from envs.catalog import load_cluster
 from envs.measured_devices import parse_devices
 from envs.measured_engine import Engine, StepError
@@ -176,9 +176,9 @@ def test_random_numbers_depend_on_the_seed_and_the_step_alone() -> None:
 
 def test_everything_is_freed_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = []
-    make_job = measured_engine.Template.job
+    make_job = measured_template.Template.job
     monkeypatch.setattr(
-        measured_engine.Template, "job", lambda self, *args: jobs.append(make_job(self, *args)) or jobs[-1]
+        measured_template.Template, "job", lambda self, *args: jobs.append(make_job(self, *args)) or jobs[-1]
     )
     model, batch, options = steps.zoo_model(SMALL["nmt"])
     program = capture_program(model, batch, **options)
@@ -228,7 +228,7 @@ def test_a_step_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch)
     engine = Engine(program, parse_devices(NAMES), steps.tensors_of(model))
     try:
         engine.place(placement)
-        with pytest.raises(StepError, match=f"not done after 0.2 s; device {NAMES[1]} did not finish"):
+        with pytest.raises(StepError, match=f"not done after 0.2 s; device '{NAMES[1]}' was in op 'middle/"):
             engine.step({"input": x}, time_limit_s=0.2)
         assert engine.timed_out
         with pytest.raises(StepError):
@@ -272,3 +272,19 @@ def test_what_does_not_fit_the_capture_is_refused() -> None:
     with pytest.raises(InputError, match="meta device"):
         Engine(program, parse_devices(NAMES), {k: t.to("meta") for k, t in tensors.items()})
     assert set(batch_tensors((x, {"a": x}), training=True)) == {"input", "target/0/a"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["rnnlm", "bert", "inception_v3"])
+def test_a_gpu_beside_a_core(name: str) -> None:
+    model, batch, options = steps.zoo_model(SMALL[name])
+    other = steps.copied(model)
+    program = capture_program(model, batch, **options)
+    (wanted,) = run_eager(other, batch, 1, **options)
+    for placement in steps.random_placements(program, 4):
+        fresh = steps.copied(model)
+        with Engine(program, parse_devices(f"{NAMES[0]},cuda:0"), steps.tensors_of(fresh)) as engine:
+            engine.place(placement)
+            loss = engine.step(batch_tensors(batch, training=True), time_limit_s=60).loss
+        assert loss is not None
+        torch.testing.assert_close(loss.cpu(), wanted.detach(), rtol=1e-3, atol=1e-3)
