@@ -11,6 +11,8 @@ Reference:
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -27,6 +29,9 @@ from graphs.errors import InputError
 
 DEFAULT_LIMIT_S = 60.0
 """Seconds that one measurement may take where nothing else is said; it is the failing signal, too."""
+
+_LEAST_LIMIT_S = 1.0
+"""Where the time is nearly over, a last placement gets this long."""
 
 _PCIE = (12e9, 15e-6)
 _CORE_TO_CORE_LATENCY_S = 1e-6
@@ -69,6 +74,10 @@ def interquartile_mean(values: tuple[float, ...]) -> float:
     return float(ordered[cut : len(ordered) - cut].mean())
 
 
+class MeasurementsOverError(Exception):
+    """The time for measuring is over; see `Measurer.until_s`."""
+
+
 class Measurer:
     """Runs placements, remembers what it has run, and tells who wants to know.
 
@@ -81,6 +90,8 @@ class Measurer:
         count: Placements run so far.
         failures: How many of them failed.
         on_measure: Called after each, with what it came to.
+        until_s: When measuring ends, by `time.monotonic`; a placement that is asked for later raises
+            `MeasurementsOverError`.
     """
 
     def __init__(
@@ -92,29 +103,53 @@ class Measurer:
         self.count = 0
         self.failures = 0
         self.on_measure: Callable[[Measurement], None] | None = None
+        self.until_s = float("inf")
         self._known: dict[tuple[str, bytes], Measurement] = {}
 
     def measure(self, op_placement: NDArray[np.integer], schedule: str, *, again: bool = False) -> Measurement:
         """Run a placement of ops, ``int[N]``; one that was run before only if asked to do it `again`.
 
+        Where it is run again, the step times of both count, so that luck evens out.
+
         Raises:
             InputError: The model cannot be built, or the placement is not one of its graph.
+            MeasurementsOverError: It was not run before, and the time is over.
         """
         placement = np.ascontiguousarray(op_placement, dtype=np.int32)
         key = (schedule, placement.tobytes())
         if key in self._known and not again:
             return self._known[key]
-        reply = self.process.measure(placement, schedule=schedule, time_limit_s=self.time_limit_s, how=self.how)
+        left_s = self.until_s - time.monotonic()
+        if left_s <= 0:
+            raise MeasurementsOverError
+        limit_s = min(self.time_limit_s, max(left_s, _LEAST_LIMIT_S))
+        reply = self.process.measure(placement, schedule=schedule, time_limit_s=limit_s, how=self.how)
+        if isinstance(reply, Failed) and limit_s < self.time_limit_s and time.monotonic() >= self.until_s:
+            raise MeasurementsOverError  # it might have been done in the time that others have
         if isinstance(reply, Failed):
             found = Measurement((), (0,) * len(self.process.devices), reply.reason)
             self.failures += 1
         else:
-            found = Measurement(tuple(reply.step_times_s), tuple(reply.peak_memory_bytes))
+            before = self._known[key].step_times_s if key in self._known else ()
+            found = Measurement((*before, *reply.step_times_s), tuple(reply.peak_memory_bytes))
         self.count += 1
         self._known[key] = found
         if self.on_measure is not None:
             self.on_measure(found)
         return found
+
+    def is_known(self, op_placement: NDArray[np.integer], schedule: str) -> bool:
+        """Whether a placement of ops was run before."""
+        return (schedule, np.ascontiguousarray(op_placement, dtype=np.int32).tobytes()) in self._known
+
+    def best(self, schedule: str) -> list[NDArray[np.int32]]:
+        """The placements of ops, ``int32[N]``, that were run to the end under a schedule, fastest first."""
+        done = [(f.step_time_s, ops) for (s, ops), f in self._known.items() if s == schedule and not f.reason]
+        return [np.frombuffer(ops, dtype=np.int32) for _, ops in sorted(done)]
+
+    def failed(self) -> list[Measurement]:
+        """What failed."""
+        return [found for found in self._known.values() if found.reason]
 
     def close(self) -> None:
         """End the process."""
@@ -208,19 +243,22 @@ def measured(
     return MeasuredProblem(problem.graph, problem.groups, problem.cluster, problem.schedule, measurer)
 
 
-def machine_cluster(devices: tuple[RealDevice, ...], *, memory_bytes: int | None = None) -> Cluster:
+def machine_cluster(
+    devices: tuple[RealDevice, ...], *, memory_bytes: int | None = None, names: tuple[str, ...] | None = None
+) -> Cluster:
     """A cluster of these devices with the catalogue's figures: a guess, where nobody has profiled the machine.
 
     Args:
         devices: What it consists of.
         memory_bytes: Memory of the host; by default what it has. Devices that are cores share it equally.
+        names: What the cluster calls the devices; by default as they are called.
     """
     cores = sum(len(device.cores) for device in devices)
     cpus = sum(device.kind == "cpu" for device in devices)
     host_bytes = memory_bytes or host_memory_bytes()
     core = cpu_core(min(max(cores, 1), CPU_CORES))
     made, links = [], []
-    for device in devices:
+    for device, name in zip(devices, names or [device.name for device in devices], strict=True):
         if device.kind == "cpu":
             width = len(device.cores)
             spec = DeviceSpec(
@@ -233,11 +271,11 @@ def machine_cluster(devices: tuple[RealDevice, ...], *, memory_bytes: int | None
                 efficiency=core.efficiency,
                 source="The catalogue's core; not measured.",
             )
-            links.append(Link(device.name, "memory:0", spec.memory_bytes_per_s / 2, _CORE_TO_CORE_LATENCY_S))
+            links.append(Link(name, "memory:0", spec.memory_bytes_per_s / 2, _CORE_TO_CORE_LATENCY_S))
         else:
             spec = DEVICE_SPECS["a100"]
-            links.append(Link(device.name, "memory:0", *_PCIE))
-        made.append(Device(device.name, spec))
+            links.append(Link(name, "memory:0", *_PCIE))
+        made.append(Device(name, spec))
     return Cluster(
         name="+".join(device.name for device in devices),
         devices=tuple(made),
@@ -249,6 +287,4 @@ def machine_cluster(devices: tuple[RealDevice, ...], *, memory_bytes: int | None
 
 def host_memory_bytes() -> int:
     """Bytes of memory that this machine has."""
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

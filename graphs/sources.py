@@ -96,6 +96,19 @@ def _split_onnx(source: str) -> tuple[str, dict[str, int]]:
     return path + ONNX_SUFFIX, sizes
 
 
+def check_can_run(source: str) -> None:
+    """Raise where a source has no model behind it.
+
+    Raises:
+        InputError: It is a file.
+    """
+    if not source.startswith(PYTHON_PREFIX) and (source.endswith(SUFFIXES) or _split_onnx(source)[0]):
+        raise InputError(
+            f"graph '{source}' is a file, which describes a step but cannot be run; name a workload of the zoo or "
+            f"{PYTHON_PREFIX}package.module:function"
+        )
+
+
 def load_model(source: str) -> dict[str, Any]:
     """The model behind a source, with its weights, so that its step can be run.
 
@@ -110,14 +123,10 @@ def load_model(source: str) -> dict[str, Any]:
     Raises:
         InputError: The source is a file, which holds no code to run, or as `load_graph`.
     """
+    check_can_run(source)
     if source.startswith(PYTHON_PREFIX):
         with _working_directory_on_path():
             return _call_function(source)
-    if source.endswith(SUFFIXES) or _split_onnx(source)[0]:
-        raise InputError(
-            f"graph '{source}' is a file, which describes a step but cannot be run; name a workload of the zoo or "
-            f"{PYTHON_PREFIX}package.module:function"
-        )
     workload, sizes = parse(source)
     import torch
 

@@ -406,6 +406,12 @@ class Trainer:
             seconds=dict(self.seconds),
         )
 
+    def best_placements(self) -> list[IntArray]:
+        """The elite, ``int64[G]`` each, best first; where there is none, the best placement."""
+        if self._elite:
+            return [placement for _, placement in self._elite]
+        return [] if self.best_placement is None else [self.best_placement]
+
     def state(self) -> checkpoint.State:
         """All that the rest of a run depends on, for a checkpoint."""
         return checkpoint.State(
