@@ -134,7 +134,7 @@ def faulty(x: torch.Tensor) -> torch.Tensor:
     name = threading.current_thread().name
     device = os.environ.get("FAULTY_DEVICE") or FAULT["device"]
     how = os.environ.get("FAULTY_HOW") or FAULT["how"]
-    if device and name == f"device {device}":
+    if name == f"device {device}" or (device == "any" and name.startswith("device ")):
         if how == "raise":
             raise ValueError("it is broken")
         if how == "memory":
