@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from envs.measured_plan import Copy, Plan, mapped
+from envs.measured_layouts import elements, flat, is_dense, look, mapped, unit_of
+from envs.measured_plan import Copy, Plan
 from graphs.capture.program import SHAPE, WRITE, Call, Layout, SparseUse, TensorUse, Update, uses
-from graphs.capture.slices import Slice, slice_bytes
+from graphs.capture.slices import slice_bytes
 
 Slots = list[Any]
 """By place the tensor that is there; None before it is made and after it is freed."""
@@ -91,10 +92,10 @@ class Binder:
             return run
         part = None if self._plan.place_part[source] is not None else self._plan.place_part[place]
         count = self._plan.span[source] // layout.dtype.itemsize
-        unit = _unit(part, layout.dtype.itemsize)
+        unit = unit_of(part, layout.dtype.itemsize)
 
         def run_part(slots: Slots) -> None:
-            sent = _elements(slots[source].as_strided((count,), (1,), 0), part, unit)
+            sent = elements(slots[source].as_strided((count,), (1,), 0), part, unit)
             made = torch.empty(wanted.size, dtype=wanted.dtype, device=device)
             made.view(sent.dtype).view(sent.shape).copy_(sent, non_blocking=True)
             slots[place] = made
@@ -106,8 +107,8 @@ class Binder:
         if place not in self._layouts:
             copy = self._copy_of[place]
             layout = self.layout(copy.source)
-            if not _is_dense(layout, self._plan.span[place]):
-                layout = _flat(layout.dtype, self._plan.span[place])
+            if not is_dense(layout, self._plan.span[place]):
+                layout = flat(layout.dtype, self._plan.span[place])
             self._layouts[place] = layout
         return self._layouts[place]
 
@@ -115,7 +116,7 @@ class Binder:
         """How a tensor is had, after the step, from the places where its content was made."""
         if len(use.pieces) != 1:
             fill = self._filled(use, [self._plan.home[value] for value, _ in use.pieces], torch.device("cpu"))
-            return lambda slots: _look(fill(slots), use.layout)
+            return lambda slots: look(fill(slots), use.layout)
         place = self._plan.home[use.pieces[0][0]]
         return self._viewed(place, mapped(use.layout, self._plan.place_part[place]))
 
@@ -154,7 +155,7 @@ class Binder:
         if len({self._plan.memory[place] for place in places}) == 1 and self._plan.place_part[places[0]] is None:
             return self._viewed(places[-1], use.layout)
         fill = self._filled(use, places, self._devices[device])
-        return lambda slots: _look(fill(slots), use.layout)
+        return lambda slots: look(fill(slots), use.layout)
 
     def _filled(self, use: TensorUse, places: list[int], device: torch.device) -> Callable[[Slots], torch.Tensor]:
         """A new storage with the content of the pieces, the oldest first."""
@@ -165,13 +166,13 @@ class Binder:
             covers = self._plan.program.value_part[value] if part is None else part
             item = self.layout(place).dtype.itemsize
             compact = self._plan.place_part[place] is not None or covers is None
-            moves.append((place, covers, compact, self._plan.span[place] // item, _unit(covers, item)))
+            moves.append((place, covers, compact, self._plan.span[place] // item, unit_of(covers, item)))
 
         def fill(slots: Slots) -> torch.Tensor:
             made = torch.empty(size, dtype=dtype, device=device)
             for place, covers, compact, count, unit in moves:
-                to = _elements(made, covers, unit)
-                sent = _elements(slots[place].as_strided((count,), (1,), 0), None if compact else covers, unit)
+                to = elements(made, covers, unit)
+                sent = elements(slots[place].as_strided((count,), (1,), 0), None if compact else covers, unit)
                 to.copy_(sent.reshape(to.shape))
             return made
 
@@ -203,17 +204,17 @@ class Binder:
 
             def make(slots: Slots) -> torch.Tensor:
                 slots[new] = made = fill(slots)
-                return _look(made, layout)
+                return look(made, layout)
 
             return make
         layout = mapped(use.layout, part)
-        flat = _flat(layout.dtype, slice_bytes(part))
+        compact = flat(layout.dtype, slice_bytes(part))
         read = self.read(use, device) if use.pieces else None
         where = self._devices[device]
 
         def make_part(slots: Slots) -> torch.Tensor:
-            slots[new] = made = torch.empty(flat.size, dtype=flat.dtype, device=where)
-            view = _look(made, layout)
+            slots[new] = made = torch.empty(compact.size, dtype=compact.dtype, device=where)
+            view = look(made, layout)
             if read is not None:
                 view.copy_(read if isinstance(read, torch.Tensor) else read(slots))
             return view
@@ -303,13 +304,11 @@ class Binder:
                 self._layouts[new] = self.layout(old)
             else:
                 count = use.storage_bytes if part is None else slice_bytes(part)
-                self._layouts[new] = _flat(use.layout.dtype, count)
+                self._layouts[new] = flat(use.layout.dtype, count)
 
 
 _DEFAULT_GENERATOR = threading.Lock()
 """Who may draw from PyTorch's own generators."""
-
-_BY_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 
 def _is_fill(argument: Any, recorded: Any) -> bool:
@@ -378,39 +377,3 @@ def _seeded(function: Callable[..., Any], op: int, random: Random, takes_generat
                 default.set_state(before)
 
     return draw_from_default
-
-
-def _look(flat: torch.Tensor, layout: Layout) -> torch.Tensor:
-    return flat.as_strided(layout.size, layout.stride, layout.offset)
-
-
-def _flat(dtype: torch.dtype, count_bytes: int) -> Layout:
-    return Layout(dtype, (count_bytes // dtype.itemsize,), (1,), 0)
-
-
-def _is_dense(layout: Layout, count_bytes: int) -> bool:
-    """Whether a tensor covers its storage and each element once."""
-    extent = 1 + sum((n - 1) * s for n, s in zip(layout.size, layout.stride, strict=True))
-    count = 1
-    for n in layout.size:
-        count *= n
-    return layout.offset == 0 and count == extent and count * layout.dtype.itemsize == count_bytes
-
-
-def _unit(part: Slice | None, item: int) -> int:
-    """Bytes of the largest unit, no larger than an element, of which a slice consists."""
-    numbers = () if part is None else (part[0], part[1], *(stride for stride, _ in part[2]))
-    while any(n % item for n in numbers):
-        item //= 2
-    return item
-
-
-def _elements(flat: torch.Tensor, part: Slice | None, unit: int) -> torch.Tensor:
-    """What a slice covers of a storage, in units of some bytes, in the order of a compact copy."""
-    units = flat.view(_BY_SIZE[unit])
-    if part is None:
-        return units
-    offset, run, dims = part
-    size = [*(n for _, n in reversed(dims)), run // unit]
-    stride = [*(s // unit for s, _ in reversed(dims)), 1]
-    return units.as_strided(size, stride, offset // unit)

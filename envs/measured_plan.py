@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from graphs.capture.program import WRITE, Layout, Program, TensorUse, uses
+from graphs.capture.program import WRITE, Program, TensorUse, uses
 from graphs.capture.slices import Slice, disjoint, slice_bytes
 from graphs.errors import InputError
 
@@ -128,30 +128,6 @@ def make_plan(program: Program, op_device: NDArray[np.integer], num_devices: int
     _find_taken(plan, reads)
     _link(plan, reads)
     return plan
-
-
-def mapped(layout: Layout, part: Slice | None) -> Layout:
-    """The layout that a tensor has in a place that holds only a slice of its storage, one run after the other.
-
-    The tensor must lie within the slice.
-    """
-    if part is None:
-        return layout
-    start, run, dims = part
-    item = layout.dtype.itemsize
-    strides = []
-    for size, stride in zip(layout.size, layout.stride, strict=True):
-        step = stride * item
-        if size <= 1 or step == 0:
-            strides.append(1 if size <= 1 else 0)
-            continue
-        compact, width = step, run
-        for outer, count in dims:
-            if step >= outer:
-                compact = width * (step // outer)
-            width *= count
-        strides.append(compact // item)
-    return Layout(layout.dtype, layout.size, tuple(strides), (layout.offset * item - start) // item)
 
 
 def _check_together(program: Program, op_device: NDArray[np.integer]) -> None:
