@@ -30,6 +30,10 @@ from graphs.errors import InputError
 START_LIMIT_S = 600.0
 """Seconds that building and capturing the model may take."""
 
+_KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""For the C library's allocator: freed memory is used again, not given back to the system and asked for anew, page by
+page, in every step, which costs more than many an op and makes two threads wait for each other."""
+
 
 class MeasuringProcess:
     """Measures placements of one graph on real devices, in a process that is started when it is first needed.
@@ -175,7 +179,7 @@ class _Child:
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
             pass_fds=(request_read, reply_write),
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, **_KEEP_MEMORY, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C is for the parent, which then closes the pipe
         )
         os.close(request_read)

@@ -1,6 +1,7 @@
 """Running models by placements, and learning from measured time, in Python and as a user types it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -142,35 +143,27 @@ def test_where_nothing_runs_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 
 @two_cores
-def test_the_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a narrower model and less time; what it types is what is run."""
     monkeypatch.chdir(tmp_path)
-    Path("a_model.py").write_text(MODEL)
-    source = "python:a_model:make"
-    args = ["--measured", "--devices", DEVICES, "--time-limit-s", "4", "--groups", "4", "--out", "run"]
-    assert main(["train", source, *args]) == 0
+    monkeypatch.syspath_prepend(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "run-it.md").read_text()
+    module, script = re.findall(r"^```python\n(.*?)^```$", page, flags=re.M | re.S)
+    Path("towers.py").write_text(module.replace("1024", "32").replace("256", "8"))
+    train, run = re.findall(r"^```\nplacement (.*?)\n", page, flags=re.M)[:2]
+    train, run = (line.replace("cpu:0,cpu:1", DEVICES).split() for line in (train, run))
+    train[train.index("--time-limit-s") + 1] = "4"
+    assert main([*train, "--groups", "4"]) == 0
     said = capsys.readouterr()
     assert "placements run, 0 of them failed" in said.out
     assert f"single_device:{NAMES[0]}" in said.err
-    assert (
-        main(
-            [
-                "run",
-                source,
-                "--placement",
-                "run/placement.json",
-                "--devices",
-                DEVICES,
-                "--steps",
-                "3",
-                "--json",
-                "s.json",
-            ]
-        )
-        == 0
-    )
-    said = capsys.readouterr()
-    assert "measured step time" in said.out
-    assert len(json.loads(Path("s.json").read_text())["step_times_s"]) == 3
+    assert main([*run, "--json", "steps.json"]) == 0
+    assert "measured step time" in capsys.readouterr().out
+    assert len(json.loads(Path("steps.json").read_text())["step_times_s"]) == 15
+    exec(compile(script, "run-it.md", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out.count("loss ") == 3
 
 
 def test_bad_input_of_the_verbs(
