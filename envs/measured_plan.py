@@ -222,7 +222,7 @@ def _find_taken(plan: Plan, reads: dict[int, list[Piece]]) -> None:
                 continue
             if part is None or plan.place_part[old] == part or program.value_part[plan.place_value[old]] == part:
                 plan.writer[old] = call.op
-            elif plan.place_part[old] is not None or not _alone(plan, users[old], reads, call.op, part):
+            elif plan.place_part[old] is not None or not _alone(plan, old, users[old], reads, call.op, part):
                 continue
             plan.taken[call.op, use.written] = old
             plan.place_part[new], plan.span[new] = plan.place_part[old], plan.span[old]
@@ -238,12 +238,17 @@ def _find_taken(plan: Plan, reads: dict[int, list[Piece]]) -> None:
 
 
 def _alone(
-    plan: Plan, users: Iterable[tuple[int, Slice | None]], reads: dict[int, list[Piece]], op: int, part: Slice
+    plan: Plan,
+    place: int,
+    users: Iterable[tuple[int, Slice | None]],
+    reads: dict[int, list[Piece]],
+    op: int,
+    part: Slice,
 ) -> bool:
-    """Whether no other user of a place reads an old slice that an op writes."""
+    """Whether no other user of a place reads the old content of a slice that an op writes."""
     program = plan.program
     for user, read in users:
-        if user == op or (read is not None and disjoint([read, part], plan.span[plan.home[reads[op][0][0]]])):
+        if user == op or (read is not None and disjoint([read, part], plan.span[place])):
             continue
         newer = user > op and any(
             program.value_part[value] == part and program.value_op[value] >= op for value, _ in reads[user]

@@ -21,7 +21,8 @@ from placement.result import PlacementResult, check_placement, read_placement
 class PlacedStep:
     """A model's step that runs by a placement; called with a batch as the step was captured with.
 
-    To be closed, or used in a ``with`` statement: its devices are threads.
+    To be closed, or used in a ``with`` statement: its devices are threads, and while they live PyTorch computes with as
+    many threads of its own as a device has cores.
 
     Args:
         engine: With the placement that is to run.
