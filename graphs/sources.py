@@ -19,7 +19,7 @@ from graphs.errors import InputError, unknown_name
 from graphs.files import SUFFIXES, load_graph_file
 from graphs.onnx_import import SUFFIX as ONNX_SUFFIX
 from graphs.onnx_import import load_onnx_file
-from graphs.zoo import ZOO
+from graphs.zoo import ZOO, build, canonical_name, parse
 from graphs.zoo import load as load_zoo
 
 PYTHON_PREFIX = "python:"
@@ -96,23 +96,80 @@ def _split_onnx(source: str) -> tuple[str, dict[str, int]]:
     return path + ONNX_SUFFIX, sizes
 
 
+def check_can_run(source: str) -> None:
+    """Raise where a source has no model behind it.
+
+    Raises:
+        InputError: It is a file.
+    """
+    if not source.startswith(PYTHON_PREFIX) and (source.endswith(SUFFIXES) or _split_onnx(source)[0]):
+        raise InputError(
+            f"graph '{source}' is a file, which describes a step but cannot be run; name a workload of the zoo or "
+            f"{PYTHON_PREFIX}package.module:function"
+        )
+
+
+def load_model(source: str) -> dict[str, Any]:
+    """The model behind a source, with its weights, so that its step can be run.
+
+    A workload of the zoo gets random weights and a random batch, the same ones each time.
+
+    Args:
+        source: A workload of the zoo, or ``python:package.module:function``.
+
+    Returns:
+        The arguments of `graphs.capture.capture_program`, among them ``model`` and ``example_batch``.
+
+    Raises:
+        InputError: The source is a file, which holds no code to run, or as `load_graph`.
+    """
+    check_can_run(source)
+    if source.startswith(PYTHON_PREFIX):
+        with _working_directory_on_path():
+            return _call_function(source)
+    workload, sizes = parse(source)
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, batch = build(workload, sizes)
+        batch = {
+            # 0 and 1 are a word, a class, a place and a row in every workload.
+            key: torch.randint_like(t, 2) if t.dtype == torch.int64 else torch.rand(t.shape).to(t.dtype)
+            for key, t in batch.items()
+        }
+    return {
+        "model": model,
+        "example_batch": batch,
+        "training": bool(sizes["training"]),
+        "optimizer": str(sizes["optimizer"]),
+        "name": canonical_name(workload, sizes),
+    }
+
+
 def _from_function(source: str) -> ComputationGraph:
     """Import the user's module, call its function and capture what it returns."""
+    with _working_directory_on_path():
+        options = _call_function(source)
+        from graphs.capture import capture  # imports torch, so not before it is needed
+
+        return capture(options.pop("model"), options.pop("example_batch"), **options)
+
+
+def _call_function(source: str) -> dict[str, Any]:
+    """Import the user's module and call its function: the arguments of `capture`."""
     module_name, colon, function_name = source.removeprefix(PYTHON_PREFIX).partition(":")
     if not colon or not function_name.isidentifier() or not all(p.isidentifier() for p in module_name.split(".")):
         raise InputError(
             f"graph '{source}' does not name a function; write {PYTHON_PREFIX}package.module:function, for example "
             f"{PYTHON_PREFIX}my_models:make_step for make_step in my_models.py"
         )
-    with _working_directory_on_path():
-        function = _find_function(source, module_name, function_name)
-        with _blame(source, f"function '{function_name}'"):
-            returned = function()
-        options = _options(source, function_name, returned)
-        from graphs.capture import capture  # imports torch, so not before it is needed
-
-        options.setdefault("name", source)
-        return capture(options.pop("model"), options.pop("example_batch"), **options)
+    function = _find_function(source, module_name, function_name)
+    with _blame(source, f"function '{function_name}'"):
+        returned = function()
+    options = _options(source, function_name, returned)
+    options.setdefault("name", source)
+    return options
 
 
 def _find_function(source: str, module_name: str, function_name: str) -> Callable[[], Any]:

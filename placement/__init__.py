@@ -1,7 +1,8 @@
 """Placers, learned and not; training, results, comparison, and the command `placement`.
 
 What most people need is here: `make_problem`, `train`, `compare`, `simulate`, and `read_placement`, `write_placement`,
-`check_placement`. They are imported when they are first asked for; only training loads torch.
+`check_placement`, `make_result`, and `apply`, which runs a model by its placement. They are imported when they are
+first asked for; only training and running load torch.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from placement.api import compare, make_problem, simulate, train
-    from placement.result import check_placement, read_placement, write_placement
+    from placement.result import check_placement, make_result, read_placement, write_placement
+    from placement.running import apply
 
 _HOME = {
+    "apply": "placement.running",
     "check_placement": "placement.result",
     "compare": "placement.api",
     "make_problem": "placement.api",
+    "make_result": "placement.result",
     "read_placement": "placement.result",
     "simulate": "placement.api",
     "train": "placement.api",
@@ -24,9 +28,11 @@ _HOME = {
 }
 
 __all__ = [
+    "apply",
     "check_placement",
     "compare",
     "make_problem",
+    "make_result",
     "read_placement",
     "simulate",
     "train",

@@ -44,6 +44,10 @@ def run(verb: verbs.Verb) -> int:
         return _compare(verb)
     if isinstance(verb, verbs.Simulate):
         return _simulate(verb)
+    if isinstance(verb, verbs.Run):
+        from placement.measured_commands import run_steps
+
+        return run_steps(verb, _console(), _console(stderr=True))
     if isinstance(verb, verbs.Import):
         return _import(verb)
     if isinstance(verb, verbs.Export):
@@ -234,6 +238,10 @@ def _train(verb: verbs.Train) -> int:
     _check_positive("--time-limit-s", verb.time_limit_s)
     _check_positive("--updates", verb.updates)
     check_seed(verb.seed)
+    if verb.measured or verb.screen or verb.devices is not None:
+        from placement.measured_commands import train_measured
+
+        return train_measured(verb, _console(), _console(stderr=True))
     if verb.resume is not None:
         if verb.out is not None:
             raise InputError("--resume goes on in the run's own directory; leave out --out")

@@ -472,6 +472,13 @@ class Trainer:
             seconds=dict(self.seconds),
         )
 
+    def best_placements(self) -> list[IntArray]:
+        """The best placement, ``int64[G]`` or ``int64[N]``, and behind it the elite, ``int64[G]`` each, best first."""
+        if self.best_placement is None:
+            return []
+        elite = (placement for _, placement in self._elite if not np.array_equal(placement, self.best_placement))
+        return [self.best_placement, *elite]
+
     def state(self) -> checkpoint.State:
         """All that the rest of a run depends on, for a checkpoint."""
         return checkpoint.State(

@@ -31,6 +31,10 @@ StartArg = Annotated[
     Literal["heuristics", "scratch"],
     arg(help="Where searches start: from the quick heuristics' best placement, or from a random one."),
 ]
+DevicesArg = Annotated[
+    str,
+    arg(metavar="A,B,...", help="Devices of this machine: cpu:0 (a core), cpu:2-3 (cores as one device), cuda:0."),
+]
 GroupsArg = Annotated[int, arg(metavar="N", help="Wanted number of co-location groups.")]
 
 
@@ -51,10 +55,33 @@ class Train:
     preset: Literal["default", "paper", "uniform"] = "default"
     """How to learn: our best, as published in 2017, or (for ablations) our best with uniform proposals for a policy."""
     groups: GroupsArg = 256
+    measured: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
+    """Learn from the measured time of real steps on --devices; --cluster then only guides, and may be left out."""
+    screen: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
+    """With --measured: learn from the simulator, and measure what it finds best."""
+    devices: Annotated[
+        str | None, arg(metavar="A,B,...", help="With --measured: devices to run on.", help_behavior_hint="")
+    ] = None
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Run directory to make; by default runs/GRAPH-CLUSTER-1, or the next number that is free."""
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Run directory to go on with; GRAPH, --cluster and the settings are then read from it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a placement's steps on real devices of this machine, and measure them."""
+
+    graph: Annotated[Positional[str], arg(metavar="GRAPH", help="What to run: a zoo name, or python:module:function.")]
+    placement: Annotated[Path, arg(metavar="FILE")]
+    """A placement file of this graph."""
+    devices: DevicesArg
+    steps: Annotated[int, arg(metavar="N")] = 10
+    """Steps that count; one more goes before them."""
+    time_limit_s: Annotated[float, arg(metavar="S")] = 60.0
+    """Seconds that they may take; what is not done by then has failed."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the figures there as JSON."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +167,13 @@ class List:
     """Which list."""
 
 
-Verb = Train | Compare | Simulate | Import | Export | List
+Verb = Train | Compare | Simulate | Run | Import | Export | List
 
 VERBS: dict[str, Callable[..., Verb]] = {
     "train": Train,
     "compare": Compare,
     "simulate": Simulate,
+    "run": Run,
     "import": Import,
     "export": Export,
     "list": List,

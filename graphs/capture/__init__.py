@@ -1,5 +1,10 @@
-"""A PyTorch model -> the computation graph of one of its steps: `capture`. Importing it loads torch."""
+"""A PyTorch model -> the computation graph of one of its steps (`capture`), also with what it takes to run the step.
 
+The latter is `capture_program`. Importing this loads torch.
+"""
+
+from graphs.capture.program import Program
 from graphs.capture.step import capture
+from graphs.capture.whole import batch_tensors, capture_program
 
-__all__ = ["capture"]
+__all__ = ["Program", "batch_tensors", "capture", "capture_program"]

@@ -74,6 +74,12 @@ def to_graph(recorder: Recorder, name: str, together: Sequence[Sequence[int]]) -
     return build(name, ops, tensors, constraints)
 
 
+def names_of(recorder: Recorder) -> dict[int, str]:
+    """The name that each recorded op has in the graph, after `to_graph` has made it."""
+    order = _order(recorder)
+    return dict(zip(order, _names([recorder.ops[op] for op in order]), strict=True))
+
+
 def _tag_leftovers(recorder: Recorder) -> None:
     """What autograd does between its nodes (sums of gradients, the first gradient) belongs to what reads the result."""
     reader: dict[int, int] = {}

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
+from graphs.capture.calls import CallLog
 from graphs.capture.costs import batch_rows, bytes_accessed, compute_dtype, flops, op_type
 from graphs.capture.slices import Slice, disjoint, slice_bytes, slice_of
 from graphs.capture.sparse import check_sparse, is_sparse, sparse_bag_gradient, sparse_sum
@@ -65,13 +66,15 @@ class RawOp:
 class Value:
     """One content of a storage (or of a slice of it), and who reads all or which part of it.
 
-    `from_data` is False for parameters, buffers and what is computed from them alone.
+    `from_data` is False for parameters, buffers and what is computed from them alone. `part` is the slice of its
+    storage that it is, None for all of it.
     """
 
     producer: int
     bytes: int
     from_data: bool
     resident: bool = False
+    part: Slice | None = None
     whole_readers: list[int] = field(default_factory=list)
     slice_readers: dict[Slice, list[int]] = field(default_factory=dict)
 
@@ -101,14 +104,20 @@ class _Signature:
 class Recorder(TorchDispatchMode):
     """Sees every ATen op of a step; to be entered inside a `FakeTensorMode`.
 
+    Args:
+        tags: Says where an op belongs.
+        batch: The leading dimension of the example batch.
+        log: Is told what it takes to run the ops again; None where the graph alone is wanted.
+
     Attributes:
         ops: What was recorded, in program order; parameters, buffers, inputs and constants are ops as well.
         values: All contents of all storages.
         at_home: Pairs of ops (a parameter or buffer, an op that writes it) that must share a device.
     """
 
-    def __init__(self, tags: Tags, batch: int) -> None:
+    def __init__(self, tags: Tags, batch: int, log: CallLog | None = None) -> None:
         super().__init__()
+        self.log = log
         self.ops: list[RawOp] = []
         self.values: list[Value] = []
         self.at_home: list[tuple[int, int]] = []
@@ -178,6 +187,8 @@ class Recorder(TorchDispatchMode):
             with self:
                 return sparse_sum(args[0], args[1])
         if signature.type == "_embedding_bag_backward" and args[9]:
+            if self.log is not None:
+                self.log.in_sparse_bag(args)
             with self:
                 return sparse_bag_gradient(args[0], args[1], args[6])
         out = func(*args, **kwargs)
@@ -197,7 +208,7 @@ class Recorder(TorchDispatchMode):
                 self._storages[key] = _Storage(tensor.untyped_storage(), tensor.untyped_storage().nbytes(), None)
         elif signature.type in _LIFTS:
             for tensor in made.values():
-                self._add_constant(tensor)
+                self._add_constant(tensor, args[0])
         elif made or written:
             self._record(func, signature.type, args, kwargs, inputs, written, list(made.values()), out)
         return out
@@ -229,6 +240,7 @@ class Recorder(TorchDispatchMode):
             if all(tensor is not t for t in distinct):
                 distinct.append(tensor)
         shapes = [tuple(t.shape) for t in (made or written)]
+        called = None if self.log is None else self.log.arguments(self, func, args, kwargs, read, written)
         flags = [from_data.get(id(a), False) for a in args]
         depends = not inputs or any(from_data.values())
         index = len(self.ops)
@@ -245,38 +257,52 @@ class Recorder(TorchDispatchMode):
             )
         )
         self.read(index, list(pieces))
-        for tensor in written:
-            self._write(index, tensor, depends)
+        writes = [self._write(index, tensor, depends) for tensor in written]
+        values = []
         for tensor in made:
             storage = tensor.untyped_storage()
             value = self._new_value(index, storage.nbytes(), from_data=depends)
             self._storages[storage._cdata] = _Storage(storage, storage.nbytes(), value)
+            values.append((tensor, value))
+        statistics: list[torch.Tensor] = []
         if kind in _UPDATES_STATISTICS and len(args) > 5 and args[5]:
-            for statistics in _tensors(args[3:5]):
-                home = self._storage_of(statistics).home
-                if home is not None:
-                    self.at_home.append((home, index))
+            statistics = list(_tensors(args[3:5]))
+        for tensor in statistics:
+            home = self._storage_of(tensor).home
+            if home is not None:
+                self.at_home.append((home, index))
+        if self.log is not None and called is not None:
+            self.log.add(index, called, writes, values, out, statistics)
 
-    def _write(self, op: int, tensor: torch.Tensor, depends: bool) -> None:
-        """Make the new value of what an op writes in place."""
+    def _write(
+        self, op: int, tensor: torch.Tensor, depends: bool
+    ) -> tuple[torch.Tensor, int, list[tuple[int, Slice | None]]]:
+        """Make the new value of what an op writes in place.
+
+        Returns:
+            The tensor, the value, and what of the storage's old content it keeps where it is more than the tensor.
+        """
         state = self._storage_of(tensor)
         part = slice_of(tensor)
+        kept: list[tuple[int, Slice | None]] = []
         if state.home is not None:
             self.at_home.append((state.home, op))
         if part is not None and part not in state.overlays and not disjoint([part, *state.overlays], state.bytes):
             # The slice overlaps newer ones: the op reads all there is and makes a new whole.
-            self.read(op, self._content(state, None))
+            kept = self._content(state, None)
+            self.read(op, kept)
             part = None
         if part is None:
             state.base = self._new_value(op, state.bytes, from_data=depends)
             state.overlays = {}
             state.overlay_bytes = 0
-            return
+            return tensor, state.base, kept
         if part not in state.overlays:
             state.overlay_bytes += slice_bytes(part)
-        state.overlays[part] = self._new_value(op, slice_bytes(part), from_data=depends)
+        value = state.overlays[part] = self._new_value(op, slice_bytes(part), from_data=depends, part=part)
         if state.overlay_bytes >= state.bytes:
             state.base = None
+        return tensor, value, kept
 
     def _content(self, state: _Storage, part: Slice | None) -> list[tuple[int, Slice | None]]:
         """As `content`; where newer slices lie over a part of what is asked for, all of the old value is read too."""
@@ -294,12 +320,16 @@ class Recorder(TorchDispatchMode):
             self._add_constant(tensor)
         return self._storages[key]
 
-    def _add_constant(self, tensor: torch.Tensor) -> None:
+    def _add_constant(self, tensor: torch.Tensor, content: torch.Tensor | None = None) -> None:
         """A tensor that the model holds without naming it (a plain attribute, or made from Python numbers)."""
         module = self._tags.tag[0] if self._tags.tag else ""
         name = f"constant/{self._num_constants}"
         self._num_constants += 1
-        self.add_source(tensor, name, module, {"constant": tensor.untyped_storage().nbytes()})
+        op = self.add_source(tensor, name, module, {"constant": tensor.untyped_storage().nbytes()})
+        known = content is not None and not isinstance(content, FakeTensor) and not content.is_meta
+        if self.log is not None and content is not None and known:
+            with _disable_current_modes(), torch.no_grad():
+                self.log.constants[op] = fake_like(content).copy_(content)
 
     def _fake_constant(self, tensor: torch.Tensor) -> torch.Tensor:
         """The stand-in for a real tensor that the model holds in a plain attribute."""
@@ -307,12 +337,14 @@ class Recorder(TorchDispatchMode):
             return tensor
         if id(tensor) not in self._constants:
             fake = fake_like(tensor)
-            self._add_constant(fake)
+            self._add_constant(fake, tensor)
             self._constants[id(tensor)] = (tensor, fake)
         return self._constants[id(tensor)][1]
 
-    def _new_value(self, producer: int, size: int, *, from_data: bool, resident: bool = False) -> int:
-        self.values.append(Value(producer, size, from_data, resident))
+    def _new_value(
+        self, producer: int, size: int, *, from_data: bool, resident: bool = False, part: Slice | None = None
+    ) -> int:
+        self.values.append(Value(producer, size, from_data, resident, part))
         return len(self.values) - 1
 
     def _signature(self, func: Any) -> _Signature:

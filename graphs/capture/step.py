@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from graphs.capture.build import OPTIMIZER_STATES, add_update, to_graph, update_bytes
+from graphs.capture.calls import CallLog
 from graphs.capture.recorder import Recorder, fake_like
 from graphs.capture.sparse import is_sparse
 from graphs.capture.tags import Tags
@@ -99,37 +101,83 @@ def capture(
         >>> graph.total_flops == 2 * 32 * (8 * 16 * 2 + 16 * 4 * 3)  # no gradient of the input is needed
         True
     """
+    recorded = record_step(model, example_batch, loss, training=training, optimizer=optimizer, name=name)
+    return to_graph(recorded.recorder, recorded.name, recorded.together)
+
+
+@dataclass(slots=True)
+class RecordedStep:
+    """What recording a step came to.
+
+    Attributes:
+        recorder: All ops and values.
+        name: The graph's name.
+        together: Sets of ops that must share a device: parameters and their updates.
+        keys: For each op that stands for a tensor of the model or the batch, its kind (a kind of `Source`) and name.
+        gradients: For each parameter that is updated its op and the update's, and its gradient.
+        state: The stand-ins of parameters, buffers and inputs, by op.
+        loss: The loss, None where there is none.
+        output: What the model returned.
+    """
+
+    recorder: Recorder
+    name: str
+    together: list[list[int]] = field(default_factory=list)
+    keys: dict[int, tuple[str, str]] = field(default_factory=dict)
+    gradients: list[tuple[int, int, torch.Tensor]] = field(default_factory=list)
+    state: dict[int, torch.Tensor] = field(default_factory=dict)
+    loss: torch.Tensor | None = None
+    output: Any = None
+
+
+def record_step(
+    model: nn.Module,
+    example_batch: Any,
+    loss: Loss | None,
+    *,
+    training: bool,
+    optimizer: str,
+    name: str | None,
+    log: CallLog | None = None,
+) -> RecordedStep:
+    """Run a step on fake tensors and record it; the arguments are those of `capture`.
+
+    Raises:
+        InputError: As `capture`.
+    """
     if optimizer not in OPTIMIZER_STATES:
         raise unknown_name("optimizer", optimizer, OPTIMIZER_STATES)
     name = name or type(model).__name__
     _check_model(model, name, training)
-    inputs, targets = _split_batch(example_batch)
+    inputs, targets = split_batch(example_batch)
     with _settings(training), _left_as_it_was(model), FakeTensorMode(allow_non_fake_inputs=True):
         fakes = _Fakes()
         inputs = fakes.of_batch(inputs, "input")
         targets = fakes.of_batch(targets, "target") if training else ()
         tags = Tags()
-        recorder = Recorder(tags, next((t.shape[0] for t in fakes.batch.values() if t.dim()), 0))
+        recorder = Recorder(tags, next((t.shape[0] for t in fakes.batch.values() if t.dim()), 0), log)
+        recorded = RecordedStep(recorder, name)
         for key, tensor in fakes.batch.items():
-            recorder.add_source(tensor, key, "", None)
+            op = recorder.add_source(tensor, key, "", None)
+            recorded.keys[op], recorded.state[op] = ("input", key), tensor
         states = OPTIMIZER_STATES[optimizer] if training else 0
-        state, parameters = _fake_state(recorder, model, states)
+        state, parameters = _fake_state(recorded, model, states)
         model.train(training)
         try:
-            gradients = _run(recorder, tags, model, state, list(parameters), inputs, targets, loss, training)
+            gradients = _run(recorded, tags, model, state, list(parameters), inputs, targets, loss, training)
         except InputError:
             raise
         except Exception as error:
             raise InputError(f"model '{name}' cannot be traced: {_reason(error)}") from error
-        together = []
         for (key, op), gradient in zip(parameters.items(), gradients, strict=True):
             if gradient is not None:
-                together.append(_update(recorder, state[key], op, gradient, optimizer))
-        return to_graph(recorder, name, together)
+                recorded.together.append(_update(recorder, state[key], op, gradient, optimizer))
+                recorded.gradients.append((op, recorded.together[-1][1], gradient))
+        return recorded
 
 
 def _run(
-    recorder: Recorder,
+    recorded: RecordedStep,
     tags: Tags,
     model: nn.Module,
     state: Mapping[str, torch.Tensor],
@@ -147,6 +195,7 @@ def _run(
 
     def step(model: nn.Module) -> Sequence[torch.Tensor | None]:
         output = model(*args, **kwargs)
+        recorded.output = output
         if not training:
             return [None] * len(trained)
         tags.set(("loss", 0))
@@ -158,10 +207,11 @@ def _run(
             raise InputError(
                 "the loss does not depend on any parameter that requires a gradient; capture with training=False"
             )
+        recorded.loss = value
         tags.begin_backward(value)
         return torch.autograd.grad(value, [state[key] for key in trained], allow_unused=True)
 
-    with _DevicesIgnored(), recorder, tags.following(model):
+    with _DevicesIgnored(), recorded.recorder, tags.following(model):
         return torch.func.functional_call(_Step(model, step), {f"model.{k}": v for k, v in state.items()}, ())
 
 
@@ -195,9 +245,10 @@ def _update(recorder: Recorder, parameter: torch.Tensor, op: int, gradient: torc
 
 
 def _fake_state(
-    recorder: Recorder, model: nn.Module, optimizer_states: int
+    recorded: RecordedStep, model: nn.Module, optimizer_states: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Stand-ins for all parameters and buffers by name, and the ops of those that are trained, by name."""
+    recorder = recorded.recorder
     state: dict[str, torch.Tensor] = {}
     trained: dict[str, int] = {}
     for key, parameter in model.named_parameters():
@@ -208,12 +259,14 @@ def _fake_state(
             resident["optimizer"] = size * optimizer_states
         state[key] = fake
         op = recorder.add_source(fake, key, key.rpartition(".")[0], resident)
+        recorded.keys[op], recorded.state[op] = ("parameter", key), fake
         if parameter.requires_grad:
             trained[key] = op
     for key, buffer in model.named_buffers():
         state[key] = fake_like(buffer.detach())
         size = state[key].untyped_storage().nbytes()
-        recorder.add_source(state[key], key, key.rpartition(".")[0], {"constant": size})
+        op = recorder.add_source(state[key], key, key.rpartition(".")[0], {"constant": size})
+        recorded.keys[op], recorded.state[op] = ("buffer", key), state[key]
     return state, trained
 
 
@@ -250,7 +303,7 @@ class _Fakes:
         return value
 
 
-def _split_batch(batch: Any) -> tuple[Any, tuple[Any, ...]]:
+def split_batch(batch: Any) -> tuple[Any, tuple[Any, ...]]:
     """What the model gets and what only the loss gets."""
     if isinstance(batch, (tuple, list)):
         if not batch:
