@@ -1,6 +1,6 @@
 """Chains of moves that learn, while they walk, which moves pay; from coarse units down to single ops.
 
-A chain holds one placement of ops. A move gives a unit (some groups, a group, or what the graph's constraints leave of
+A chain holds one placement of ops; chains share the best that any of them found only when they come to single ops. A move gives a unit (some groups, a group, or what the graph's constraints leave of
 one: an op, mostly), or a run of units along one of two orders, another device; the chain accepts it by Metropolis' rule
 at a temperature that falls. Which unit and which device is drawn from a softmax over linear scores of eleven features
 (`placement.move_kernel` has them): what the unit adds to the critical path of the step, what it waits for there and
@@ -346,7 +346,9 @@ class MoveSearch:
             cycle = self._cycle_at(now)
             if walker.cycle != cycle:
                 own_s = float(walker.scalars[kernel.BEST])
-                start, cost_s = (walker.best_ops.copy(), own_s) if own_s <= first[1] else first
+                # Until the last stage the chains go their own ways: where they end differs more than how far they get.
+                alone = cycle.stage != self._cycles[-1].stage and np.isfinite(own_s)
+                start, cost_s = (walker.best_ops.copy(), own_s) if own_s <= first[1] or alone else first
                 walker.begin(cycle, self._field(cycle.stage), start, log_probability)
                 if own_s > cost_s:
                     walker.scalars[kernel.BEST], walker.best_ops[:] = cost_s, start

@@ -86,11 +86,11 @@ class ReinforceConfig:
     imitation_updates: int = 20
     imitation_weight: float = 0.3
     elites: int = 8
-    search_moves: int = 8192
+    search_moves: int = 16384
     search_chains: int = 2
     search_learning_rate: float = 0.1
     search_kind_rate: float = 0.02
-    search_uniform_share: float = 0.1
+    search_uniform_share: float = 0.2
     search_finest: str = "ops"
     search_advice: bool = True
     learns: bool = True

@@ -45,7 +45,7 @@ CHECKPOINT_INTERVAL_S = 20.0
 IMAGE_INTERVAL_S = 60.0
 """Seconds between pictures of the best placement's trace, which come with a checkpoint."""
 
-OPS_AN_UPDATE = 16_000_000
+OPS_AN_UPDATE = 32_000_000
 """Ops that each chain of the search may simulate in an update, as long as that leaves it some moves."""
 
 LEAST_MOVES = 16
