@@ -1,14 +1,14 @@
 """Chains of moves that learn, while they walk, which moves pay; from coarse units down to single ops.
 
-A chain holds one placement of ops; chains share the best that any of them found only when they come to single ops. A move gives a unit (some groups, a group, or what the graph's constraints leave of
-one: an op, mostly), or a run of units along one of two orders, another device; the chain accepts it by Metropolis' rule
-at a temperature that falls. Which unit and which device is drawn from a softmax over linear scores of eleven features
-(`placement.move_kernel` has them): what the unit adds to the critical path of the step, what it waits for there and
-makes wait, transfers that the move would spare, load, the policy's opinion. **The weights are learned by REINFORCE
-during the walk**: the action is the move, the reward is the step time that an accepted move saves, in units of the
-temperature and between -1 and 1, and 0 where the move is rejected; a move that loses time costs as much as undoing it
-earns, so nothing is won by going back and forth. The baseline is a running mean. What kind of move (one unit, a run, a
-segment, a swap, ...) is learned likewise.
+A chain holds one placement of ops; until they move single ops, chains go their own ways. A move gives a unit (some
+groups, a group, or what the graph's constraints leave of one: an op, mostly), or a run of units along one of two
+orders, another device; the chain accepts it by Metropolis' rule at a temperature that falls. Which unit and which
+device is drawn from a softmax over linear scores of eleven features (`placement.move_kernel` has them): what the unit
+adds to the critical path of the step, what it waits for there and makes wait, transfers that the move would spare,
+load, the policy's opinion. **The weights are learned by REINFORCE during the walk**: the action is the move, the reward
+is the step time that an accepted move saves, in units of the temperature and between -1 and 1, and 0 where the move is
+rejected; a move that loses time costs as much as undoing it earns, so nothing is won by going back and forth. The
+baseline is a running mean. What kind of move (one unit, a run, a segment, a swap, ...) is learned likewise.
 
 References:
     Williams, "Simple statistical gradient-following algorithms", 1992.
