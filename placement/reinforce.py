@@ -128,7 +128,7 @@ class ReinforceConfig:
 
 PRESETS = {
     "default": ReinforceConfig(),
-    # The ablation: the default's start and search, with uniform proposals in the policy's place.
+    # Ablations of the default, all with its start and its chains. Uniform proposals in the place of all that learns:
     "uniform": ReinforceConfig(
         preset="uniform",
         search_learning_rate=0.0,
@@ -137,6 +137,12 @@ PRESETS = {
         search_advice=False,
         learns=False,
     ),
+    # the chains that learn, without the sequence-to-sequence policy;
+    "moves": ReinforceConfig(preset="moves", search_advice=False, learns=False),
+    # all of it, but the chains' weights stay as they were set by hand;
+    "fixed": ReinforceConfig(preset="fixed", search_learning_rate=0.0, search_kind_rate=0.0),
+    # all of it, but only groups are moved.
+    "groups": ReinforceConfig(preset="groups", search_finest="groups"),
     # As published, where the paper says: features, learned device embeddings, root of the step time, moving-average
     # baseline that starts at the failing signal, Adam, nothing learned from failures after 5,000 updates. Its failing
     # signal of 100 s is four times the slowest single-device step that it reports (26.2 s); here it is four times that
