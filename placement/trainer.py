@@ -51,11 +51,16 @@ OPS_AN_UPDATE = 32_000_000
 LEAST_MOVES = 16
 """Moves of a chain in an update, however large the graph."""
 
+POLICY_SHARE = 0.1
+"""Share of the cores' time that the policy takes in a run that only the clock limits; the search takes the rest."""
+
 USUAL_UPDATES = 64
 """Updates after which the search is as fine as it gets, where no limit says how long the run will be."""
 
 PARTS = ("heuristics", "sample", "learn", "simulate", "wait", "search")
 """Parts of the time that `UpdateStats.seconds` tells apart; the search runs beside the others, but for ``wait``."""
+
+_MANY_MOVES = 10**9
 
 IntArray = NDArray[np.int64]
 
@@ -142,6 +147,7 @@ class Trainer:
         )
         self._searched = 0  # evaluations of the search that are counted
         self._first_progress = 0.0
+        self._policy_s = 0.0  # that the policy's part of the last update took
         self._clock: tuple[float, float] | None = None  # when this run began and how long it may take
         self._start_from = start
         self._started = False
@@ -262,6 +268,7 @@ class Trainer:
         if not config.learns:
             return self._search_alone(beside)
         shape = (config.samples + 1, self.problem.num_groups, self.problem.num_devices)
+        began = time.perf_counter()
         with self._timed("sample"), torch.no_grad():
             encoded = self.policy.encode(self._features)
             search = self._start_search(beside, encoded)
@@ -272,6 +279,7 @@ class Trainer:
             evaluation = self._evaluate(sampled.numpy())
             with self._timed("learn"):
                 numbers = self._learn(sampled[1:], _without_first(evaluation))
+            self._policy_s = time.perf_counter() - began
         finally:
             self._finish_search(search)
         feasible = evaluation.feasible[1:]
@@ -302,6 +310,8 @@ class Trainer:
             left = self._most_evaluations - self.evaluations - (config.samples + 1) * config.learns
             # A block of moves may simulate its first placement once more.
             moves = min(moves, left // (2 * config.search_chains))
+        elif self._clock is not None and self._policy_s > 0:
+            moves = _MANY_MOVES  # the clock ends them
         if config.search_moves == 0 or moves <= 0 or self._search.best_ops is None:
             return []
         advice = None
@@ -316,10 +326,12 @@ class Trainer:
         """How far the run is, by the share of an update's moves that is done, and whether its time is over."""
         if self._clock is not None:
             began, limit_s = self._clock
-            first = self._first_progress
+            first, until = self._first_progress, began + limit_s
+            if self._policy_s > 0:
+                until = min(until, time.perf_counter() + self._policy_s / (POLICY_SHARE * self.config.search_chains))
             return (
                 lambda share: first + (time.perf_counter() - began) / limit_s,
-                lambda: time.perf_counter() - began >= limit_s,
+                lambda: time.perf_counter() >= until,
             )
         if self._most_evaluations is not None:
             per_move = self.config.search_chains * moves / self._most_evaluations
