@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,16 +33,11 @@ from placement.reinforce import (
 )
 from placement.runtime import deferred_interrupt, one_torch_thread
 from placement.stats import UpdateStats
+from placement.training_record import TrainingRecord
 from placement.warm_start import Start, heuristic_start
-
-if TYPE_CHECKING:
-    from placement.telemetry import Telemetry
 
 CHECKPOINT_INTERVAL_S = 20.0
 """Seconds of training between checkpoints; one is written at the end of every run, too."""
-
-IMAGE_INTERVAL_S = 60.0
-"""Seconds between pictures of the best placement's trace, which come with a checkpoint."""
 
 OPS_AN_UPDATE = 32_000_000
 """Ops that each chain of the search may simulate in an update, as long as that leaves it some moves."""
@@ -212,7 +206,7 @@ class Trainer:
         timed = time_limit_s is not None and updates is None and evaluations is None
         self._clock = (called_s, max(time_limit_s, 1e-3)) if timed and time_limit_s is not None else None
         self._first_progress = 1.0 if self._searched else 0.0
-        record = _Record(self, self._checkpoint_interval_s)
+        record = TrainingRecord(self, self._checkpoint_interval_s)
         whole = True  # False while an update is under way: its state must not reach a checkpoint
         try:
             with (
@@ -529,59 +523,6 @@ class Trainer:
         self._search.restore(state.search)
         self._searched = self._search.evaluations
         self._started = True
-
-
-class _Record:
-    """What one call of `Trainer.run` leaves in the run directory: checkpoints, and TensorBoard's events."""
-
-    def __init__(self, trainer: Trainer, interval_s: float) -> None:
-        self._trainer = trainer
-        self._interval_s = interval_s
-        self._telemetry: Telemetry | None = None
-        self._saved_at = time.perf_counter()
-        self._known_s = trainer.best_s
-        self._drawn_s = math.inf
-        self._drawn_at = -math.inf
-        if trainer.run_dir is not None:
-            from placement.telemetry import Telemetry  # slow to import, and placers that only search never need it
-
-            self._telemetry = Telemetry(trainer.run_dir, first_update=trainer.updates + 1)
-
-    def update(self, stats: UpdateStats) -> None:
-        """Write the numbers of an update, and a checkpoint where one is due."""
-        if self._telemetry is None:
-            return
-        trainer = self._trainer
-        self._telemetry.write_update(stats)
-        if trainer.best_s < self._known_s and trainer.best_placement is not None:
-            self._known_s = trainer.best_s
-            self._telemetry.write_devices(trainer.problem, trainer.best_placement, trainer.updates)
-        if time.perf_counter() - self._saved_at >= self._interval_s:
-            self._saved_at = time.perf_counter()
-            if self._saved_at - self._drawn_at >= IMAGE_INTERVAL_S:
-                self._draw()
-            self._save()
-
-    def close(self, *, whole: bool) -> None:
-        """Write what is left; the last checkpoint only if the trainer's state is that of a `whole` update."""
-        if self._telemetry is None:
-            return
-        if whole and self._trainer.updates:
-            self._draw()
-            self._save()
-        self._telemetry.close()
-
-    def _draw(self) -> None:
-        trainer = self._trainer
-        self._drawn_at = time.perf_counter()
-        if self._telemetry is not None and trainer.best_placement is not None and trainer.best_s < self._drawn_s:
-            self._drawn_s = trainer.best_s
-            self._telemetry.write_trace(trainer.problem, trainer.best_placement, trainer.updates)
-
-    def _save(self) -> None:
-        if self._telemetry is not None and self._trainer.run_dir is not None:
-            self._telemetry.flush()
-            checkpoint.save(self._trainer.run_dir, self._trainer.problem, self._trainer.state())
 
 
 def _without_first(evaluation: Evaluation) -> Evaluation:
