@@ -280,6 +280,11 @@ class MoveSearch:
         return seconds
 
     @property
+    def spans(self) -> list[tuple[float, float]]:
+        """Begin and end of each planned cycle, as progress of the whole run."""
+        return [(cycle.begin, cycle.end) for cycle in self._cycles]
+
+    @property
     def weights(self) -> NDArray[np.float64]:
         """``float64[F]``: the learned weights of the features, mean over the chains."""
         return np.mean([walker.weights for walker in self._walkers], axis=0)

@@ -65,6 +65,8 @@ class ReinforceConfig:
         search_advice: Whether the search asks the policy which device it would give each group.
         learns: False leaves the policy out altogether: nothing is sampled and nothing learned, the search proposes by
             itself and has all cores. For ablations.
+        screen_noise: Where few evaluations are allowed, a model of the evaluator finds what to evaluate
+            (`placement.screening`): of a simulated problem one whose op times are off by up to this share.
     """
 
     preset: str = "default"
@@ -94,6 +96,7 @@ class ReinforceConfig:
     search_finest: str = "ops"
     search_advice: bool = True
     learns: bool = True
+    screen_noise: float = 0.2
 
     def __post_init__(self) -> None:
         def need(ok: bool, message: str) -> None:
@@ -119,6 +122,7 @@ class ReinforceConfig:
             0 <= self.search_uniform_share <= 1,
             f"search_uniform_share is {self.search_uniform_share}; it must be from 0 to 1",
         )
+        need(0 <= self.screen_noise < 1, f"screen_noise is {self.screen_noise}; it must be at least 0 and below 1")
         need(self.search_chains > 0, f"search_chains is {self.search_chains}; it must be positive")
         need(self.search_finest in FINEST, f"search_finest is '{self.search_finest}'; it must be ops or groups")
         need(0 <= self.baseline_decay < 1, f"baseline_decay is {self.baseline_decay}; it must be in [0, 1)")

@@ -312,7 +312,7 @@ def test_the_placers_answer_with_what_training_found() -> None:
     for function in (place, place_paper):
         placed = function(problem, budget=Budget(evaluations=60), rng=np.random.default_rng(0))
         again = function(problem, budget=Budget(evaluations=60), rng=np.random.default_rng(0))
-        assert placed.evaluations == 60
+        assert 0 < placed.evaluations <= 60  # a model may run out of new placements to propose
         assert placed.placement.tolist() == again.placement.tolist()
         assert problem.evaluate_one(placed.placement).feasible.all()
     assert placed.config["preset"] == "paper"
