@@ -1,0 +1,400 @@
+"""Chains of moves: true to the simulator, the constraints and the optimum; repeatable; and learning as they should."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from envs.catalog import load_cluster
+from envs.problem import PlacementProblem
+from envs.simulator import SCHEDULES
+from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
+from graphs.groups import one_group_an_op
+from graphs.synthetic import random_graph
+from placement import move_kernel as kernel
+from placement.move_field import Field, make_field
+from placement.move_search import Chain, MoveConfig, MoveSearch, _Cycle, _Walker
+from placement.reinforce import charged_s
+from tests.placement.critical_path_plain import critical_path
+from tests.placement.placer_problems import cluster as host_and_gpus
+from tests.placement.placer_problems import optimum_s as optimum_of_allowed_s
+from tests.placement.placer_problems import training_problem
+from tests.placement.problems import branches, cluster, optimum_s
+
+UNTIL_THE_END = 16
+"""Updates of `run` over which the search goes through all of its stages."""
+
+
+def first_ops(problem: PlacementProblem) -> NDArray[np.int32]:
+    """Everything on the last device that it may be on."""
+    last = problem.num_devices - 1 - problem.allowed[:, ::-1].argmax(axis=1)
+    return problem.to_ops(last).astype(np.int32)
+
+
+def cost_s(problem: PlacementProblem, ops: NDArray[np.int32]) -> float:
+    evaluation = problem.evaluate_ops(ops[None])
+    return float(charged_s(evaluation, problem.cluster.memory_bytes, failing_signal_s=0.0)[0])
+
+
+def new_search(problem: PlacementProblem, *, seed: int = 0, **config: Any) -> MoveSearch:
+    search = MoveSearch(problem, config=MoveConfig(**config), seed=seed)
+    ops = first_ops(problem)
+    search.offer(ops, cost_s(problem, ops))
+    return search
+
+
+def run(search: MoveSearch, *, moves: int, first: int = 0, last: int = UNTIL_THE_END) -> None:
+    """Let the chains make `moves` moves an update, from update `first` to `last` of `UNTIL_THE_END`."""
+    with ThreadPoolExecutor(search.config.chains) as executor:
+        for update in range(first, last):
+            search.finish(
+                search.start(
+                    moves,
+                    progress=lambda share, update=update: (update + share) / UNTIL_THE_END,
+                    should_stop=lambda: False,
+                    log_probability=None,
+                    executor=executor,
+                )
+            )
+
+
+def restricted_graph() -> ComputationGraph:
+    """Four chains of ops, some for GPUs alone, some for the CPU; ops of different chains are bound together."""
+    rng = np.random.default_rng(3)
+    ops, tensors = [OpRecord("x", "input", output_shapes=((8,),))], [TensorRecord(0, 10**5, [1, 2, 3, 4])]
+    for i in range(1, 41):
+        kinds = {1: ("gpu",), 2: ("cpu",)}.get(i % 7)
+        ops.append(OpRecord(f"op{i}", "mm", flops=int(10 ** rng.uniform(7, 9)), allowed_kinds=kinds))
+        if i > 4:
+            tensors.append(TensorRecord(i - 4, int(10 ** rng.uniform(4, 6)), [i]))
+    return build("restricted", ops, tensors, colocation=[(3, 12, 21), (5, 40), (13, 6)])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("room", [None, 0.9, 0.05])
+def test_the_best_cost_is_what_the_evaluator_says(schedule: str, room: float | None) -> None:
+    """With memory to spare, with too little for one device, and with too little for all."""
+    problem = training_problem(14, 2, seed=4, room=room, schedule=schedule)
+    search = new_search(problem)
+    start_s = search.best_cost_s
+    run(search, moves=60)
+    assert search.best_ops is not None
+    evaluation = problem.evaluate_ops(search.best_ops[None])
+    assert search.best_cost_s < start_s
+    if room == 0.05:
+        assert not evaluation.feasible[0]
+        assert search.best_cost_s == pytest.approx(cost_s(problem, search.best_ops), rel=1e-13)
+    else:
+        assert evaluation.feasible[0]
+        assert search.best_cost_s == evaluation.step_time_s[0]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("uniform_share", [0.1, 1.0])
+def test_ops_stay_together_and_where_they_may_be(schedule: str, uniform_share: float) -> None:
+    graph = restricted_graph()
+    problem = PlacementProblem(graph, one_group_an_op(graph), host_and_gpus(2), schedule)
+    search = new_search(problem, uniform_share=uniform_share)
+    start_s, seen = search.best_cost_s, set()
+    for update in range(UNTIL_THE_END):
+        run(search, moves=30, first=update, last=update + 1)
+        for ops in (search.best_ops, *(chain["ops"] for chain in search.state()["chains"])):
+            seen.add(ops.tobytes())
+            assert problem.op_allowed[np.arange(graph.num_ops), ops].all()
+            for bound in range(graph.colocation.max() + 1):
+                assert len(set(ops[graph.colocation == bound])) == 1
+    assert len(seen) > UNTIL_THE_END
+    assert search.best_ops is not None
+    assert cost_s(problem, search.best_ops) == search.best_cost_s < start_s
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_reaches_the_optimum_of_a_tiny_problem(seed: int) -> None:
+    problem = branches(2, 4, seed=1)
+    search = new_search(problem, seed=seed)
+    run(search, moves=300)
+    assert search.best_cost_s == optimum_s(problem)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_reaches_the_optimum_where_memory_is_short(seed: int) -> None:
+    problem = training_problem(5, 2, seed=seed, room=0.9)
+    search = new_search(problem, seed=seed, finest="groups")
+    run(search, moves=300)
+    assert search.best_cost_s == optimum_of_allowed_s(problem)
+
+
+def test_single_ops_beat_groups_and_groups_only_never_parts_one() -> None:
+    problem = training_problem(12, 2, seed=0)
+    searches = {finest: new_search(problem, finest=finest) for finest in ("groups", "ops")}
+    for search in searches.values():
+        run(search, moves=200)
+    assert searches["ops"].best_cost_s < searches["groups"].best_cost_s
+    best = searches["groups"].best_ops
+    assert best is not None
+    for group in range(problem.num_groups):
+        assert len(set(best[problem.groups.group_of_op == group])) == 1
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two states are the same, to the last bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a.tobytes() == b.tobytes() if isinstance(a, np.ndarray) else a == b
+
+
+@pytest.mark.parametrize("schedule", ["priority", "program_order"])
+def test_a_search_goes_on_from_its_state_as_if_never_interrupted(schedule: str) -> None:
+    """Wherever it is interrupted: at the start, within a stage, between two, and behind the last."""
+    problem = training_problem(70, 2, seed=1, room=0.4, schedule=schedule)  # enough groups for a coarse stage
+    whole, last = new_search(problem, seed=5), UNTIL_THE_END + 3
+    states = []
+    for update in range(last):
+        states.append(pickle.dumps(whole.state()))
+        run(whole, moves=25, first=update, last=update + 1)
+    stages = {pickle.loads(state)["chains"][0]["cycle"][0] for state in states[1:]}
+    assert stages == {"coarse", "groups", "ops"}
+    for update in range(last):
+        other = MoveSearch(problem, config=whole.config, seed=99)
+        other.restore(pickle.loads(states[update]))
+        run(other, moves=25, first=update, last=last)
+        assert equal(other.state(), whole.state()), f"interrupted after {update} updates"
+
+
+def test_the_same_seed_walks_the_same_way_and_another_seed_another() -> None:
+    problem = training_problem(20, 2, seed=1)
+    searches = [new_search(problem, seed=seed) for seed in (1, 1, 2)]
+    for search in searches:
+        run(search, moves=40)
+    assert equal(searches[0].state(), searches[1].state())
+    assert not equal(searches[0].state(), searches[2].state())
+
+
+# --- the compiled parts, each against a plain version
+
+
+def walker_at(problem: PlacementProblem, ops: NDArray[np.int32], **config: Any) -> tuple[_Walker, Field, Chain]:
+    """A chain of single ops that stands at a placement and knows its critical path."""
+    walker = _Walker(problem, MoveConfig(**config), [0])
+    field = make_field(problem, one_group_an_op(problem.graph))
+    walker.begin(_Cycle("ops", 0.0, 1.0, 1.0), field, ops, None)
+    assert walker.chain is not None
+    return walker, field, walker.chain
+
+
+def random_ops(problem: PlacementProblem, seed: int) -> NDArray[np.int32]:
+    return np.random.default_rng(seed).integers(problem.num_devices, size=problem.graph.num_ops).astype(np.int32)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("seed", range(8))
+def test_the_critical_path_is_that_of_the_plain_version(seed: int, schedule: str) -> None:
+    graph = random_graph(150, seed=seed, locality=15)
+    problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster("k80x4"), schedule)
+    ops = random_ops(problem, seed)
+    walker, field, chain = walker_at(problem, ops, uniform_share=1.0)
+    walker.walk(1, 1e-30)  # simulates where it stands and sums up, then makes a move which it rejects unless it is better
+    trace = problem.trace(ops)
+    plain = critical_path(problem, trace, field.unit_of_op)
+    assert np.allclose(chain.critical_s, plain.computing_s, rtol=1e-12, atol=0)
+    assert np.allclose(chain.transfer_s, plain.transfer_s, rtol=1e-12, atol=0)
+    assert np.allclose(chain.waited_s, plain.waited_s, rtol=1e-12, atol=0)
+    assert np.allclose(chain.delayed_s, plain.delayed_s, rtol=1e-12, atol=0)
+    spent_s = plain.computing_s.sum() + plain.transfer_s.sum()
+    assert spent_s == pytest.approx(trace.step_time_s, rel=1e-9)  # the path has no gaps
+    assert plain.waited_s.sum() == pytest.approx(plain.delayed_s.sum())
+
+
+def test_a_transfer_is_shared_and_who_waits_for_a_device_knows_who_holds_it() -> None:
+    """`a` (2 ms) and `b` (3 ms) run on device 0, in turn; `c` (1 ms) on device 1 waits for `b` and 1 ms of copying."""
+    ops = [OpRecord(name, "mm", flops=flops * 10**9) for name, flops in (("a", 2), ("b", 3), ("c", 1))]
+    graph = build("three", ops, [TensorRecord(1, 10**6, [2])])
+    fast = cluster(2)
+    fast = dataclasses.replace(fast, links=tuple(dataclasses.replace(link, latency_s=0.0) for link in fast.links))
+    problem = PlacementProblem(graph, one_group_an_op(graph), fast, "fifo")
+    walker, _, chain = walker_at(problem, np.array([0, 0, 1], dtype=np.int32), uniform_share=1.0)
+    walker.walk(1, 1e-30)
+    assert chain.critical_s == pytest.approx([2e-3, 3e-3, 1e-3])
+    assert chain.transfer_s == pytest.approx(np.array([[0, 0], [0, 0.5e-3], [0.5e-3, 0]]))
+    assert chain.waited_s == pytest.approx([0, 2e-3, 0])
+    assert chain.delayed_s == pytest.approx([2e-3, 0, 0])
+
+
+def plain_features(problem: PlacementProblem, field: Field, chain: Chain, step_s: float) -> NDArray[np.float64]:
+    """``float64[U, D, F]`` of every unit and device, by their definitions."""
+    units, devices = field.allowed.shape
+    every, placed, graph = np.arange(units), chain.placed, problem.graph
+    routes = problem.cluster.routes
+    apart = ~np.eye(devices, dtype=bool)
+    latency_s, per_byte = np.median(routes.latency_s[apart]), np.median(1.0 / routes.bytes_per_s[apart])
+    near_s, seen = np.zeros((units, units)), set()
+    for producer, tensor, reader in zip(graph.edge_producer, graph.edge_tensor, graph.consumers, strict=True):
+        a, b = int(field.unit_of_op[producer]), int(field.unit_of_op[reader])
+        if a != b and (int(tensor), b) not in seen:
+            seen.add((int(tensor), b))
+            near_s[a, b] += latency_s + graph.tensor_bytes[tensor] * per_byte
+    near_on_s = (near_s + near_s.T) @ np.eye(devices)[placed]
+    alike = np.zeros((units, devices))
+    for order in field.orders:
+        for one, other in zip(order[:-1], order[1:], strict=True):
+            alike[one, placed[other]] += 0.5
+            alike[other, placed[one]] += 0.5
+    busy_s = np.bincount(placed, field.time_s[every, placed], devices)
+    here = (every, placed)
+    x = np.empty((units, devices, kernel.NUM_FEATURES))
+    x[:, :, kernel.CRITICAL] = 3 * np.sqrt(chain.critical_s / step_s)[:, None]
+    x[:, :, kernel.WAITED] = 3 * np.sqrt(chain.waited_s / step_s)[:, None]
+    x[:, :, kernel.DELAYED] = 3 * np.sqrt(chain.delayed_s / step_s)[:, None]
+    x[:, :, kernel.TRANSFER] = 3 * np.sqrt(chain.transfer_s / step_s)
+    x[:, :, kernel.AFFINITY] = np.clip((near_on_s - near_on_s[here][:, None]) / (0.02 * step_s), -3, 3)
+    load = busy_s[placed][:, None] - busy_s[None] - field.time_s
+    x[:, :, kernel.LOAD] = np.clip(load / (0.25 * step_s), -2, 2)
+    log_time = np.log(field.time_s + 1e-9)
+    x[:, :, kernel.SLOWER] = np.clip(log_time - log_time[here][:, None], -3, 3)
+    x[:, :, kernel.ALIKE] = alike
+    x[:, :, kernel.APART] = alike[here][:, None]
+    x[:, :, kernel.REJECTED] = 0.5 * np.minimum(chain.rejected, 8)
+    x[:, :, kernel.POLICY] = np.clip(chain.log_probability - chain.log_probability[here][:, None], -3, 3)
+    return x
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shares_are_the_softmax_of_scores_and_expected_their_mean_features(seed: int) -> None:
+    graph = random_graph(80, seed=seed, locality=15)
+    problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster("k80x4"))
+    ops, rng = random_ops(problem, seed), np.random.default_rng(seed)
+    walker, field, chain = walker_at(problem, ops, uniform_share=1.0)
+    walker.walk(1, 1e-30)
+    # Where the walk stood when it drew: the move that it made since is taken back.
+    chain.placed[:] = field.from_ops(ops)
+    units, devices = field.allowed.shape
+    chain.busy_s[:] = np.bincount(chain.placed, field.time_s[np.arange(units), chain.placed], devices)
+    chain.rejected[:] = rng.integers(0, 10, size=(units, devices))
+    chain.log_probability[:] = np.log(rng.dirichlet(np.ones(devices), size=units))
+    chain.weights[:] = rng.normal(size=kernel.NUM_FEATURES)
+    step_s = problem.trace(ops).step_time_s
+    count = kernel._refresh(
+        chain.active, chain.shares, chain.expected, chain.x, chain.near_on_s, chain.placed, field.allowed, step_s,
+        field.time_s, field.log_time, chain.busy_s, field.near_offsets, field.near, field.near_s, field.orders,
+        field.rank, chain.critical_s, chain.transfer_s, chain.waited_s, chain.delayed_s, chain.rejected,
+        chain.log_probability, chain.weights,
+    )  # fmt: skip
+    on_path = chain.critical_s + chain.waited_s + chain.delayed_s + chain.transfer_s.sum(axis=1) > 0
+    assert chain.active[:count].tolist() == np.flatnonzero(on_path).tolist()
+    assert 0 < count < units
+    x = plain_features(problem, field, chain, step_s)
+    may = field.allowed & (np.arange(devices) != chain.placed[:, None]) & on_path[:, None]
+    share = np.where(may, np.exp(x @ chain.weights), 0.0)
+    share /= share.sum()
+    cumulative = chain.shares[: count * devices]
+    drawn = np.diff(cumulative, prepend=0.0).reshape(count, devices) / cumulative[-1]
+    assert np.allclose(drawn, share[on_path], rtol=1e-9, atol=1e-14)
+    assert chain.expected == pytest.approx(np.einsum("ud,udf->f", share, x), rel=1e-9)
+
+
+# --- learning
+
+
+def test_the_mean_step_of_learning_is_the_exact_gradient_of_the_expected_reward() -> None:
+    """On 2 units x 2 devices all moves are enumerated; thousands of walks of one move are averaged."""
+    ops = [OpRecord("a", "mm", flops=2 * 10**9), OpRecord("b", "mm", flops=3 * 10**9)]
+    graph = build("pair", ops, [TensorRecord(0, 10**6, [1])])
+    problem = PlacementProblem(graph, one_group_an_op(graph), cluster(2, speeds=(1.0, 2.0)))
+    here, temperature_s, baseline, rate, draws = np.zeros(2, dtype=np.int32), 1.5e-3, 0.2, 1e-3, 6000
+    walker, field, chain = walker_at(problem, here, uniform_share=0.0, learning_rate=rate, kind_rate=rate)
+    weights = np.random.default_rng(0).normal(scale=0.5, size=kernel.NUM_FEATURES)
+    kinds = np.full(kernel.NUM_KINDS, -1000.0)
+    kinds[kernel.SINGLE] = 0.0  # so that every move is of one unit
+    steps = np.empty((draws, kernel.NUM_FEATURES))
+    for i in range(draws):
+        chain.placed[:], chain.op_device[0] = field.from_ops(here), here
+        chain.rejected[:] = 0.0
+        chain.weights[:], chain.kinds[:] = weights, kinds
+        chain.scalars[kernel.BASELINE] = baseline
+        walker.walk(1, temperature_s)
+        steps[i] = (chain.weights - weights) / rate
+
+    chain.placed[:], chain.rejected[:] = field.from_ops(here), 0.0
+    now_s = problem.trace(here).step_time_s
+    x = plain_features(problem, field, chain, now_s)[:, 1]  # [U, F]: either unit to the other device
+    after_s = problem.evaluate_ops(np.array([[1, 0], [0, 1]], dtype=np.int32)).step_time_s
+    accepted = np.minimum(np.exp((now_s - after_s) / temperature_s), 1.0)
+    reward = accepted * np.clip((now_s - after_s) / temperature_s, -1, 1)
+    assert reward.min() < 0 < reward.max()
+
+    def expected_reward(w: NDArray[np.float64]) -> float:
+        share = np.exp(x @ w)
+        return float(share @ (reward - baseline) / share.sum())
+
+    h = 1e-5
+    nudges = h * np.eye(kernel.NUM_FEATURES)
+    exact = np.array([(expected_reward(weights + e) - expected_reward(weights - e)) / (2 * h) for e in nudges])
+    error = steps.std(axis=0) / np.sqrt(draws)
+    assert (np.abs(steps.mean(axis=0) - exact) <= 4 * error + 1e-8).all()
+    felt = np.abs(exact) > 1e-6
+    assert (np.abs(exact)[felt] > 8 * error[felt]).any()  # the draws are enough to tell it from none
+
+
+def saved_per_move(problem: PlacementProblem, *, learning_rate: float, seed: int) -> tuple[float, NDArray[np.float64]]:
+    """Mean step time saved by a move over short descents from random placements, the second half of them; the weights.
+
+    All weights are 0 at first: every move of an active unit is as likely as every other.
+    """
+    moves, descents = 60, 80
+    walker, field, chain = walker_at(
+        problem, random_ops(problem, seed), uniform_share=0.0, learning_rate=learning_rate, kind_rate=0.0
+    )
+    walker.weights[:] = 0.0
+    walker.rng[0] = np.uint64(seed)
+    saved = []
+    for descent in range(descents):
+        ops = random_ops(problem, 1000 * seed + descent)
+        walker.begin(_Cycle("ops", 0.0, 1.0, 1.0), field, ops, None)
+        chain = walker.chain
+        assert chain is not None
+        before_s = cost_s(problem, ops)
+        walker.walk(moves, before_s / 500)
+        saved.append((before_s - float(walker.scalars[kernel.COST])) / before_s / moves)
+    return float(np.mean(saved[descents // 2 :])), walker.weights.copy()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_learning_raises_what_a_move_saves(seed: int) -> None:
+    graph = random_graph(120, seed=1, locality=20)
+    problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster("k80x4"))
+    frozen, zero = saved_per_move(problem, learning_rate=0.0, seed=seed)
+    learned, weights = saved_per_move(problem, learning_rate=0.05, seed=seed)
+    assert not zero.any()
+    assert np.abs(weights).max() > 0.2
+    assert weights[kernel.SLOWER] < 0  # which the hand-set weights say as well
+    assert learned > 1.1 * frozen
+
+
+def test_nothing_is_learned_where_all_moves_are_drawn_uniformly() -> None:
+    problem = training_problem(20, 2, seed=1)
+    searches = [new_search(problem, uniform_share=share, learning_rate=0.1, kind_rate=0.1) for share in (1.0, 0.5)]
+    before = pickle.loads(pickle.dumps(searches[0].state()))["chains"]
+    for search in searches:
+        run(search, moves=40)
+    for first, uniform, learned in zip(before, *(search.state()["chains"] for search in searches), strict=True):
+        assert equal(first["weights"], uniform["weights"])
+        assert equal(first["kinds"], uniform["kinds"])
+        assert not equal(first["weights"], learned["weights"])
+        assert not equal(first["kinds"], learned["kinds"])
+
+
+def test_what_the_policy_says_is_averaged_over_the_ops_of_a_unit() -> None:
+    problem = training_problem(6, 2, seed=0)
+    log_probability = np.random.default_rng(0).normal(size=(problem.num_groups, problem.num_devices)).astype(np.float32)
+    by_groups = make_field(problem, problem.groups).of_groups(log_probability)
+    assert by_groups == pytest.approx(log_probability, rel=1e-6)
+    by_ops = make_field(problem, one_group_an_op(problem.graph)).of_groups(log_probability)
+    assert by_ops == pytest.approx(log_probability[problem.groups.group_of_op], rel=1e-6)
