@@ -103,9 +103,9 @@ def train(
         InputError: Bad input; the message says what.
         NoFeasiblePlacementError: Nothing fits; the message says which memory is short by how much.
     """
-    from placement.training_run import compare_others, make_trainer, run_training  # here, because it loads torch
+    from placement.compile_ahead import compile_ahead  # here, because these load torch
+    from placement.training_run import compare_others, make_trainer, run_training
 
-    began = time.perf_counter()
     if time_limit_s is None and updates is None:
         time_limit_s = DEFAULT_TRAIN_S
     run_dir = None if out is None else Path(out)
@@ -117,6 +117,8 @@ def train(
         preset, seed = config.preset, config.seed
     elif run_dir is not None:
         run_directory.check_free(run_dir)
+    compile_ahead(problem.schedule)
+    began = time.perf_counter()
     with contextlib.ExitStack() as held:
         if resume and run_dir is not None:
             held.enter_context(run_directory.hold(run_dir))

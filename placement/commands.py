@@ -98,6 +98,8 @@ def _export(verb: verbs.Export) -> int:
             raise InputError(f"'{path}' is a run, which knows its graph and cluster; leave out GRAPH and --cluster")
         config = run_directory.read_config(path)
         graph, cluster, groups, path = config.graph, config.cluster, config.groups, path / run_directory.PLACEMENT
+    elif not path.exists():
+        raise InputError(f"there is no run directory or placement file '{path}'; check the path")
     if graph is None or cluster is None:
         raise InputError("export of a placement file needs its GRAPH and a --cluster; or give a run directory")
     result = read_placement(path)
@@ -284,7 +286,10 @@ def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, v
     problem.check_can_fit()
     out.print(problem_heading(problem))
     with err.status("loading PyTorch"):
+        from placement.compile_ahead import compile_ahead
         from placement.training_run import compare_others, make_trainer, run_training
+    with err.status("compiling, which only the first run has to"):
+        compile_ahead(problem.schedule)
     with contextlib.ExitStack() as held:
         began = time.perf_counter()
         with ComparisonDisplay(err) as display:

@@ -46,14 +46,13 @@ class Train:
     cluster: OptionalClusterArg = None
     schedule: ScheduleArg = "priority"
     time_limit_s: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
-    """Seconds in all but for reading the graph; a minute where --updates is not given either. With --resume: seconds
-    more."""
+    """Seconds but for reading the graph and compiling; by default a minute without --updates. With --resume: more."""
     updates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Updates in all, those before --resume included; the same seed then gives the same placement."""
     seed: Annotated[int, arg(metavar="K")] = 0
     """Of all random numbers."""
     preset: Literal["default", "paper", "uniform"] = "default"
-    """How to learn: our best, as published in 2017, or (for ablations) our best with uniform proposals for a policy."""
+    """How to learn: our best; as published in 2017; or our best with uniform moves and no learning, for ablations."""
     groups: GroupsArg = 256
     measured: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
     """Learn from the measured time of real steps on --devices; --cluster then only guides, and may be left out."""
