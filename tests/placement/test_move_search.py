@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -201,7 +202,7 @@ def test_the_critical_path_is_that_of_the_plain_version(seed: int, schedule: str
     problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster("k80x4"), schedule)
     ops = random_ops(problem, seed)
     walker, field, chain = walker_at(problem, ops, uniform_share=1.0)
-    walker.walk(1, 1e-30)  # simulates where it stands and sums up, then makes a move which it rejects unless it is better
+    walker.walk(1, 1e-30)  # simulates where it stands and sums up; then makes a move, which does not matter here
     trace = problem.trace(ops)
     plain = critical_path(problem, trace, field.unit_of_op)
     assert np.allclose(chain.critical_s, plain.computing_s, rtol=1e-12, atol=0)
@@ -244,7 +245,7 @@ def plain_features(problem: PlacementProblem, field: Field, chain: Chain, step_s
     near_on_s = (near_s + near_s.T) @ np.eye(devices)[placed]
     alike = np.zeros((units, devices))
     for order in field.orders:
-        for one, other in zip(order[:-1], order[1:], strict=True):
+        for one, other in itertools.pairwise(order):
             alike[one, placed[other]] += 0.5
             alike[other, placed[one]] += 0.5
     busy_s = np.bincount(placed, field.time_s[every, placed], devices)
