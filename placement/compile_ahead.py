@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +15,7 @@ from placement.move_search import MoveConfig, MoveSearch
 from placement.warm_start import heuristic_start
 
 
+@functools.cache
 def compile_ahead(schedule: str) -> None:
     """Let the heuristics place a few ops, and the search make a move, under a schedule.
 
