@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -78,11 +79,14 @@ class TrainingDisplay:
         """Take in what the trainer says after an update."""
         if self._stats is None:
             self._first_update = stats.update - 1
-        self._stats = stats
-        if math.isfinite(stats.mean_s):
+        if math.isnan(stats.infeasible_rate) and self._stats is not None:
+            # Nothing was sampled this time: what was said of the samples last still stands.
+            stats = replace(stats, mean_s=self._stats.mean_s, infeasible_rate=self._stats.infeasible_rate)
+        elif math.isfinite(stats.mean_s):
             self._curve.append(stats.mean_s)
             if len(self._curve) > _CURVE_POINTS:
                 self._curve = self._curve[::2]
+        self._stats = stats
         elapsed_s = time.perf_counter() - self._started
         if not self._console.is_terminal and elapsed_s - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = elapsed_s
@@ -104,9 +108,10 @@ class TrainingDisplay:
         return f"{clock(elapsed_s)} so far, {clock(elapsed_s / share - elapsed_s)} left"
 
     def _line(self, stats: UpdateStats) -> str:
+        best, mean = seconds(stats.best_s, digits=4), seconds(stats.mean_s, digits=4)
         return (
-            f"update {stats.update:,}: best {seconds(stats.best_s, digits=4)}, mean {seconds(stats.mean_s, digits=4)}, "
-            f"{stats.infeasible_rate:.0%} infeasible, {stats.placements_per_s:,.0f} placements/s, {self._left(stats)}"
+            f"update {stats.update:,}: best {best}, mean {mean}, {_share(stats.infeasible_rate)} infeasible, "
+            f"{stats.placements_per_s:,.0f} placements/s, {self._left(stats)}"
         )
 
     def _render(self) -> RenderableType:
@@ -125,7 +130,7 @@ class TrainingDisplay:
                 "mean", seconds(stats.mean_s, digits=4), Text(sparkline(self._curve, _CURVE_WIDTH), style="cyan")
             )
             grid.add_row("greedy", seconds(stats.greedy_s, digits=4), "")
-            grid.add_row("infeasible", f"{stats.infeasible_rate:.0%}", "")
+            grid.add_row("infeasible", _share(stats.infeasible_rate), "")
             grid.add_row(
                 "placements/s",
                 f"{stats.placements_per_s:,.0f}",
@@ -215,3 +220,7 @@ class ComparisonDisplay:
         if self.running in self._placers:
             counted = f" ({self._placers.index(self.running) + 1} of {len(self._placers)})"
         return f"{self.running}{counted}, {clock(since_s)}{limit}"
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.0%}"

@@ -45,8 +45,11 @@ OPS_AN_UPDATE = 32_000_000
 LEAST_MOVES = 16
 """Moves of a chain in an update, however large the graph."""
 
-POLICY_SHARE = 0.1
+POLICY_SHARE = 0.03
 """Share of the cores' time that the policy takes in a run that only the clock limits; the search takes the rest."""
+
+TIMED_UPDATE_S = 0.5
+"""Seconds of an update of such a run, or the policy's part of it if that is more."""
 
 USUAL_UPDATES = 64
 """Updates after which the search is as fine as it gets, where no limit says how long the run will be."""
@@ -141,7 +144,8 @@ class Trainer:
         )
         self._searched = 0  # evaluations of the search that are counted
         self._first_progress = 0.0
-        self._policy_s = 0.0  # that the policy's part of the last update took
+        self._policy_s = self._policy_in_run_s = 0.0  # seconds of the policy: of its last turn, and in this run
+        self._advice: NDArray[np.float32] | None = None
         self._clock: tuple[float, float] | None = None  # when this run began and how long it may take
         self._start_from = start
         self._started = False
@@ -206,6 +210,7 @@ class Trainer:
         timed = time_limit_s is not None and updates is None and evaluations is None
         self._clock = (called_s, max(time_limit_s, 1e-3)) if timed and time_limit_s is not None else None
         self._first_progress = 1.0 if self._searched else 0.0
+        self._policy_in_run_s = 0.0
         record = TrainingRecord(self, self._checkpoint_interval_s)
         whole = True  # False while an update is under way: its state must not reach a checkpoint
         try:
@@ -259,7 +264,7 @@ class Trainer:
     def _update(self, beside: Executor) -> dict[str, float]:
         """Sample, evaluate, learn, and search beside it; returns the update's own fields of `UpdateStats`."""
         config = self.config
-        if not config.learns:
+        if not config.learns or not self._policy_has_time():
             return self._search_alone(beside)
         shape = (config.samples + 1, self.problem.num_groups, self.problem.num_devices)
         began = time.perf_counter()
@@ -274,6 +279,7 @@ class Trainer:
             with self._timed("learn"):
                 numbers = self._learn(sampled[1:], _without_first(evaluation))
             self._policy_s = time.perf_counter() - began
+            self._policy_in_run_s += self._policy_s
         finally:
             self._finish_search(search)
         feasible = evaluation.feasible[1:]
@@ -283,8 +289,20 @@ class Trainer:
         numbers["infeasible_rate"] = float(1.0 - feasible.mean())
         return numbers
 
+    def _policy_has_time(self) -> bool:
+        """Whether it is the policy's turn: always, but in a run that only the clock limits not for more than its share.
+
+        Such a run is there to find the best placement in its time, and to that the search adds more.
+        """
+        if self._clock is None or self.config.search_moves == 0 or self._policy_s == 0:
+            return True
+        began, limit_s = self._clock
+        gone_s = time.perf_counter() - began
+        due = self._policy_in_run_s <= POLICY_SHARE * self.config.search_chains * gone_s
+        return due and gone_s + 2 * self._policy_s < limit_s
+
     def _search_alone(self, beside: Executor) -> dict[str, float]:
-        """The search's part of an update; there is nothing to say of a policy."""
+        """The search's part of an update; there is nothing to say of the policy."""
         search = self._start_search(beside, None)
         if not search:
             raise _BudgetSpentError
@@ -304,25 +322,25 @@ class Trainer:
             left = self._most_evaluations - self.evaluations - (config.samples + 1) * config.learns
             # A block of moves may simulate its first placement once more.
             moves = min(moves, left // (2 * config.search_chains))
-        elif self._clock is not None and self._policy_s > 0:
+        elif self._clock is not None:
             moves = _MANY_MOVES  # the clock ends them
         if config.search_moves == 0 or moves <= 0 or self._search.best_ops is None:
             return []
-        advice = None
         if encoded is not None and config.search_advice:
             # What the policy would give each group, had it given the earlier ones what the search gives them.
             now = torch.from_numpy(self._nearest_groups(self._search.best_ops)[None])
-            advice = self.policy.score(encoded, now)[0].numpy()
+            self._advice = self.policy.score(encoded, now)[0].numpy()
         progress, late = self._progress(moves)
-        return self._search.start(moves, progress=progress, should_stop=late, log_probability=advice, executor=beside)
+        return self._search.start(
+            moves, progress=progress, should_stop=late, log_probability=self._advice, executor=beside
+        )
 
     def _progress(self, moves: int) -> tuple[Callable[[float], float], Callable[[], bool]]:
         """How far the run is, by the share of an update's moves that is done, and whether its time is over."""
         if self._clock is not None:
             began, limit_s = self._clock
             first, until = self._first_progress, began + limit_s
-            if self._policy_s > 0:
-                until = min(until, time.perf_counter() + self._policy_s / (POLICY_SHARE * self.config.search_chains))
+            until = min(until, time.perf_counter() + max(TIMED_UPDATE_S, self._policy_s))
             return (
                 lambda share: first + (time.perf_counter() - began) / limit_s,
                 lambda: time.perf_counter() >= until,
