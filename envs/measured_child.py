@@ -132,7 +132,8 @@ class _Server:
         placement = np.frombuffer(request.placement, dtype=np.int32)
         times: list[float] = []
         peak = np.zeros(len(self._engine.devices), dtype=np.int64)
-        step = None
+        starts: list[bytes] = []
+        ends: list[bytes] = []
         try:
             self._engine.place(placement, schedule=request.schedule)
             wanted, least = how.dropped + how.short_steps, how.dropped + how.least_steps
@@ -142,18 +143,25 @@ class _Server:
                     break
                 step = self._engine.step(self._inputs, time_limit_s=max(left_s, 0.0))
                 times.append(step.step_time_s)
+                if request.keep_tasks and len(times) > how.dropped:
+                    starts.append(step.task_start_s.tobytes())
+                    ends.append(step.task_end_s.tobytes())
                 peak = np.maximum(peak, step.peak_memory_bytes)
                 if len(times) > how.dropped and step.step_time_s >= how.short_s:
                     wanted = how.dropped + how.steps
         except StepError as error:
             return protocol.Failed(failure_reason(error), is_last=self._engine.timed_out)
-        assert step is not None
-        return protocol.Measured(
-            times[how.dropped :],
-            peak.tolist(),
-            step.task_start_s.tobytes() if request.keep_tasks else b"",
-            step.task_end_s.tobytes() if request.keep_tasks else b"",
-        )
+        copies = self._copies() if request.keep_tasks else b""
+        return protocol.Measured(times[how.dropped :], peak.tolist(), b"".join(starts), b"".join(ends), copies)
+
+    def _copies(self) -> bytes:
+        plan = self._engine.plan
+        assert plan is not None
+        rows = [
+            (plan.program.value_op[c.value], plan.place_device[c.source], c.device, plan.place_bytes[c.place])
+            for c in plan.copies
+        ]
+        return np.array(rows, dtype=np.int64).reshape(len(rows), 4).tobytes()
 
 
 def failure_reason(error: Exception) -> str:

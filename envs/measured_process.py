@@ -107,7 +107,7 @@ class MeasuringProcess:
             schedule: Which ready op a device runs first.
             time_limit_s: Seconds that it may take, not counting the start of a process where one is needed.
             how: How many steps.
-            keep_tasks: Ask when each op and copy of the last step started and ended.
+            keep_tasks: Ask when each op and copy of each step that counts started and ended.
 
         Raises:
             InputError: The model cannot be built, or the placement is not one of its graph.

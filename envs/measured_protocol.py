@@ -33,7 +33,7 @@ class Measure(msgspec.Struct, frozen=True, tag="measure"):
         schedule: Which ready op a device runs first.
         time_limit_s: Seconds that all of it may take.
         protocol: How many steps, see `Protocol`.
-        keep_tasks: Report when each op and copy of the last step started and ended.
+        keep_tasks: Report when each op and copy of each step that counts started and ended.
     """
 
     placement: bytes
@@ -66,12 +66,23 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Measured(msgspec.Struct, frozen=True, tag="measured"):
-    """Step times in seconds, and peak memory in bytes by device; with `Measure.keep_tasks` float64 bytes of times."""
+    """What the steps of a placement came to.
+
+    Attributes:
+        step_times_s: Of the steps that count.
+        peak_memory_bytes: By device.
+        task_start_s: With `Measure.keep_tasks` ``float64[steps, N + C]`` as bytes: when each op, then each copy, started
+            in each step that counts; NaN for what does nothing.
+        task_end_s: Likewise.
+        copies: With `Measure.keep_tasks` ``int64[C, 4]`` as bytes: of each copy the op that made its content, the
+            device that it is from, the one that makes it, and its bytes.
+    """
 
     step_times_s: list[float]
     peak_memory_bytes: list[int]
     task_start_s: bytes = b""
     task_end_s: bytes = b""
+    copies: bytes = b""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -1,0 +1,205 @@
+"""What `scripts/fidelity.py` measured, against what models say: errors, rank correlations, and a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import kendalltau, spearmanr
+
+from envs import receiver_copies
+from envs.measured import interquartile_mean
+from envs.problem import PlacementProblem
+from envs.profile import Observation
+
+Floats = NDArray[np.float64]
+
+AGAIN = "again"
+"""The kind of placements that were measured a second time."""
+
+COLOURS = {
+    "random": "#999999",
+    "blocks": "#e1812c",
+    "heuristic": "#4c78a8",
+    "near learned": "#8cc9a1",
+    "learned": "#2a9d55",
+}
+
+
+@dataclass
+class Measurements:
+    """Placements and what their steps came to; NaN where not measured yet.
+
+    Attributes:
+        op_device: ``int8[P, N]``.
+        kind: ``str[P]``, how each was found.
+        step_s: ``float64[P]``, interquartile means.
+        spread_s: ``float64[P]``, between the quartiles.
+        op_s: ``float32[P, N]``, mean seconds of each op.
+        copies: ``float64[P, D, 3]``: of the copies that a device received number, bytes and seconds.
+        pauses: ``float64[P, D]``, mean seconds of dispatch between tasks.
+    """
+
+    op_device: NDArray[np.int8]
+    kind: NDArray[np.str_]
+    step_s: Floats
+    spread_s: Floats
+    op_s: NDArray[np.float32]
+    copies: Floats
+    pauses: Floats
+
+    @classmethod
+    def empty(cls, op_device: NDArray[np.int8], kind: NDArray[np.str_], num_devices: int) -> Measurements:
+        """Placements that were not measured."""
+        count, num_ops = op_device.shape
+        nothing = np.full(count, np.nan)
+        return cls(
+            op_device,
+            kind,
+            nothing,
+            nothing.copy(),
+            np.full((count, num_ops), np.nan, dtype=np.float32),
+            np.full((count, num_devices, 3), np.nan),
+            np.full((count, num_devices), np.nan),
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all were measured."""
+        return not bool(np.isnan(self.step_s).any())
+
+    def note(self, row: int, each: Observation) -> None:
+        """Keep what matters of an observation."""
+        self.step_s[row] = interquartile_mean(tuple(each.step_times_s.tolist()))
+        low, high = np.percentile(each.step_times_s, [25, 75])
+        self.spread_s[row] = high - low
+        mean_s = each.seconds.mean(axis=0)
+        self.op_s[row] = mean_s[: each.num_ops]
+        for device in range(self.copies.shape[1]):
+            mine = each.copies[:, 2] == device
+            received_s = mean_s[each.num_ops :][mine]
+            self.copies[row, device] = mine.sum(), each.copies[mine, 3].sum(), received_s.sum()
+            pauses = each.pauses_s(device)[1]
+            short = pauses[pauses < 5e-5]
+            self.pauses[row, device] = short.mean() if short.size else 0.0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well predictions and measurements agree; errors are relative to the measured step time."""
+
+    predicted_s: Floats
+    median_error: float
+    p95_error: float
+    bias: float
+    spearman: float
+    kendall: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A workload: its placements' measured step times, and the fit of each model by name.
+
+    Attributes:
+        graph: The workload.
+        devices: Names.
+        kind: ``str[P]``.
+        measured_s: ``float64[P]``.
+        fits: By model.
+        repeat_error: Median relative difference of what was measured twice.
+    """
+
+    graph: str
+    devices: str
+    kind: NDArray[np.str_]
+    measured_s: Floats
+    fits: dict[str, Fit]
+    repeat_error: float
+
+    def record(self, copies: str) -> dict[str, object]:
+        """The row of the JSON file."""
+        fit = self.fits[copies]
+        return {
+            "graph": self.graph,
+            "devices": self.devices.split(","),
+            "placements": len(self.measured_s),
+            "median_error": fit.median_error,
+            "p95_error": fit.p95_error,
+            "spearman": fit.spearman,
+            "kendall": fit.kendall,
+        }
+
+
+def fit_of(predicted_s: Floats, measured_s: Floats) -> Fit:
+    """Compare predictions with measurements."""
+    error = predicted_s / measured_s - 1
+    return Fit(
+        predicted_s,
+        float(np.median(np.abs(error))),
+        float(np.percentile(np.abs(error), 95)),
+        float(np.median(error)),
+        float(spearmanr(predicted_s, measured_s).statistic),
+        float(kendalltau(predicted_s, measured_s).statistic),
+    )
+
+
+def row_of(graph: str, devices: str, problem: PlacementProblem, found: Measurements) -> Row:
+    """What the models say of what was measured.
+
+    ``link`` is the simulator; in ``receiver`` copies take the receiver's time; ``receiver, own ops`` has in addition
+    the op times of the very steps that are predicted, so that what is left comes from order, waiting and dispatch.
+    """
+    counts = found.kind != AGAIN
+    places, measured_s = found.op_device[counts].astype(np.int32), found.step_s[counts]
+    link = problem.evaluate_ops(places).step_time_s
+    receiver = np.array([receiver_copies.step_time_s(problem, place) for place in places])
+    own = []
+    for place, op_s, pauses in zip(places, found.op_s[counts], found.pauses[counts], strict=True):
+        times = np.where(np.isnan(op_s), 0.0, op_s + pauses[place])
+        own.append(receiver_copies.step_time_s(problem, place, op_time_s=times))
+    fits = {"link": link, "receiver": receiver, "receiver, own ops": np.array(own)}
+    again = found.kind == AGAIN
+    first = found.step_s[: again.sum()]
+    repeat = np.abs(found.step_s[again] / first - 1)
+    return Row(
+        graph,
+        devices,
+        found.kind[counts],
+        measured_s,
+        {name: fit_of(predicted, measured_s) for name, predicted in fits.items()},
+        float(np.median(repeat)) if repeat.size else 0.0,
+    )
+
+
+def plot_rows(rows: list[Row], path: Path) -> None:
+    """Draw measured against simulated, a panel for each workload and model."""
+    figure = Figure(figsize=(3.1 * len(rows), 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, len(rows), squeeze=False)
+    for column, row in enumerate(rows):
+        for line, (model, title) in enumerate([("link", "copies overlap"), ("receiver", "copies cost the receiver")]):
+            axes, fit = panels[line][column], row.fits[model]
+            both = 1e3 * np.concatenate([fit.predicted_s, row.measured_s])
+            ends = [both.min() * 0.95, both.max() * 1.05]
+            axes.plot(ends, ends, color="#bbbbbb", linewidth=1, zorder=0)
+            for kind, colour in COLOURS.items():
+                mine = row.kind == kind
+                axes.scatter(
+                    1e3 * row.measured_s[mine], 1e3 * fit.predicted_s[mine], s=12, color=colour, label=kind, alpha=0.85
+                )
+            axes.set_title(
+                f"{row.graph}, {title}\nmedian error {fit.median_error:.1%}, Spearman {fit.spearman:.3f}", fontsize=8
+            )
+            axes.set_xlim(*ends)
+            axes.set_ylim(*ends)
+            axes.tick_params(labelsize=7)
+            if column == 0:
+                axes.set_ylabel("simulated step, ms", fontsize=8)
+            if line == 1:
+                axes.set_xlabel("measured step, ms", fontsize=8)
+    panels[0][0].legend(fontsize=6, loc="upper left")
+    figure.savefig(path, dpi=110)
