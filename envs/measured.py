@@ -240,7 +240,7 @@ def measured(
         )
     if not 0 < time_limit_s < float("inf"):
         raise InputError(f"the time limit of a measurement is {time_limit_s}; it must be positive")
-    process = MeasuringProcess(source, problem.graph.sha256, real, problem.simulator_input.remaining_path_s)
+    process = MeasuringProcess(source, problem.graph.untimed.sha256, real, problem.simulator_input.remaining_path_s)
     measurer = Measurer(process, time_limit_s=time_limit_s, how=how)
     return MeasuredProblem(problem.graph, problem.groups, problem.cluster, problem.schedule, measurer)
 

@@ -71,8 +71,8 @@ class Measured(msgspec.Struct, frozen=True, tag="measured"):
     Attributes:
         step_times_s: Of the steps that count.
         peak_memory_bytes: By device.
-        task_start_s: With `Measure.keep_tasks` ``float64[steps, N + C]`` as bytes: when each op, then each copy, started
-            in each step that counts; NaN for what does nothing.
+        task_start_s: With `Measure.keep_tasks` ``float64[steps, N + C]`` as bytes: when each op, then each copy,
+            started in each step that counts; NaN for what does nothing.
         task_end_s: Likewise.
         copies: With `Measure.keep_tasks` ``int64[C, 4]`` as bytes: of each copy the op that made its content, the
             device that it is from, the one that makes it, and its bytes.

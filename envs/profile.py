@@ -178,9 +178,7 @@ def profile(
     return profile_of(graph, devices, observed)
 
 
-def profile_of(
-    graph: ComputationGraph, devices: tuple[RealDevice, ...], observed: Sequence[Observation]
-) -> Profile:
+def profile_of(graph: ComputationGraph, devices: tuple[RealDevice, ...], observed: Sequence[Observation]) -> Profile:
     """What observations tell: the first ``D`` are of each device alone, the others of all devices at work."""
     count = len(devices)
     alone, loaded = observed[:count], observed[count:] or observed[:count]
@@ -256,9 +254,7 @@ def _profiled_cluster(devices: tuple[RealDevice, ...], observed: Sequence[Observ
         for b in range(a + 1, len(devices)):
             latency_s, bytes_per_s = _copy_cost(observed, a, b) or _copy_cost(observed) or _guessed(guess, a)
             links.append(Link(devices[a].name, devices[b].name, bytes_per_s, latency_s))
-    return Cluster(
-        name=f"{guess.name}-profiled", devices=made, links=tuple(links), source=f"profiled on {described}"
-    )
+    return Cluster(name=f"{guess.name}-profiled", devices=made, links=tuple(links), source=f"profiled on {described}")
 
 
 def _guessed(guess: Cluster, device: int) -> tuple[float, float]:

@@ -95,9 +95,9 @@ def _expanded(
         num_inputs=num_inputs.astype(np.int32),
         input_offsets=np.concatenate([[0], np.cumsum(num_inputs)]).astype(np.int32),
         input_edges=order.astype(np.int32),
-        tensor_offsets=np.concatenate(
-            [given.tensor_offsets, np.arange(1, len(sends) + 1) + num_tensors]
-        ).astype(np.int32),
+        tensor_offsets=np.concatenate([given.tensor_offsets, np.arange(1, len(sends) + 1) + num_tensors]).astype(
+            np.int32
+        ),
         tensor_bytes=np.concatenate([given.tensor_bytes, given.tensor_bytes[sent]]),
         tensor_resident=np.concatenate([given.tensor_resident, np.zeros(len(sends), dtype=np.bool_)]),
         consumer_offsets=offsets.astype(np.int32),

@@ -13,7 +13,7 @@ import hashlib
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -196,6 +196,11 @@ class ComputationGraph:
             else:
                 digest.update(repr(value).encode())
         return digest.hexdigest()
+
+    @cached_property
+    def untimed(self) -> ComputationGraph:
+        """The graph without profiled times, which belong to a machine: what placements refer to."""
+        return replace(self, time_s={}) if self.time_s else self
 
     def is_type(self, name: str) -> NDArray[np.bool_]:
         """``bool[N]``, True for ops of a type, for example `INPUT`."""

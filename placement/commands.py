@@ -48,6 +48,10 @@ def run(verb: verbs.Verb) -> int:
         from placement.measured_commands import run_steps
 
         return run_steps(verb, _console(), _console(stderr=True))
+    if isinstance(verb, verbs.Profile):
+        from placement.measured_commands import profile_steps
+
+        return profile_steps(verb, _console(), _console(stderr=True))
     if isinstance(verb, verbs.Import):
         return _import(verb)
     if isinstance(verb, verbs.Export):
@@ -240,7 +244,7 @@ def _train(verb: verbs.Train) -> int:
     _check_positive("--time-limit-s", verb.time_limit_s)
     _check_positive("--updates", verb.updates)
     check_seed(verb.seed)
-    if verb.measured or verb.screen or verb.devices is not None:
+    if verb.measured or verb.screen or verb.devices is not None or verb.profile is not None:
         from placement.measured_commands import train_measured
 
         return train_measured(verb, _console(), _console(stderr=True))

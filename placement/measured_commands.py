@@ -1,4 +1,4 @@
-"""What the verbs do that run steps on real devices: ``run``, and ``train --measured``."""
+"""What the verbs do that run steps on real devices: ``run``, ``profile``, and ``train --measured``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from envs.catalog import load_cluster
+from envs.catalog import DEVICE_SPECS, load_cluster
+from envs.cluster import Cluster
+from envs.cluster_file import CLUSTER_FILE_SUFFIXES, cluster_to_yaml
 from envs.measured import MeasuredProblem, Measurement, Measurer, machine_cluster, measured
 from envs.measured_devices import parse_devices
 from envs.measured_process import MeasuringProcess
 from envs.measured_protocol import Protocol
+from envs.profile import profile
+from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, NoFeasiblePlacementError
-from graphs.files import write_atomically
+from graphs.files import SUFFIXES, load_graph_file, save_graph_file, write_atomically
 from graphs.sources import check_can_run, load_graph
 from placement import api, run_directory, verbs
+from placement.comparison import check_seed
 from placement.report import problem_heading
 from placement.result import PlacementResult, check_placement, read_placement
 from placement.text import seconds, size, table
@@ -95,6 +100,86 @@ def _show(out: Console, found: Measurement, result: PlacementResult, devices: st
     out.print(made)
 
 
+def profile_steps(verb: verbs.Profile, out: Console, err: Console) -> int:
+    """Profile the machine by a graph's steps, and write the graph with its times, and the cluster.
+
+    Raises:
+        InputError: Bad input; one sentence.
+        NoFeasiblePlacementError: The steps could not be run.
+    """
+    for flag, value in (("--steps", verb.steps), ("--placements", verb.placements)):
+        if value < 1:
+            raise InputError(f"{flag} is {value}; it must be at least 1")
+    if not 0 < verb.time_limit_s < float("inf"):
+        raise InputError(f"--time-limit-s is {verb.time_limit_s}; it must be positive")
+    check_seed(verb.seed)
+    check_can_run(verb.graph)
+    suffix = next((s for s in SUFFIXES if verb.out.name.endswith(s)), None)
+    if suffix is None:
+        raise InputError(f"--out '{verb.out}' is not the name of a graph file: it must end in {' or '.join(SUFFIXES)}")
+    cluster_out = verb.cluster_out or verb.out.with_name(verb.out.name.removesuffix(suffix) + ".yaml")
+    if not cluster_out.name.endswith(CLUSTER_FILE_SUFFIXES):
+        raise InputError(
+            f"--cluster-out '{cluster_out}' is not the name of a cluster file: it must end in "
+            f"{' or '.join(CLUSTER_FILE_SUFFIXES)}"
+        )
+    for path in (verb.out, cluster_out):
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write '{path}': there is no directory '{path.parent}'; make it first")
+    devices = parse_devices(verb.devices)
+    with err.status(Text(f"reading {verb.graph}")):
+        problem = api.make_problem(verb.graph, machine_cluster(devices), schedule=verb.schedule)
+    out.print(problem_heading(problem))
+    process = MeasuringProcess(verb.graph, problem.graph.sha256, devices, problem.simulator_input.remaining_path_s)
+    with process:
+        with err.status(Text(f"building {verb.graph} with its weights")):
+            process.start()
+        with err.status("running steps"):
+            found = profile(
+                problem.graph,
+                problem.groups,
+                devices,
+                process,
+                schedule=verb.schedule,
+                placements=verb.placements,
+                steps=verb.steps,
+                seed=verb.seed,
+                time_limit_s=verb.time_limit_s,
+            )
+    save_graph_file(found.graph, verb.out)
+    write_atomically(cluster_out, cluster_to_yaml(found.cluster, DEVICE_SPECS).encode())
+    right = ("step alone", "dispatch", "ops beside others")
+    made = table("device", *right, right=right)
+    for i, device in enumerate(devices):
+        step_s, dispatch_s = seconds(found.solo_step_s[i], digits=4), seconds(found.dispatch_s[i])
+        made.add_row(device.name, step_s, dispatch_s, f"{found.contention[i]:.2f} x")
+    out.print()
+    out.print(made)
+    for link in found.cluster.links:
+        out.print(f"{link.a} to {link.b}  {seconds(link.latency_s)} and {link.bytes_per_s / 1e9:.1f} GB/s")
+    out.print(f"graph     {verb.out}", soft_wrap=True)
+    out.print(f"cluster   {cluster_out}", soft_wrap=True)
+    return 0
+
+
+def _with_profile(graph: ComputationGraph, path: Path, cluster: Cluster) -> ComputationGraph:
+    """The graph with the times of a profile.
+
+    Raises:
+        InputError: The profile is of another graph, or of no device of the cluster.
+    """
+    timed = load_graph_file(path)
+    if timed.untimed.sha256 != graph.untimed.sha256:
+        raise InputError(f"profile '{path}' is of another graph than '{graph.name}'; profile this graph")
+    missing = [d.spec.name for d in cluster.devices if d.spec.name not in timed.time_s]
+    if missing:
+        raise InputError(
+            f"profile '{path}' has no times for device spec '{missing[0]}' of cluster '{cluster.name}'; give --cluster "
+            "the cluster file that was written beside it"
+        )
+    return timed
+
+
 def train_measured(verb: verbs.Train, out: Console, err: Console) -> int:
     """Learn from measured time.
 
@@ -103,7 +188,7 @@ def train_measured(verb: verbs.Train, out: Console, err: Console) -> int:
         NoFeasiblePlacementError: No placement could be run.
     """
     if not verb.measured:
-        raise InputError("--screen and --devices are for learning from measured time; add --measured")
+        raise InputError("--screen, --devices and --profile are for learning from measured time; add --measured")
     if verb.resume is not None:
         raise InputError("a training on measured time cannot be resumed; leave out --resume")
     if verb.graph is None or verb.devices is None:
@@ -119,7 +204,10 @@ def train_measured(verb: verbs.Train, out: Console, err: Console) -> int:
     run_dir = verb.out or run_directory.free_directory(Path("runs"), name)
     run_directory.check_free(run_dir)
     with err.status(Text(f"reading {verb.graph}")):
-        simulated = api.make_problem(verb.graph, cluster, schedule=verb.schedule, groups=verb.groups)
+        graph = load_graph(verb.graph)
+        if verb.profile is not None:
+            graph = _with_profile(graph, verb.profile, cluster)
+        simulated = api.make_problem(graph, cluster, schedule=verb.schedule, groups=verb.groups)
     time_limit_s = verb.time_limit_s or api.DEFAULT_TRAIN_S
     with measured(simulated, verb.graph, devices) as problem:
         out.print(problem_heading(problem))

@@ -103,7 +103,7 @@ def make_result(
     devices = cluster.device_names
     op_devices = problem.to_ops(placement)
     return PlacementResult(
-        graph=GraphReference(graph.name, graph.sha256, graph.num_ops),
+        graph=GraphReference(graph.name, graph.untimed.sha256, graph.num_ops),
         cluster=ClusterReference(cluster.name, cluster.sha256, devices),
         schedule=problem.schedule,
         step_time_s=float(evaluation.step_time_s[0]),
@@ -182,10 +182,10 @@ def check_placement(result: PlacementResult, graph: ComputationGraph, cluster: C
         known = set(graph.op_names)
         extra = next(name for name in result.ops if name not in known)
         raise InputError(f"{where} and places op '{extra}', which graph '{graph.name}' lacks; place this graph again")
-    if result.graph.sha256 != graph.sha256:
+    if result.graph.sha256 != graph.untimed.sha256:
         raise InputError(
             f"{where} (sha256 {result.graph.sha256[:12]}), which has the same ops as graph '{graph.name}' "
-            f"(sha256 {graph.sha256[:12]}) but not the same sizes or edges; place this graph again"
+            f"(sha256 {graph.untimed.sha256[:12]}) but not the same sizes or edges; place this graph again"
         )
     index = {name: i for i, name in enumerate(cluster.device_names)}
     for device in sorted(set(result.ops.values())):

@@ -61,6 +61,8 @@ class Train:
     devices: Annotated[
         str | None, arg(metavar="A,B,...", help="With --measured: devices to run on.", help_behavior_hint="")
     ] = None
+    profile: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """With --measured: a graph file from `placement profile`, for the simulator; its cluster file goes to --cluster."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Run directory to make; by default runs/GRAPH-CLUSTER-1, or the next number that is free."""
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -81,6 +83,27 @@ class Run:
     """Seconds that they may take; what is not done by then has failed."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the figures there as JSON."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Measure what each op and copy of a graph's step takes on devices of this machine, for the simulator to use."""
+
+    graph: Annotated[Positional[str], arg(metavar="GRAPH", help="What to run: a zoo name, or python:module:function.")]
+    devices: DevicesArg
+    out: Annotated[Path, arg(metavar="FILE.graph.json.gz")]
+    """The graph file to write, with the times of its ops."""
+    cluster_out: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="(beside --out)")] = None
+    """The cluster file to write, with the devices and what copies between them take."""
+    schedule: ScheduleArg = "priority"
+    placements: Annotated[int, arg(metavar="N")] = 8
+    """Random placements to run, after each device alone."""
+    steps: Annotated[int, arg(metavar="N")] = 10
+    """Steps of each that count; one more goes before them."""
+    seed: Annotated[int, arg(metavar="K")] = 0
+    """Of the random placements."""
+    time_limit_s: Annotated[float, arg(metavar="S")] = 60.0
+    """Seconds that the steps of one placement may take."""
 
 
 @dataclass(frozen=True)
@@ -166,13 +189,14 @@ class List:
     """Which list."""
 
 
-Verb = Train | Compare | Simulate | Run | Import | Export | List
+Verb = Train | Compare | Simulate | Run | Profile | Import | Export | List
 
 VERBS: dict[str, Callable[..., Verb]] = {
     "train": Train,
     "compare": Compare,
     "simulate": Simulate,
     "run": Run,
+    "profile": Profile,
     "import": Import,
     "export": Export,
     "list": List,

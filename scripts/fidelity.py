@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,6 +27,7 @@ from rich.console import Console
 
 from envs.cluster_file import cluster_to_yaml, load_cluster_file
 from envs.device_specs import DEVICE_SPECS
+from envs.measured import machine_cluster
 from envs.measured_devices import parse_devices
 from envs.measured_process import MeasuringProcess
 from envs.problem import PlacementProblem
@@ -35,6 +37,7 @@ from graphs.files import load_graph_file, save_graph_file, write_atomically
 from graphs.sources import load_graph
 from placement import api
 from placement.text import table
+from placement.training_run import compare_others, make_trainer
 from scripts.fidelity_report import Measurements, Row, plot_rows, row_of
 from scripts.fidelity_workloads import WORKLOADS
 
@@ -49,7 +52,7 @@ def main() -> int:
     console = Console(soft_wrap=True)
     rows = []
     for name in args.workloads:
-        work = Workload(name, WORKLOADS.get(name, name), args.devices, args.out / _folder(name), args.seed)
+        work = Workload(name, WORKLOADS.get(name, name), args.devices, args.out / folder_name(name), args.seed)
         work.measure(args.placements, args.learn_s, console)
         rows.append(row_of(name, args.devices, work.problem, work.load()))
     report(rows, console)
@@ -77,7 +80,8 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _folder(name: str) -> str:
+def folder_name(name: str) -> str:
+    """A workload's name as one of a folder."""
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
 
 
@@ -134,8 +138,6 @@ class Workload:
         devices = parse_devices(self.devices)
         bare = load_graph(self.source)
         profiled = self.folder / "profile.graph.json.gz"
-        from envs.measured import machine_cluster
-
         guess = api.make_problem(bare, machine_cluster(devices))
         remaining = (self.problem if profiled.exists() else guess).simulator_input.remaining_path_s
         process = MeasuringProcess(self.source, bare.sha256, devices, remaining)
@@ -149,9 +151,7 @@ class Workload:
             save_graph_file(found.graph, profiled)
             console.print(f"{self.name}: profiled, {bare.num_ops} ops, alone {1e3 * found.solo_step_s.round(4)} ms")
             # Ready ops are taken in the order of the profiled times from here on.
-            process = MeasuringProcess(
-                self.source, bare.sha256, devices, self.problem.simulator_input.remaining_path_s
-            )
+            process = MeasuringProcess(self.source, bare.sha256, devices, self.problem.simulator_input.remaining_path_s)
         problem = self.problem
         if not (self.folder / "measured.npz").exists():
             chosen = choose_placements(problem, count, learn_s, self.seed)
@@ -224,11 +224,15 @@ def choose_placements(problem: PlacementProblem, count: int, learn_s: float, see
     return made
 
 
-def _found(problem: PlacementProblem, learn_s: float, seed: int, add: object, *, most: int) -> NDArray[np.int64]:
+def _found(
+    problem: PlacementProblem,
+    learn_s: float,
+    seed: int,
+    add: Callable[[str, NDArray[np.integer]], None],
+    *,
+    most: int,
+) -> NDArray[np.int64]:
     """Add what heuristics and learning on the profiled graph find; returns the best."""
-    from placement.training_run import compare_others, make_trainer
-
-    assert callable(add)
     comparison = compare_others(problem, seed=seed, time_limit_s=learn_s)
     for row in comparison.ranked():
         if row.placement is not None:

@@ -13,7 +13,7 @@ WORKLOADS = {
 
 
 def bert() -> dict[str, object]:
-    """BERT of the `transformers` library (extra ``test``), small, with random weights: a step of masked-word training."""
+    """BERT of the `transformers` library (extra ``test``), small, with random weights: masked words are guessed."""
     import torch
     from transformers import BertConfig, BertForMaskedLM
 

@@ -1,0 +1,159 @@
+"""What a learned placement gains on real cores: its measured step time against one core, the expert and heuristics.
+
+    python scripts/fidelity.py                 # profiles the workloads
+    python scripts/measured_gain.py --json docs/measured_gain.json
+
+For each workload a placement is learned as `placement train --measured --screen` does, on the profiled graph. Then it,
+one core, the expert's placement and the best heuristic's are run five times each, in turn. What was measured is kept in
+the ``--out`` folder and not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import msgspec
+import numpy as np
+from rich.console import Console
+
+from envs.measured import MeasuredProblem, interquartile_mean, measured
+from envs.measured_protocol import Failed
+from envs.receiver_copies import step_time_s
+from graphs.errors import InputError, NoFeasiblePlacementError
+from graphs.files import write_atomically
+from placement.measured_training import MeasuredRun, train_measured
+from placement.result import check_placement
+from placement.text import seconds, table
+from placement.training_run import compare_others
+from scripts.fidelity import Workload, folder_name
+from scripts.fidelity_workloads import WORKLOADS
+
+ONE_CORE, LEARNED = "one core", "learned"
+_RUNS, _LIMIT_S = 5, 60.0
+
+
+class GainRow(msgspec.Struct):
+    """One placement: who made it, what the two models predict, and the step time of each run, in seconds."""
+
+    placer: str
+    simulated_s: float
+    simulated_receiver_s: float
+    runs_s: list[float]
+
+    @property
+    def median_s(self) -> float:
+        """Over the runs."""
+        return float(np.median(self.runs_s))
+
+
+class Gain(msgspec.Struct):
+    """The rows of a workload."""
+
+    graph: str
+    devices: list[str]
+    rows: list[GainRow]
+
+
+def main() -> int:
+    """Learn and measure what is missing, and report."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--workloads", nargs="+", default=["inception_v3", "nmt", "rnnlm", "moe_lm"])
+    parser.add_argument("--devices", default="cpu:0,cpu:1")
+    parser.add_argument("--profiles", type=Path, default=Path("runs/fidelity"), help="--out of scripts/fidelity.py")
+    parser.add_argument("--time-limit-s", type=float, default=60.0, help="of learning, for each workload")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/measured_gain"))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    gains = []
+    for name in args.workloads:
+        path = args.out / f"{folder_name(name)}.json"
+        if not path.exists():
+            profile = Workload(
+                name, WORKLOADS.get(name, name), args.devices, args.profiles / folder_name(name), args.seed
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, _json(measure_gain(profile, args.time_limit_s, args.seed)))
+        gains.append(msgspec.json.decode(path.read_bytes(), type=Gain))
+    _show(gains)
+    if args.json is not None:
+        write_atomically(args.json, _json({"workloads": gains}))
+    return 0
+
+
+def _json(content: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+
+
+def measure_gain(profile: Workload, time_limit_s: float, seed: int) -> Gain:
+    """Learn, then run the learned placement and the others in turn."""
+    if not (profile.folder / "cluster.yaml").exists():
+        raise InputError(f"there is no profile in '{profile.folder}'; run scripts/fidelity.py first")
+    with measured(profile.problem, profile.source, profile.devices) as problem:
+        run = train_measured(problem, time_limit_s=time_limit_s, seed=seed, screen=True)
+        chosen = _chosen(problem, run, time_limit_s, seed)
+        times: dict[str, list[float]] = {name: [] for name in chosen}
+        for _ in range(_RUNS):
+            for name, ops in chosen.items():
+                reply = problem.measurer.process.measure(ops, schedule=problem.schedule, time_limit_s=_LIMIT_S)
+                if isinstance(reply, Failed):
+                    raise NoFeasiblePlacementError(f"placement '{name}' cannot be run: {reply.reason}")
+                times[name].append(interquartile_mean(tuple(reply.step_times_s)))
+        rows = [
+            GainRow(
+                name,
+                float(problem.simulated.evaluate_ops(ops[None]).step_time_s[0]),
+                step_time_s(problem.simulated, ops),
+                times[name],
+            )
+            for name, ops in chosen.items()
+        ]
+    return Gain(profile.name, profile.devices.split(","), rows)
+
+
+def _chosen(
+    problem: MeasuredProblem, run: MeasuredRun, time_limit_s: float, seed: int
+) -> dict[str, np.ndarray[tuple[int], np.dtype[np.int32]]]:
+    """The placements of ops to run, by the name of their row."""
+    others = compare_others(problem.simulated, seed=seed, time_limit_s=time_limit_s)
+    made = {row.placer: problem.to_ops(row.placement) for row in others.rows if row.placement is not None}
+    ranked = sorted((r.step_time_s, r.placer) for r in run.rows[:-1] if r.step_time_s is not None)
+    best = next(n for _, n in ranked if n in made and n != "expert" and not n.startswith("single_device"))
+    alone = next(name for name in made if name.startswith("single_device"))
+    chosen = {ONE_CORE: made[alone]}
+    if "expert" in made:
+        chosen["expert"] = made["expert"]
+    chosen[f"best heuristic ({best})"] = made[best]
+    chosen[LEARNED] = check_placement(run.result, problem.graph, problem.cluster)
+    return chosen
+
+
+def _show(gains: list[Gain]) -> None:
+    right = ("measured", "from", "to", "x learned", "simulated", "copies at receiver")
+    made = table("graph", "placement", *right, right=right)
+    for gain in gains:
+        learned_s = next(row.median_s for row in gain.rows if row.placer == LEARNED)
+        for row in gain.rows:
+            made.add_row(
+                gain.graph,
+                row.placer,
+                seconds(row.median_s, digits=4),
+                seconds(min(row.runs_s), digits=4),
+                seconds(max(row.runs_s), digits=4),
+                f"{row.median_s / learned_s:.2f}",
+                seconds(row.simulated_s, digits=4),
+                seconds(row.simulated_receiver_s, digits=4),
+            )
+    Console(width=140).print(made)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (InputError, NoFeasiblePlacementError) as error:
+        print(f"measured_gain: {error}", file=sys.stderr)
+        sys.exit(2)

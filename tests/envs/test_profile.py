@@ -1,0 +1,149 @@
+"""What observations of real steps tell of a machine, and steps in which the receiver of a copy makes it."""
+
+import numpy as np
+import pytest
+
+from envs.cluster import Cluster, Device, DeviceSpec, Link
+from envs.measured_devices import RealDevice
+from envs.problem import PlacementProblem
+from envs.profile import Observation, calibration_placements, op_signatures, profile_of
+from envs.receiver_copies import step_time_s
+from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
+from graphs.groups import one_group_an_op
+
+DEVICES = (RealDevice("cpu:0", "cpu", (0,)), RealDevice("cpu:1", "cpu", (1,)))
+MS, US = 1e-3, 1e-6
+
+
+def two_branches() -> ComputationGraph:
+    """``x`` makes 10 MB, which ``left`` and ``right``, ops of the same kind, read; ``join`` reads 20 kB of each."""
+    kind = {"type": "mm", "flops": 100, "bytes_accessed": 100, "output_shapes": [(4, 4)]}
+    ops = [
+        OpRecord("x", "add", flops=1, bytes_accessed=8, output_shapes=[(8,)]),
+        OpRecord("left", **kind),  # type: ignore[arg-type]
+        OpRecord("right", **kind),  # type: ignore[arg-type]
+        OpRecord("join", "cat", bytes_accessed=8, output_shapes=[(8, 4)]),
+        OpRecord("nothing", "parameter"),
+    ]
+    tensors = [
+        TensorRecord(0, 10_000_000, [1, 2]),
+        TensorRecord(1, 20_000, [3]),
+        TensorRecord(2, 20_000, [3]),
+    ]
+    return build("branches", ops, tensors)
+
+
+def observation(op_device: list[int], tasks: dict[int, tuple[float, float]], copies: list[list[int]]) -> Observation:
+    """Three equal steps; `tasks` gives start and end in microseconds."""
+    start, end = np.full(5 + len(copies), np.nan), np.full(5 + len(copies), np.nan)
+    for task, (begins, ends) in tasks.items():
+        start[task], end[task] = begins * US, ends * US
+    step_s = float(np.nanmax(end))
+    return Observation(
+        np.array(op_device, dtype=np.int32),
+        np.full(3, step_s),
+        np.tile(start, (3, 1)),
+        np.tile(end, (3, 1)),
+        np.array(copies, dtype=np.int64).reshape(-1, 4),
+    )
+
+
+def observed() -> list[Observation]:
+    alone = {0: (0.0, 100.0), 1: (104.0, 304.0), 2: (308.0, 508.0), 3: (512.0, 522.0)}
+    # The copy (task 5) is of 10 MB at 10 GB/s: 1000 us; the receiver idles and starts it 30 us after x. The one of
+    # 20 kB (task 6) goes back while device 0 idles.
+    both = {
+        0: (0.0, 100.0),
+        1: (104.0, 324.0),
+        5: (130.0, 1134.0),
+        2: (1140.0, 1380.0),
+        6: (1412.0, 1416.0),
+        3: (1420.0, 1430.0),
+    }
+    copies = [[0, 0, 1, 10_000_000], [2, 1, 0, 20_000]]
+    return [
+        observation([0] * 5, alone, []),
+        observation([1] * 5, alone, []),
+        observation([0, 0, 1, 0, 0], both, copies),
+    ]
+
+
+def test_a_profile_is_what_was_observed_under_load() -> None:
+    graph = two_branches()
+    found = profile_of(graph, DEVICES, observed())
+    # Pauses under load: on cpu:0 of 4 us after x and 4 us before join (that before the copy is a wait), on cpu:1 6 us.
+    np.testing.assert_allclose(found.dispatch_s, [4 * US, 6 * US])
+    times = found.graph.time_s
+    assert sorted(times) == ["profiled_cpu_0", "profiled_cpu_1"]
+    # left and right are of one kind, so each device's own figure counts for both; x and join were only alone on cpu:1.
+    np.testing.assert_allclose(times["profiled_cpu_0"], [104 * US, 224 * US, 224 * US, 14 * US, 0.0])
+    np.testing.assert_allclose(times["profiled_cpu_1"], [106 * US, 246 * US, 246 * US, 16 * US, 0.0])
+    np.testing.assert_allclose(found.solo_step_s, [522 * US, 522 * US])
+    (link,) = found.cluster.links
+    assert (link.a, link.b) == ("cpu:0", "cpu:1")
+    assert link.bytes_per_s == pytest.approx(10e9)  # 10 MB in 1004 us, of which a small copy takes 4
+    assert link.latency_s == pytest.approx(34 * US)  # (34 + 34) / 2: 1034 - 1000 after x, 36 - 2 after right
+    assert found.graph.untimed.sha256 == graph.sha256 != found.graph.sha256
+
+
+def test_ops_of_one_kind_share_their_time() -> None:
+    first, left, right, join, nothing = op_signatures(two_branches())
+    assert left == right
+    assert len({first, left, join, nothing}) == 4
+
+
+def test_calibration_runs_every_op_on_every_device() -> None:
+    groups = one_group_an_op(two_branches())
+    made = calibration_placements(groups, 2, 6, seed=0)
+    assert len(made) == 8
+    assert made[0].tolist() == [0] * 5
+    assert made[1].tolist() == [1] * 5
+    for first, second in zip(made[2::2], made[3::2], strict=True):
+        assert (first != second).all()
+    assert len(calibration_placements(groups, 1, 6, seed=0)) == 1
+
+
+def problem_of(schedule: str = "priority") -> PlacementProblem:
+    """Links of 10 us and 10 GB/s."""
+    spec = DeviceSpec("core", "cpu", 10**9, {"float32": 1e9}, 1e9)
+    devices = (Device("cpu:0", spec), Device("cpu:1", spec))
+    graph = two_branches()
+    graph = ComputationGraph(
+        **{
+            **{k: v for k, v in vars(graph).items() if k in graph.__dataclass_fields__},
+            "time_s": {"core": np.array([1.0, 2.0, 3.0, 1.0, 0.0]) * MS},
+        }
+    )
+    cluster = Cluster("two", devices, (Link("cpu:0", "cpu:1", 10e9, 10 * US),))
+    return PlacementProblem(graph, one_group_an_op(graph), cluster, schedule)
+
+
+@pytest.mark.parametrize("schedule", ["priority", "fifo"])
+def test_a_copy_takes_the_receivers_time(schedule: str) -> None:
+    problem = problem_of(schedule)
+    # cpu:1 has left alone. It copies 10 MB for 1 ms from 1.01 ms, runs left until 4.01 ms; cpu:0 is done with right at
+    # 4 ms, copies 20 kB for 2 us from 4.02 ms and joins.
+    place = np.array([0, 1, 0, 0, 0])
+    assert step_time_s(problem, place) == pytest.approx(4.02 * MS + 2 * US + 1 * MS)
+    assert step_time_s(problem, place, latency=False) == pytest.approx(4 * MS + 2 * US + 1 * MS)
+    # As it overlaps, where the receiver has nothing else to do, the simulator says the same.
+    assert problem.evaluate_ops(place[None]).step_time_s[0] == pytest.approx(4.02 * MS + 2 * US + 1 * MS)
+
+
+def test_a_copy_delays_what_its_receiver_has_to_do() -> None:
+    problem = problem_of()
+    # x on cpu:1, all else on cpu:0, but cpu:0 is not idle when the bytes come: it is busy with a copy of 1 ms, not less.
+    place = np.array([1, 0, 0, 0, 0])
+    assert step_time_s(problem, place) == pytest.approx((1 + 0.01 + 1 + 2 + 3 + 1) * MS)
+    busy = np.array([1.0, 2.0, 3.0, 1.0, 0.0]) * MS
+    # Two tensors in a row: with left on cpu:1 its 20 kB come while cpu:0 runs right, and join waits for the copy.
+    place = np.array([0, 1, 0, 0, 0])
+    slower = busy * np.array([1, 1, 2, 1, 1])  # right takes 6 ms, until 7 ms
+    assert step_time_s(problem, place, op_time_s=slower) == pytest.approx(7 * MS + 2 * US + 1 * MS)
+    assert problem.evaluate_ops(place[None]).step_time_s[0] < 7 * MS
+
+
+def test_without_copies_it_is_the_simulators_step() -> None:
+    problem = problem_of()
+    place = np.zeros(5, dtype=np.int64)
+    assert step_time_s(problem, place) == problem.evaluate_ops(place[None]).step_time_s[0] == pytest.approx(7 * MS)
