@@ -2,8 +2,8 @@
 
 Some placements are run (`envs.measured_process`): each device alone, then random ones and their complements, so that
 every op is timed on every device while the others work, too: with the caches, the memory bandwidth and the interpreter
-as shared as in the steps that a placement is wanted for. An op's time is the interquartile mean over all steps of those
-placements and over all ops of the same type, shapes, dtype and size, plus the device's dispatch time: what passes
+as shared as in the steps that a placement is wanted for. An op's time is the mean (but for the extreme fiftieths) over
+all steps of those placements and over all ops of the same type, shapes, dtype and size, plus the device's dispatch time: what passes
 between a task and the next one, where that need not be waited for. Nothing is fitted to the placements that are
 evaluated later. No torch is loaded here.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.cluster import Cluster, Device, Link
-from envs.measured import machine_cluster
+from envs.measured import interquartile_mean, machine_cluster
 from envs.measured_devices import RealDevice
 from envs.measured_process import MeasuringProcess
 from envs.measured_protocol import Failed, Measured, Protocol
@@ -32,6 +32,9 @@ Floats = NDArray[np.float64]
 
 _LONGEST_DISPATCH_S = 5e-5
 """A longer pause between two tasks of a device is taken for a wait."""
+
+_HICCUPS = 0.02
+"""Of the times of an op at either end: what is left out of its mean."""
 
 _LEAST_BYTES = 1 << 16
 """A copy of less tells nothing about bandwidth."""
@@ -185,7 +188,7 @@ def profile_of(graph: ComputationGraph, devices: tuple[RealDevice, ...], observe
     dispatch_s = np.array([_dispatch_s(loaded, device) for device in range(count)])
     signature = op_signatures(graph)
     op_time_s = np.stack([_op_times_s(loaded, alone, device, signature) for device in range(count)])  # [D, N]
-    solo_s = np.array([_interquartile_mean(each.step_times_s) for each in alone])
+    solo_s = np.array([interquartile_mean(tuple(each.step_times_s)) for each in alone])
     contention = np.ones(count)
     for device in range(count):
         mine = alone[device].seconds[:, : graph.num_ops].mean(axis=0)
@@ -230,7 +233,7 @@ def _op_times_s(
         order = np.argsort(which, kind="stable")
         bounds = np.searchsorted(which[order], np.arange(kinds + 1))
         for kind in np.flatnonzero(np.isnan(times) & (np.diff(bounds) > 0)):
-            times[kind] = _interquartile_mean(seconds[order[bounds[kind] : bounds[kind + 1]]])
+            times[kind] = _trimmed_mean(seconds[order[bounds[kind] : bounds[kind + 1]]])
     return times[signature]
 
 
@@ -314,7 +317,8 @@ def machine_description(devices: Sequence[RealDevice]) -> str:
     return f"{names} of {model}, {vector}; torch {version('torch')}"
 
 
-def _interquartile_mean(values: Floats) -> float:
+def _trimmed_mean(values: Floats) -> float:
+    """The mean without hiccups. Not a median: times of an op are skewed, and a step is a sum, so tails count."""
     ordered = np.sort(values)
-    cut = len(ordered) // 4
+    cut = int(len(ordered) * _HICCUPS)
     return float(ordered[cut : len(ordered) - cut].mean())

@@ -132,7 +132,7 @@ def test_a_copy_takes_the_receivers_time(schedule: str) -> None:
 
 def test_a_copy_delays_what_its_receiver_has_to_do() -> None:
     problem = problem_of()
-    # x on cpu:1, all else on cpu:0, but cpu:0 is not idle when the bytes come: it is busy with a copy of 1 ms, not less.
+    # x on cpu:1, all else on cpu:0, which must copy for 1 ms before it can do anything.
     place = np.array([1, 0, 0, 0, 0])
     assert step_time_s(problem, place) == pytest.approx((1 + 0.01 + 1 + 2 + 3 + 1) * MS)
     busy = np.array([1.0, 2.0, 3.0, 1.0, 0.0]) * MS
