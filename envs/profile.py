@@ -3,9 +3,9 @@
 Some placements are run (`envs.measured_process`): each device alone, then random ones and their complements, so that
 every op is timed on every device while the others work, too: with the caches, the memory bandwidth and the interpreter
 as shared as in the steps that a placement is wanted for. An op's time is the mean (but for the extreme fiftieths) over
-all steps of those placements and over all ops of the same type, shapes, dtype and size, plus the device's dispatch time: what passes
-between a task and the next one, where that need not be waited for. Nothing is fitted to the placements that are
-evaluated later. No torch is loaded here.
+all steps of those placements and over all ops of the same type, shapes, dtype and size, plus the device's dispatch
+time: what passes between a task and the next one, where that need not be waited for. Nothing is fitted to the
+placements that are evaluated later. No torch is loaded here.
 """
 
 from __future__ import annotations
