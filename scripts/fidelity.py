@@ -5,9 +5,9 @@
     python scripts/fidelity.py --json docs/fidelity.json --plot docs/fidelity.png   # of what was measured before
 
 For each workload the machine is profiled with real steps (`envs.profile`); placements are drawn at random, in blocks,
-by heuristics, and learned on the profiled graph; each is measured (`envs.measured`), in random order. What was
-measured is kept in the ``--out`` folder and never measured twice: a run that was stopped goes on. Then the table: the
-relative error of the simulated step time and the rank correlations, and what the error comes from.
+by heuristics, and learned on the profiled graph; each is run, in random order, until two runs agree. What was measured
+is kept in the ``--out`` folder and never measured twice: a run that was stopped goes on. Then the table: the relative
+error of the simulated step time and the rank correlations, and what the error comes from.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from scripts.fidelity_workloads import WORKLOADS
 
 Placements = list[tuple[str, NDArray[np.int64]]]
 
-_STEPS, _LIMIT_S, _AGAIN, _SAVE_EVERY = 9, 60.0, 6, 8
+_STEPS, _LIMIT_S, _SAVE_EVERY = 5, 60.0, 8
 
 
 def main() -> int:
@@ -107,6 +107,12 @@ def report(rows: list[Row], console: Console) -> None:
                 f"{fit.kendall:.3f}",
             )
     console.print(made)
+    right = ("two runs differ", "copies", "dispatch", "op times off by")
+    made = table("graph", *right, right=right)
+    for row in rows:
+        shares = (row.repeat_error, row.copies_share, row.dispatch_share, row.load_error)
+        made.add_row(row.graph, *(f"{share:.1%}" for share in shares))
+    console.print(made)
 
 
 @dataclass
@@ -133,7 +139,7 @@ class Workload:
     def measure(self, count: int, learn_s: float, console: Console) -> None:
         """Profile, choose placements, and measure those that were not."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / "measured.npz").exists() and self.load().is_complete:
+        if (self.folder / "measured.npz").exists() and not self.load().wanting.size:
             return
         devices = parse_devices(self.devices)
         bare = load_graph(self.source)
@@ -161,13 +167,18 @@ class Workload:
 
     def _measure(self, process: MeasuringProcess, problem: PlacementProblem, console: Console) -> None:
         done = self.load()
-        left = np.flatnonzero(np.isnan(done.step_s))
-        for number, i in enumerate(left):
+        runs = 0
+        while (left := done.wanting).size:
             each = observe(
-                process, done.op_device[i].astype(np.int32), schedule="priority", steps=_STEPS, time_limit_s=_LIMIT_S
+                process,
+                done.op_device[left[0]].astype(np.int32),
+                schedule="priority",
+                steps=_STEPS,
+                time_limit_s=_LIMIT_S,
             )
-            done.note(int(i), each)
-            if number % _SAVE_EVERY == _SAVE_EVERY - 1 or i == left[-1]:
+            done.note(int(left[0]), each)
+            runs += 1
+            if runs % _SAVE_EVERY == 0 or not done.wanting.size:
                 self._save(done)
         console.print(f"{self.name}: {len(done.step_s)} placements measured")
 
@@ -179,14 +190,11 @@ class Workload:
 
 
 def _nothing(problem: PlacementProblem, chosen: Placements, seed: int) -> Measurements:
-    """Placements in random order, the first few of them again in the end, and no figures yet."""
+    """Placements in random order, and no figures yet."""
     order = np.random.default_rng(seed).permutation(len(chosen))
     kinds = [chosen[i][0] for i in order]
     ops = np.stack([problem.groups.to_ops(chosen[i][1]) for i in order]).astype(np.int8)
-    again = min(_AGAIN, len(chosen))
-    return Measurements.empty(
-        np.concatenate([ops, ops[:again]]), np.array([*kinds, *["again"] * again]), problem.num_devices
-    )
+    return Measurements.empty(ops, np.array(kinds), problem.num_devices)
 
 
 def choose_placements(problem: PlacementProblem, count: int, learn_s: float, seed: int) -> Placements:

@@ -18,8 +18,8 @@ from envs.profile import Observation
 
 Floats = NDArray[np.float64]
 
-AGAIN = "again"
-"""The kind of placements that were measured a second time."""
+MOST_RUNS, _AGREE = 6, 0.05
+"""A placement is run until its two fastest runs differ by no more than this; at most so many times."""
 
 COLOURS = {
     "random": "#999999",
@@ -37,17 +37,15 @@ class Measurements:
     Attributes:
         op_device: ``int8[P, N]``.
         kind: ``str[P]``, how each was found.
-        step_s: ``float64[P]``, interquartile means.
-        spread_s: ``float64[P]``, between the quartiles.
-        op_s: ``float32[P, N]``, mean seconds of each op.
+        runs_s: ``float64[P, MOST_RUNS]``: of each run the interquartile mean of its steps.
+        op_s: ``float32[P, N]``, mean seconds of each op in the fastest run; so are the following.
         copies: ``float64[P, D, 3]``: of the copies that a device received number, bytes and seconds.
         pauses: ``float64[P, D]``, mean seconds of dispatch between tasks.
     """
 
     op_device: NDArray[np.int8]
     kind: NDArray[np.str_]
-    step_s: Floats
-    spread_s: Floats
+    runs_s: Floats
     op_s: NDArray[np.float32]
     copies: Floats
     pauses: Floats
@@ -56,27 +54,40 @@ class Measurements:
     def empty(cls, op_device: NDArray[np.int8], kind: NDArray[np.str_], num_devices: int) -> Measurements:
         """Placements that were not measured."""
         count, num_ops = op_device.shape
-        nothing = np.full(count, np.nan)
         return cls(
             op_device,
             kind,
-            nothing,
-            nothing.copy(),
+            np.full((count, MOST_RUNS), np.nan),
             np.full((count, num_ops), np.nan, dtype=np.float32),
             np.full((count, num_devices, 3), np.nan),
             np.full((count, num_devices), np.nan),
         )
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all were measured."""
-        return not bool(np.isnan(self.step_s).any())
+    def two_fastest_s(self) -> Floats:
+        """``float64[P, 2]``, NaN where there are not so many."""
+        return np.sort(self.runs_s, axis=1)[:, :2]
+
+    @property
+    def step_s(self) -> Floats:
+        """``float64[P]``: the mean of the two fastest runs, for what disturbs a machine only slows it."""
+        return self.two_fastest_s.mean(axis=1)
+
+    @property
+    def wanting(self) -> NDArray[np.int64]:
+        """The placements that must be run (again), those with the fewest runs first."""
+        first, second = self.two_fastest_s.T
+        runs = (~np.isnan(self.runs_s)).sum(axis=1)
+        wanted = np.flatnonzero(~(second <= first * (1 + _AGREE)) & (runs < MOST_RUNS))
+        return wanted[np.argsort(runs[wanted], kind="stable")]
 
     def note(self, row: int, each: Observation) -> None:
         """Keep what matters of an observation."""
-        self.step_s[row] = interquartile_mean(tuple(each.step_times_s.tolist()))
-        low, high = np.percentile(each.step_times_s, [25, 75])
-        self.spread_s[row] = high - low
+        step_s = interquartile_mean(tuple(each.step_times_s.tolist()))
+        runs = self.runs_s[row]
+        runs[np.flatnonzero(np.isnan(runs))[0]] = step_s
+        if step_s > np.nanmin(runs):
+            return
         mean_s = each.seconds.mean(axis=0)
         self.op_s[row] = mean_s[: each.num_ops]
         for device in range(self.copies.shape[1]):
@@ -110,7 +121,10 @@ class Row:
         kind: ``str[P]``.
         measured_s: ``float64[P]``.
         fits: By model.
-        repeat_error: Median relative difference of what was measured twice.
+        repeat_error: Median relative difference of the two runs that count.
+        copies_share: Median over placements of the share of the devices' time in which they copy.
+        dispatch_share: The same of dispatch.
+        load_error: Median over placements of how far the sum of the op times is from the profile's, relative.
     """
 
     graph: str
@@ -119,6 +133,9 @@ class Row:
     measured_s: Floats
     fits: dict[str, Fit]
     repeat_error: float
+    copies_share: float
+    dispatch_share: float
+    load_error: float
 
     def record(self, copies: str) -> dict[str, object]:
         """The row of the JSON file."""
@@ -153,25 +170,30 @@ def row_of(graph: str, devices: str, problem: PlacementProblem, found: Measureme
     ``link`` is the simulator; in ``receiver`` copies take the receiver's time; ``receiver, own ops`` has in addition
     the op times of the very steps that are predicted, so that what is left comes from order, waiting and dispatch.
     """
-    counts = found.kind != AGAIN
-    places, measured_s = found.op_device[counts].astype(np.int32), found.step_s[counts]
+    places, measured_s = found.op_device.astype(np.int32), found.step_s
     link = problem.evaluate_ops(places).step_time_s
     receiver = np.array([receiver_copies.step_time_s(problem, place) for place in places])
     own = []
-    for place, op_s, pauses in zip(places, found.op_s[counts], found.pauses[counts], strict=True):
-        times = np.where(np.isnan(op_s), 0.0, op_s + pauses[place])
-        own.append(receiver_copies.step_time_s(problem, place, op_time_s=times))
+    for place, op_s, pauses in zip(places, found.op_s, found.pauses, strict=True):
+        own_s = np.where(np.isnan(op_s), 0.0, op_s + pauses[place])
+        own.append(receiver_copies.step_time_s(problem, place, op_time_s=own_s))
     fits = {"link": link, "receiver": receiver, "receiver, own ops": np.array(own)}
-    again = found.kind == AGAIN
-    first = found.step_s[: again.sum()]
-    repeat = np.abs(found.step_s[again] / first - 1)
+    times = problem.op_time_s[places, np.arange(places.shape[1])]  # [P, N]
+    runs = ~np.isnan(found.op_s)  # bool[P, N]
+    pauses = np.take_along_axis(found.pauses, places, axis=1)
+    load_s = np.where(runs, found.op_s + pauses, 0.0).sum(axis=1)
+    device_s = measured_s * problem.num_devices
+    first, second = found.two_fastest_s.T
     return Row(
         graph,
         devices,
-        found.kind[counts],
+        found.kind,
         measured_s,
         {name: fit_of(predicted, measured_s) for name, predicted in fits.items()},
-        float(np.median(repeat)) if repeat.size else 0.0,
+        float(np.median(second / first - 1)),
+        float(np.median(found.copies[:, :, 2].sum(axis=1) / device_s)),
+        float(np.median(np.where(runs, pauses, 0.0).sum(axis=1) / device_s)),
+        float(np.median(np.abs(load_s / times.sum(axis=1) - 1))),
     )
 
 

@@ -92,13 +92,13 @@ def test_a_run_that_was_stopped_goes_on(source: str, monkeypatch: pytest.MonkeyP
         run(fidelity, monkeypatch, *args)
     work = fidelity.Workload(source, source, DEVICES, Path("kept") / fidelity.folder_name(source), 0)
     before = work.load()
-    done = ~np.isnan(before.step_s)
+    done = ~np.isnan(before.runs_s)
     assert done.any()
     assert not done.all()
     assert run(fidelity, monkeypatch, *args) == 0
     after = work.load()
-    assert after.is_complete
-    np.testing.assert_array_equal(after.step_s[done], before.step_s[done])
+    assert not after.wanting.size
+    np.testing.assert_array_equal(after.runs_s[done], before.runs_s[done])
     np.testing.assert_array_equal(after.op_device, before.op_device)
 
 
