@@ -24,6 +24,7 @@ from envs.measured import interquartile_mean, machine_cluster
 from envs.measured_devices import RealDevice
 from envs.measured_process import MeasuringProcess
 from envs.measured_protocol import Failed, Measured, Protocol
+from envs.receiver_copies import ALONE, BESIDE, others_share
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import NoFeasiblePlacementError
 from graphs.groups import Groups
@@ -35,6 +36,9 @@ _LONGEST_DISPATCH_S = 5e-5
 
 _HICCUPS = 0.02
 """Of the times of an op at either end: what is left out of its mean."""
+
+_LEAST_SHARE = 0.25
+"""Where devices worked at the same time for less than this, that tells little of what it costs."""
 
 _LEAST_BYTES = 1 << 16
 """A copy of less tells nothing about bandwidth."""
@@ -190,13 +194,18 @@ def profile_of(graph: ComputationGraph, devices: tuple[RealDevice, ...], observe
     op_time_s = np.stack([_op_times_s(loaded, alone, device, signature) for device in range(count)])  # [D, N]
     solo_s = np.array([interquartile_mean(tuple(each.step_times_s)) for each in alone])
     contention = np.ones(count)
-    for device in range(count):
-        mine = alone[device].seconds[:, : graph.num_ops].mean(axis=0)
-        both = ~np.isnan(mine) & ~np.isnan(op_time_s[device])
-        contention[device] = op_time_s[device][both].sum() / max(mine[both].sum(), 1e-12)
-    op_time_s = np.where(np.isnan(op_time_s), 0.0, op_time_s + dispatch_s[:, None])
+    for number in range(count):
+        mine = alone[number].seconds[:, : graph.num_ops].mean(axis=0)
+        both = ~np.isnan(mine) & ~np.isnan(op_time_s[number])
+        contention[number] = op_time_s[number][both].sum() / max(mine[both].sum(), 1e-12)
+    alone_s = np.stack([_op_times_s(alone, alone, device, signature) for device in range(count)])
     cluster = _profiled_cluster(devices, observed)
-    times = {d.spec.name: op_time_s[i] for i, d in enumerate(cluster.devices)}
+    share = _loaded_share(loaded, count)
+    beside_s = alone_s + (op_time_s - alone_s) / max(share, _LEAST_SHARE)
+    times = {}
+    for i, device in enumerate(cluster.devices):
+        for end, seconds in (("", op_time_s[i]), (ALONE, alone_s[i]), (BESIDE, np.maximum(beside_s[i], 0.0))):
+            times[device.spec.name + end] = np.where(np.isnan(seconds), 0.0, seconds + dispatch_s[i])
     return Profile(replace(graph, time_s=times), cluster, dispatch_s, contention, solo_s)
 
 
@@ -235,6 +244,19 @@ def _op_times_s(
         for kind in np.flatnonzero(np.isnan(times) & (np.diff(bounds) > 0)):
             times[kind] = _trimmed_mean(seconds[order[bounds[kind] : bounds[kind + 1]]])
     return times[signature]
+
+
+def _loaded_share(loaded: Sequence[Observation], num_devices: int) -> float:
+    """The share of the ops' time in which the other devices worked, too."""
+    shared_s = lasted_s = 0.0
+    for each in loaded:
+        runs = np.flatnonzero(~np.isnan(each.start_s[0]))
+        ops = runs < each.num_ops
+        for start_s, end_s in zip(each.start_s[:, runs], each.end_s[:, runs], strict=True):
+            share = others_share(start_s, end_s, each.task_device[runs], num_devices)
+            shared_s += float((share * (end_s - start_s))[ops].sum())
+            lasted_s += float((end_s - start_s)[ops].sum())
+    return shared_s / max(lasted_s, 1e-12)
 
 
 def _dispatch_s(observed: Sequence[Observation], device: int) -> float:

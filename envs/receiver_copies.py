@@ -3,8 +3,9 @@
 The simulator lets a transfer overlap computing, which is right where something else than the device moves the bytes.
 Between two cores of a CPU the receiving core copies, and computes nothing meanwhile. Here every tensor that is sent
 becomes an op of the receiver, which has the priority of its most urgent reader and takes the time of the bytes; the
-rest of a transfer, its latency, overlaps as before. The step is that of `envs.simulator`, of a larger graph that is
-made anew for each placement: some milliseconds, so this is for checking placements, not for searching.
+rest of a transfer, its latency, overlaps as before. Devices that share memory and cache also slow each other, which
+`step_time_s` takes into account where a profile says by how much. The step is that of `envs.simulator`, of a larger
+graph that is made anew for each placement: some milliseconds, so this is for checking placements, not for searching.
 """
 
 from __future__ import annotations
@@ -16,8 +17,15 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from envs.simulator import SimulatorInput, simulate
+from envs.trace import Trace
 
 Floats = NDArray[np.float64]
+
+
+ALONE, BESIDE = "_alone", "_beside"
+"""How the names end under which a profile has a spec's op times while the other devices idle, and while they work."""
+
+_ROUNDS = 3
 
 
 def step_time_s(
@@ -26,6 +34,7 @@ def step_time_s(
     *,
     op_time_s: Floats | None = None,
     latency: bool = True,
+    contention: bool = False,
 ) -> float:
     """Seconds of a step in which receivers make copies themselves.
 
@@ -34,16 +43,57 @@ def step_time_s(
         op_device: ``int[N]``, device numbers.
         op_time_s: ``float64[N]``, other times of the ops where they are placed.
         latency: False where a copy shall be there as soon as its bytes are.
+        contention: Let an op take as long as the share of its time asks for in which other devices work: between its
+            times alone and beside others, which the graph must have for each device's spec. Who works when is taken
+            from the step before, beginning with the ordinary op times.
     """
-    given, place = problem.simulator_input, np.asarray(op_device)
+    place = np.asarray(op_device)
+    ops = np.arange(problem.graph.num_ops)
+    times = problem.op_time_s[place, ops] if op_time_s is None else op_time_s
+    trace = _trace(problem, place, times, latency=latency)
+    if contention:
+        names = [device.spec.name for device in problem.cluster.devices]
+        alone, beside = (
+            np.stack([problem.graph.time_s[name + end] for name in names])[place, ops] for end in (ALONE, BESIDE)
+        )
+        for _ in range(_ROUNDS):
+            share = others_share(trace.op_start_s, trace.op_end_s, trace.op_device, problem.num_devices)[: len(ops)]
+            trace = _trace(problem, place, alone + (beside - alone) * share, latency=latency)
+    return trace.step_time_s
+
+
+def others_share(start_s: Floats, end_s: Floats, device: NDArray[np.integer], num_devices: int) -> Floats:
+    """``float64[N]``: the share of each task's time in which other devices work, a mean over these; 0 of no time.
+
+    Args:
+        start_s: ``float64[N]``; tasks of one device do not overlap.
+        end_s: ``float64[N]``.
+        device: ``int[N]``.
+        num_devices: ``D``.
+    """
+    shared_s = np.zeros(len(start_s))
+    for other in range(num_devices):
+        mine = np.flatnonzero(device == other)
+        mine = mine[np.argsort(start_s[mine], kind="stable")]
+        # Work done until an instant is a broken line.
+        instants = np.stack([start_s[mine], end_s[mine]], axis=1).ravel()
+        worked_s = np.cumsum(np.stack([np.zeros(len(mine)), end_s[mine] - start_s[mine]], axis=1).ravel())
+        if len(mine):
+            until_s = np.interp(end_s, instants, worked_s) - np.interp(start_s, instants, worked_s)
+            shared_s += np.where(device == other, 0.0, until_s)
+    lasts_s = (end_s - start_s) * max(num_devices - 1, 1)
+    return np.divide(shared_s, lasts_s, out=np.zeros(len(start_s)), where=lasts_s > 0)
+
+
+def _trace(problem: PlacementProblem, place: NDArray[np.integer], op_time_s: Floats, *, latency: bool) -> Trace:
+    """The step, with copies as ops behind the others."""
+    given = problem.simulator_input
     sends = _sends(given, place)
-    copies = np.array([(tensor, device) for tensor, device in sends], dtype=np.int64).reshape(-1, 2)
+    copies = np.array(list(sends), dtype=np.int64).reshape(-1, 2)
     source = place[given.tensor_producer[copies[:, 0]]]
     copy_s = given.tensor_bytes[copies[:, 0]] / given.route_bytes_per_s[source, copies[:, 1]]
-    if op_time_s is None:
-        op_time_s = problem.op_time_s[place, np.arange(given.num_ops)]
     expanded = _expanded(given, place, sends, np.concatenate([op_time_s, copy_s]), latency=latency)
-    return simulate(expanded, np.concatenate([place, copies[:, 1]]).astype(np.int32)).step_time_s
+    return simulate(expanded, np.concatenate([place, copies[:, 1]]).astype(np.int32))
 
 
 def _sends(given: SimulatorInput, place: NDArray[np.integer]) -> dict[tuple[int, int], list[int]]:

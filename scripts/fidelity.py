@@ -57,7 +57,7 @@ def main() -> int:
         rows.append(row_of(name, args.devices, work.problem, work.load()))
     report(rows, console)
     if args.json is not None:
-        write_atomically(args.json, encode(rows, args.copies))
+        write_atomically(args.json, encode(rows, args.model))
     if args.plot is not None:
         plot_rows(rows, args.plot)
     return 0
@@ -71,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--learn-s", type=float, default=12.0, help="seconds of learning on the profiled graph")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/fidelity"), help="folder of what was measured")
-    parser.add_argument("--copies", choices=("link", "receiver"), default="link", help="the model that --json is of")
+    parser.add_argument("--model", choices=("link", "receiver", "contention"), default="link", help="model of --json")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
@@ -85,9 +85,9 @@ def folder_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
 
 
-def encode(rows: list[Row], copies: str) -> bytes:
+def encode(rows: list[Row], model: str) -> bytes:
     """The figures as JSON."""
-    content = {"workloads": [row.record(copies) for row in rows]}
+    content = {"workloads": [row.record(model) for row in rows]}
     return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
 

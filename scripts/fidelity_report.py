@@ -137,9 +137,9 @@ class Row:
     dispatch_share: float
     load_error: float
 
-    def record(self, copies: str) -> dict[str, object]:
+    def record(self, model: str) -> dict[str, object]:
         """The row of the JSON file."""
-        fit = self.fits[copies]
+        fit = self.fits[model]
         return {
             "graph": self.graph,
             "devices": self.devices.split(","),
@@ -167,17 +167,19 @@ def fit_of(predicted_s: Floats, measured_s: Floats) -> Fit:
 def row_of(graph: str, devices: str, problem: PlacementProblem, found: Measurements) -> Row:
     """What the models say of what was measured.
 
-    ``link`` is the simulator; in ``receiver`` copies take the receiver's time; ``receiver, own ops`` has in addition
-    the op times of the very steps that are predicted, so that what is left comes from order, waiting and dispatch.
+    ``link`` is the simulator; in ``receiver`` copies take the receiver's time; in ``contention`` ops are in addition
+    slower while the other devices work; ``own ops`` has instead the op times of the very steps that are predicted, so
+    that what is left of the error comes from order, waiting and copies.
     """
     places, measured_s = found.op_device.astype(np.int32), found.step_s
     link = problem.evaluate_ops(places).step_time_s
     receiver = np.array([receiver_copies.step_time_s(problem, place) for place in places])
+    contention = np.array([receiver_copies.step_time_s(problem, place, contention=True) for place in places])
     own = []
     for place, op_s, pauses in zip(places, found.op_s, found.pauses, strict=True):
         own_s = np.where(np.isnan(op_s), 0.0, op_s + pauses[place])
         own.append(receiver_copies.step_time_s(problem, place, op_time_s=own_s))
-    fits = {"link": link, "receiver": receiver, "receiver, own ops": np.array(own)}
+    fits = {"link": link, "receiver": receiver, "contention": contention, "own ops": np.array(own)}
     times = problem.op_time_s[places, np.arange(places.shape[1])]  # [P, N]
     runs = ~np.isnan(found.op_s)  # bool[P, N]
     pauses = np.take_along_axis(found.pauses, places, axis=1)
@@ -203,7 +205,7 @@ def plot_rows(rows: list[Row], path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(rows), squeeze=False)
     for column, row in enumerate(rows):
-        for line, (model, title) in enumerate([("link", "copies overlap"), ("receiver", "copies cost the receiver")]):
+        for line, (model, title) in enumerate([("link", "simulator"), ("contention", "with copies, contention")]):
             axes, fit = panels[line][column], row.fits[model]
             both = 1e3 * np.concatenate([fit.predicted_s, row.measured_s])
             ends = [both.min() * 0.95, both.max() * 1.05]

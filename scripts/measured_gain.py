@@ -37,11 +37,11 @@ _RUNS, _LIMIT_S = 5, 60.0
 
 
 class GainRow(msgspec.Struct):
-    """One placement: who made it, what the two models predict, and the step time of each run, in seconds."""
+    """One placement: who made it, predictions without and with copies and contention, and each run's step time in s."""
 
     placer: str
     simulated_s: float
-    simulated_receiver_s: float
+    simulated_contention_s: float
     runs_s: list[float]
 
     @property
@@ -107,7 +107,7 @@ def measure_gain(profile: Workload, time_limit_s: float, seed: int) -> Gain:
             GainRow(
                 name,
                 float(problem.simulated.evaluate_ops(ops[None]).step_time_s[0]),
-                step_time_s(problem.simulated, ops),
+                step_time_s(problem.simulated, ops, contention=True),
                 times[name],
             )
             for name, ops in chosen.items()
@@ -133,7 +133,7 @@ def _chosen(
 
 
 def _show(gains: list[Gain]) -> None:
-    right = ("measured", "from", "to", "x learned", "simulated", "copies at receiver")
+    right = ("measured", "from", "to", "x learned", "simulated", "with contention")
     made = table("graph", "placement", *right, right=right)
     for gain in gains:
         learned_s = next(row.median_s for row in gain.rows if row.placer == LEARNED)
@@ -146,7 +146,7 @@ def _show(gains: list[Gain]) -> None:
                 seconds(max(row.runs_s), digits=4),
                 f"{row.median_s / learned_s:.2f}",
                 seconds(row.simulated_s, digits=4),
-                seconds(row.simulated_receiver_s, digits=4),
+                seconds(row.simulated_contention_s, digits=4),
             )
     Console(width=140).print(made)
 

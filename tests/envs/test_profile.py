@@ -1,5 +1,7 @@
 """What observations of real steps tell of a machine, and steps in which the receiver of a copy makes it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from envs.cluster import Cluster, Device, DeviceSpec, Link
 from envs.measured_devices import RealDevice
 from envs.problem import PlacementProblem
 from envs.profile import Observation, calibration_placements, op_signatures, profile_of
-from envs.receiver_copies import step_time_s
+from envs.receiver_copies import others_share, step_time_s
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
 from graphs.groups import one_group_an_op
 
@@ -74,7 +76,13 @@ def test_a_profile_is_what_was_observed_under_load() -> None:
     # Pauses under load: on cpu:0 of 4 us after x and 4 us before join (that before the copy is a wait), on cpu:1 6 us.
     np.testing.assert_allclose(found.dispatch_s, [4 * US, 6 * US])
     times = found.graph.time_s
-    assert sorted(times) == ["profiled_cpu_0", "profiled_cpu_1"]
+    assert sorted(times) == [f"profiled_cpu_{i}{end}" for i in (0, 1) for end in ("", "_alone", "_beside")]
+    np.testing.assert_allclose(times["profiled_cpu_0_alone"], [104 * US, 204 * US, 204 * US, 14 * US, 0.0])
+    # Of the 570 us of ops under load, cpu:1 worked in left's 194 us from 130 us on, and cpu:0 in 0 of right's.
+    slower = 20 * US / (194 / 570)
+    np.testing.assert_allclose(
+        times["profiled_cpu_0_beside"], [104 * US, 204 * US + slower, 204 * US + slower, 14 * US, 0]
+    )
     # left and right are of one kind, so each device's own figure counts for both; x and join were only alone on cpu:1.
     np.testing.assert_allclose(times["profiled_cpu_0"], [104 * US, 224 * US, 224 * US, 14 * US, 0.0])
     np.testing.assert_allclose(times["profiled_cpu_1"], [106 * US, 246 * US, 246 * US, 16 * US, 0.0])
@@ -108,12 +116,7 @@ def problem_of(schedule: str = "priority") -> PlacementProblem:
     spec = DeviceSpec("core", "cpu", 10**9, {"float32": 1e9}, 1e9)
     devices = (Device("cpu:0", spec), Device("cpu:1", spec))
     graph = two_branches()
-    graph = ComputationGraph(
-        **{
-            **{k: v for k, v in vars(graph).items() if k in graph.__dataclass_fields__},
-            "time_s": {"core": np.array([1.0, 2.0, 3.0, 1.0, 0.0]) * MS},
-        }
-    )
+    graph = replace(graph, time_s={"core": np.array([1.0, 2.0, 3.0, 1.0, 0.0]) * MS})
     cluster = Cluster("two", devices, (Link("cpu:0", "cpu:1", 10e9, 10 * US),))
     return PlacementProblem(graph, one_group_an_op(graph), cluster, schedule)
 
@@ -147,3 +150,23 @@ def test_without_copies_it_is_the_simulators_step() -> None:
     problem = problem_of()
     place = np.zeros(5, dtype=np.int64)
     assert step_time_s(problem, place) == problem.evaluate_ops(place[None]).step_time_s[0] == pytest.approx(7 * MS)
+
+
+def test_the_share_of_a_tasks_time_in_which_others_work() -> None:
+    start_s, end_s = np.array([0.0, 4.0, 1.0, 5.0]), np.array([4.0, 6.0, 3.0, 9.0])
+    share = others_share(start_s, end_s, np.array([0, 0, 1, 1]), 2)
+    np.testing.assert_allclose(share, [2 / 4, 1 / 2, 1.0, 1 / 4])
+    np.testing.assert_allclose(others_share(start_s, end_s, np.array([0, 0, 1, 1]), 3), share / 2)  # one more idles
+
+
+def test_ops_are_slower_while_others_work() -> None:
+    """x of 1 ms, then left on cpu:1 beside right on cpu:0; 2 and 3 ms alone, twice as long beside each other."""
+    problem = problem_of()
+    alone = problem.graph.time_s["core"]
+    times = {"core": alone, "core_alone": alone, "core_beside": alone * np.array([1, 2, 2, 1, 1])}
+    problem = replace(problem, graph=replace(problem.graph, time_s=times))
+    place = np.array([0, 1, 0, 0, 0])
+    # Beside each other all the time right would end at 7 ms; it is alone at least until left's bytes are there.
+    found = step_time_s(problem, place, contention=True)
+    assert step_time_s(problem, place) < found <= 8.1 * MS
+    assert step_time_s(problem, np.zeros(5, dtype=int), contention=True) == pytest.approx(7 * MS)
