@@ -14,12 +14,9 @@ from scipy.stats import kendalltau, spearmanr
 from envs import receiver_copies
 from envs.measured import interquartile_mean
 from envs.problem import PlacementProblem
-from envs.profile import Observation
+from envs.profile import AGREE, MOST_RUNS, Observation
 
 Floats = NDArray[np.float64]
-
-MOST_RUNS, _AGREE = 6, 0.05
-"""A placement is run until its two fastest runs differ by no more than this; at most so many times."""
 
 COLOURS = {
     "random": "#999999",
@@ -78,7 +75,7 @@ class Measurements:
         """The placements that must be run (again), those with the fewest runs first."""
         first, second = self.two_fastest_s.T
         runs = (~np.isnan(self.runs_s)).sum(axis=1)
-        wanted = np.flatnonzero(~(second <= first * (1 + _AGREE)) & (runs < MOST_RUNS))
+        wanted = np.flatnonzero(~(second <= first * (1 + AGREE)) & (runs < MOST_RUNS))
         return wanted[np.argsort(runs[wanted], kind="stable")]
 
     def note(self, row: int, each: Observation) -> None:
