@@ -49,7 +49,7 @@ POLICY_SHARE = 0.03
 """Share of the cores' time that the policy takes in a run that only the clock limits; the search takes the rest."""
 
 TIMED_UPDATE_S = 0.5
-"""Seconds of an update of such a run, or the policy's part of it if that is more."""
+"""Seconds of an update of such a run, or the policy's part of it where that takes longer."""
 
 USUAL_UPDATES = 64
 """Updates after which the search is as fine as it gets, where no limit says how long the run will be."""
@@ -145,6 +145,7 @@ class Trainer:
         self._searched = 0  # evaluations of the search that are counted
         self._first_progress = 0.0
         self._policy_s = self._policy_in_run_s = 0.0  # seconds of the policy: of its last turn, and in this run
+        self._policy_works = False
         self._advice: NDArray[np.float32] | None = None
         self._clock: tuple[float, float] | None = None  # when this run began and how long it may take
         self._start_from = start
@@ -268,6 +269,7 @@ class Trainer:
             return self._search_alone(beside)
         shape = (config.samples + 1, self.problem.num_groups, self.problem.num_devices)
         began = time.perf_counter()
+        self._policy_works = True
         with self._timed("sample"), torch.no_grad():
             encoded = self.policy.encode(self._features)
             search = self._start_search(beside, encoded)
@@ -281,6 +283,7 @@ class Trainer:
             self._policy_s = time.perf_counter() - began
             self._policy_in_run_s += self._policy_s
         finally:
+            self._policy_works = False
             self._finish_search(search)
         feasible = evaluation.feasible[1:]
         times = evaluation.step_time_s[1:][feasible]
@@ -299,7 +302,7 @@ class Trainer:
         began, limit_s = self._clock
         gone_s = time.perf_counter() - began
         due = self._policy_in_run_s <= POLICY_SHARE * self.config.search_chains * gone_s
-        return due and gone_s + 2 * self._policy_s < limit_s
+        return due and gone_s + 3 * self._policy_s < limit_s
 
     def _search_alone(self, beside: Executor) -> dict[str, float]:
         """The search's part of an update; there is nothing to say of the policy."""
@@ -340,11 +343,13 @@ class Trainer:
         if self._clock is not None:
             began, limit_s = self._clock
             first, until = self._first_progress, began + limit_s
-            until = min(until, time.perf_counter() + max(TIMED_UPDATE_S, self._policy_s))
-            return (
-                lambda share: first + (time.perf_counter() - began) / limit_s,
-                lambda: time.perf_counter() >= until,
-            )
+            enough = time.perf_counter() + TIMED_UPDATE_S
+
+            def over() -> bool:
+                now = time.perf_counter()
+                return now >= until or (now >= enough and not self._policy_works)
+
+            return lambda share: first + (time.perf_counter() - began) / limit_s, over
         if self._most_evaluations is not None:
             per_move = self.config.search_chains * moves / self._most_evaluations
             done = self.evaluations / self._most_evaluations
