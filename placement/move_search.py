@@ -122,9 +122,9 @@ class MoveConfig:
     """
 
     chains: int = 2
-    learning_rate: float = 0.02
+    learning_rate: float = 0.1
     kind_rate: float = 0.02
-    uniform_share: float = 0.1
+    uniform_share: float = 0.2
     finest: str = "ops"
 
 
