@@ -24,7 +24,6 @@ from envs.measured import interquartile_mean, machine_cluster
 from envs.measured_devices import RealDevice
 from envs.measured_process import MeasuringProcess
 from envs.measured_protocol import Failed, Measured, Protocol
-from envs.receiver_copies import ALONE, BESIDE, others_share
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import NoFeasiblePlacementError
 from graphs.groups import Groups
@@ -33,6 +32,9 @@ Floats = NDArray[np.float64]
 
 _LONGEST_DISPATCH_S = 5e-5
 """A longer pause between two tasks of a device is taken for a wait."""
+
+ALONE, BESIDE = "_alone", "_beside"
+"""How the names end under which a profile has a spec's op times while the other devices idle, and while they work."""
 
 _HICCUPS = 0.02
 """Of the times of an op at either end: what is left out of its mean."""
@@ -274,6 +276,30 @@ def _loaded_share(loaded: Sequence[Observation], num_devices: int) -> float:
             shared_s += float((share * (end_s - start_s))[ops].sum())
             lasted_s += float((end_s - start_s)[ops].sum())
     return shared_s / max(lasted_s, 1e-12)
+
+
+def others_share(start_s: Floats, end_s: Floats, device: NDArray[np.integer], num_devices: int) -> Floats:
+    """``float64[N]``: the share of each task's time in which other devices work, a mean over these; 0 of no time.
+
+    Args:
+        start_s: ``float64[N]``; tasks of one device do not overlap.
+        end_s: ``float64[N]``.
+        device: ``int[N]``.
+        num_devices: ``D``.
+    """
+    shared_s = np.zeros(len(start_s))
+    for other in range(num_devices):
+        mine = np.flatnonzero(device == other)
+        mine = mine[np.argsort(start_s[mine], kind="stable")]
+        # Work done until an instant is a broken line.
+        instants = np.stack([start_s[mine], end_s[mine]], axis=1).ravel()
+        worked_s = np.cumsum(np.stack([np.zeros(len(mine)), end_s[mine] - start_s[mine]], axis=1).ravel())
+        if len(mine):
+            until_s = np.interp(end_s, instants, worked_s) - np.interp(start_s, instants, worked_s)
+            shared_s += np.where(device == other, 0.0, until_s)
+    lasts_s = (end_s - start_s) * max(num_devices - 1, 1)
+    share = np.divide(shared_s, lasts_s, out=np.zeros(len(start_s)), where=lasts_s > 0)
+    return share.clip(0.0, 1.0)  # rounding must not make more of a short task than there is
 
 
 def _dispatch_s(observed: Sequence[Observation], device: int) -> float:

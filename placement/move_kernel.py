@@ -22,6 +22,9 @@ from envs.simulator_kernel import compiled, inlined
 CRITICAL, TRANSFER, WAITED, DELAYED, AFFINITY, LOAD, SLOWER, ALIKE, APART, REJECTED, POLICY = range(11)
 """Features of moving a unit to a device, see `_features`."""
 NUM_FEATURES = 11
+FEATURE_NAMES = (
+    "critical", "transfer", "waited", "delayed", "affinity", "load", "slower", "alike", "apart", "rejected", "policy",
+)  # fmt: skip
 
 SINGLE, SHORT_RUN, RUN, LONG_RUN, SEGMENT, SWAP, BOUNDARY, COMB = range(8)
 """Kinds of move, see `_select`."""

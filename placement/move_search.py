@@ -43,8 +43,14 @@ FIRST_WEIGHTS = np.array([1.0, 1.0, 0.7, 0.7, 0.7, 0.7, -0.7, 1.5, -0.5, -0.7, 0
 COARSE_UNITS = 32
 """Units of the first stage."""
 
-STAGES = (("coarse", 0.1, 2), ("groups", 0.35, 6), ("ops", 0.55, 8))
+STAGES = (("coarse", 0.08, 2), ("groups", 0.17, 3), ("twofold", 0.2, 3), ("sixfold", 0.25, 4), ("ops", 0.3, 4))
 """Stages of the search with the share of the run that each takes, and its cycles of cooling."""
+
+UNITS_A_GROUP = {"twofold": 2, "sixfold": 6}
+"""Units of the stages between groups and single ops, for each group; they are made anew from the ops."""
+
+LEAST_OPS_A_UNIT = 1.5
+"""Such a stage is left out where its units would be smaller: the next one moves about the same."""
 
 AFTER = ("ops", 0.25)
 """What follows where a run goes on after its end: cycles of this stage, each so long."""
@@ -52,6 +58,9 @@ AFTER = ("ops", 0.25)
 HOT = (0.3, 1.0)
 """First temperatures of the cycles, in turn; in units of the best step time over the number of units that can move, or
 `MOST_UNITS` if these are more: about what one unit adds to the step."""
+
+THIN_OUT_AT = 0.25
+"""Share of the run after which only the best chains go on: when the coarse stages, which decide the most, are over."""
 
 COLD = 0.02
 """Last temperature of every cycle, in the same unit."""
@@ -114,7 +123,8 @@ class MoveConfig:
     """How the chains go about it.
 
     Attributes:
-        chains: How many walk, each on a core of its own.
+        chains: How many begin, each on a core of its own where there are so many.
+        survivors: Of these, how many go on after `THIN_OUT_AT`; None for all.
         learning_rate: Of the features' weights; 0 keeps those that were set by hand.
         kind_rate: Of the kinds of move; 0 keeps all equally likely.
         uniform_share: Share of the moves whose unit and device are drawn uniformly; 1 leaves learning out.
@@ -122,6 +132,7 @@ class MoveConfig:
     """
 
     chains: int = 2
+    survivors: int | None = None
     learning_rate: float = 0.1
     kind_rate: float = 0.02
     uniform_share: float = 0.2
@@ -263,6 +274,7 @@ class MoveSearch:
         self.best_ops: Ops | None = None
         self.best_cost_s = np.inf
         self._walkers = [_Walker(problem, config, [seed, 1, i]) for i in range(config.chains)]
+        self._walking = list(range(config.chains))  # numbers of the chains that still walk
         self._cycles = self._plan()
         self._fields: dict[str, Field] = {}
         self._lock = Lock()
@@ -273,8 +285,8 @@ class MoveSearch:
         return sum(int(walker.counts[kernel.EVALUATIONS]) for walker in self._walkers)
 
     def take_seconds(self) -> float:
-        """Seconds that the chains walked since this was asked last, mean over the chains."""
-        seconds = sum(walker.seconds for walker in self._walkers) / len(self._walkers)
+        """Seconds that the chains walked since this was asked last, mean over those that still walk."""
+        seconds = sum(walker.seconds for walker in self._walkers) / len(self._walking)
         for walker in self._walkers:
             walker.seconds = 0.0
         return seconds
@@ -285,9 +297,17 @@ class MoveSearch:
         return [(cycle.begin, cycle.end) for cycle in self._cycles]
 
     @property
-    def weights(self) -> NDArray[np.float64]:
-        """``float64[F]``: the learned weights of the features, mean over the chains."""
-        return np.mean([walker.weights for walker in self._walkers], axis=0)
+    def weights(self) -> dict[str, float]:
+        """The learned weight of each feature of a move, mean over the chains that still walk."""
+        mean = np.mean([self._walkers[i].weights for i in self._walking], axis=0)
+        return dict(zip(kernel.FEATURE_NAMES, mean.tolist(), strict=True))
+
+    @property
+    def mean_cost_s(self) -> float:
+        """What the chains' placements cost now, mean over those that have walked; NaN before."""
+        walking = [self._walkers[i] for i in self._walking]
+        costs = [float(w.scalars[kernel.COST]) for w in walking if w.counts[kernel.EVALUATIONS]]
+        return float(np.mean(costs)) if costs else float("nan")
 
     @property
     def acceptance(self) -> float:
@@ -308,8 +328,9 @@ class MoveSearch:
         should_stop: Callable[[], bool],
         log_probability: NDArray[np.float32] | None,
         executor: Executor,
+        chains: int | None = None,
     ) -> list[Future[None]]:
-        """Let every chain begin to make some moves, side by side; `finish` waits for them.
+        """Let the chains begin to make some moves, side by side; `finish` waits for them.
 
         Args:
             moves: Of each chain.
@@ -317,15 +338,34 @@ class MoveSearch:
             should_stop: Asked between blocks of moves.
             log_probability: ``float32[G, D]``, what the policy says, or None.
             executor: Runs the chains, one thread each.
+            chains: How many of them walk; None for all.
         """
         assert self.best_ops is not None, "a first placement must be offered"
         first = self.best_ops, self.best_cost_s
-        for walker in self._walkers:
-            walker.advise(log_probability)
+        for i in self._walking:
+            self._walkers[i].advise(log_probability)
         return [
             executor.submit(self._walk, walker, moves, first, progress, should_stop, log_probability)
-            for walker in self._walkers
+            for walker in [self._walkers[i] for i in self._walking[:chains]]
         ]
+
+    @property
+    def num_walking(self) -> int:
+        """How many chains still walk."""
+        return len(self._walking)
+
+    def thin_out(self, progress: float) -> None:
+        """Where the run has come so far, leave off the chains that stand worst."""
+        survivors = self.config.survivors or self.config.chains
+        if progress >= THIN_OUT_AT and self.num_walking > survivors:
+            ranked = sorted(self._walking, key=lambda i: float(self._walkers[i].scalars[kernel.BEST]))
+            self._walking = sorted(ranked[:survivors])
+
+    def begin_again(self) -> None:
+        """Let every chain begin its next moves at the best placement that is known, wherever it was."""
+        for walker in self._walkers:
+            walker.cycle = None
+            walker.scalars[kernel.BEST] = np.inf
 
     def finish(self, started: list[Future[None]]) -> None:
         """Wait for the chains, and take over the best that they met."""
@@ -372,18 +412,18 @@ class MoveSearch:
             "best_ops": None if self.best_ops is None else self.best_ops.copy(),
             "best_cost_s": self.best_cost_s,
             "chains": [walker.state() for walker in self._walkers],
+            "walking": list(self._walking),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`, as if there had been no interruption."""
         self.best_ops, self.best_cost_s = state["best_ops"], state["best_cost_s"]
+        self._walking = list(state["walking"])
         for walker, saved in zip(self._walkers, state["chains"], strict=True):
             walker.restore(saved, self._field)
 
     def _plan(self) -> list[_Cycle]:
-        stages = [s for s in STAGES if self.config.finest == "ops" or s[0] != "ops"]
-        if self.problem.num_groups < 2 * COARSE_UNITS:
-            stages = [s for s in stages if s[0] != "coarse"]
+        stages = [stage for stage in STAGES if self._is_wanted(stage[0])]
         total, at, cycles = sum(share for _, share, _ in stages), 0.0, []
         for name, share, count in stages:
             for i in range(count):
@@ -391,6 +431,16 @@ class MoveSearch:
                 cycles.append(_Cycle(name, at, at + length, HOT[i % len(HOT)]))
                 at += length
         return cycles
+
+    def _is_wanted(self, stage: str) -> bool:
+        if stage == "coarse":
+            return self.problem.num_groups >= 2 * COARSE_UNITS
+        if stage == "groups":
+            return True
+        if self.config.finest != "ops":
+            return False
+        wanted = UNITS_A_GROUP.get(stage, 0) * self.problem.num_groups
+        return wanted * LEAST_OPS_A_UNIT <= self.problem.graph.num_ops
 
     def _cycle_at(self, progress: float) -> _Cycle:
         for cycle in self._cycles:
@@ -408,6 +458,10 @@ class MoveSearch:
             return self._fields[stage]
 
     def _units(self, stage: str) -> Groups:
+        graph, groups = self.problem.graph, self.problem.groups
+        if stage == "groups":
+            return groups
         if stage == "coarse":
-            return coarsen(self.problem.graph, self.problem.groups, COARSE_UNITS)
-        return self.problem.groups if stage == "groups" else one_group_an_op(self.problem.graph)
+            return coarsen(graph, groups, COARSE_UNITS)
+        ops = one_group_an_op(graph)
+        return ops if stage == "ops" else coarsen(graph, ops, UNITS_A_GROUP[stage] * groups.num_groups)

@@ -56,7 +56,8 @@ class ReinforceConfig:
         elites: How many of the best different placements so far are the elite; 0 keeps none.
         search_moves: Moves that each chain of the search (`placement.move_search`) makes an update, while the policy
             learns; fewer on graphs of many ops, so that updates stay short. 0 is no search.
-        search_chains: Chains, each on a core of its own.
+        search_chains: Chains that begin, each on a core of its own where there are so many.
+        search_survivors: Of these, how many go on after a quarter of the run: those that stand best by then.
         search_learning_rate: Of the weights by which the search draws its moves; 0 keeps those that were set by hand.
         search_kind_rate: Of the kinds of move; 0 keeps all equally likely.
         search_uniform_share: Share of the moves that are drawn uniformly; 1 leaves learning out of the search.
@@ -89,7 +90,8 @@ class ReinforceConfig:
     imitation_weight: float = 0.3
     elites: int = 8
     search_moves: int = 16384
-    search_chains: int = 2
+    search_chains: int = 4
+    search_survivors: int = 2
     search_learning_rate: float = 0.1
     search_kind_rate: float = 0.02
     search_uniform_share: float = 0.2
@@ -124,6 +126,10 @@ class ReinforceConfig:
         )
         need(0 <= self.screen_noise < 1, f"screen_noise is {self.screen_noise}; it must be at least 0 and below 1")
         need(self.search_chains > 0, f"search_chains is {self.search_chains}; it must be positive")
+        need(
+            0 < self.search_survivors <= self.search_chains,
+            f"search_survivors is {self.search_survivors}; it must be from 1 to search_chains, {self.search_chains}",
+        )
         need(self.search_finest in FINEST, f"search_finest is '{self.search_finest}'; it must be ops or groups")
         need(0 <= self.baseline_decay < 1, f"baseline_decay is {self.baseline_decay}; it must be in [0, 1)")
         alone = self.warm_start and self.search_moves > 0 and not self.search_advice

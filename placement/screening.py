@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from envs.measured import MeasuredProblem
 from envs.problem import Evaluation, PlacementProblem
 from envs.simulator import SimulatorInput, make_input
+from placement.best_known import as_groups
 from placement.move_search import MoveConfig, MoveSearch
 from placement.reinforce import ReinforceConfig, charged_s
 from placement.warm_start import heuristic_start
@@ -53,6 +54,9 @@ HOT_SHARE = 0.5
 
 LEAST_STEPS = 64
 """Steps of the model in a round, however large the graph."""
+
+MOST_FURTHER_ROUNDS = 4
+"""Where the rounds came to fewer new placements than they may evaluate, the last one is walked so often again."""
 
 _SEED_STEP = 7919
 _BEFORE_END = 0.999  # at its very end the next cycle would begin
@@ -161,13 +165,7 @@ class Screening:
     @property
     def best_placement(self) -> NDArray[np.int64] | None:
         """``int64[G]``, or ``int64[N]`` where it parts groups; None before anything was evaluated."""
-        if self.best_ops is None:
-            return None
-        group_of_op = self.problem.groups.group_of_op
-        first = np.unique(group_of_op, return_index=True)[1]
-        groups = self.best_ops[first].astype(np.int64)
-        whole = bool((groups[group_of_op] == self.best_ops).all())
-        return groups if whole else self.best_ops.astype(np.int64)
+        return None if self.best_ops is None else as_groups(self.problem, self.best_ops)
 
     def run(self) -> None:
         """Spend the budget, or as much of it as there are different placements to evaluate."""
@@ -176,13 +174,13 @@ class Screening:
         first = max(LEAST_HEURISTICS, round(HEURISTICS_SHARE * self.most_evaluations))
         self._evaluate(self._ranked(placements)[:first])
         spans = self._search(0).spans
-        with ThreadPoolExecutor(self.config.search_chains) as executor:
-            for number, span in enumerate(spans):
+        with ThreadPoolExecutor(self.config.search_survivors) as executor:
+            for number in range(len(spans) + MOST_FURTHER_ROUNDS):
                 left = self.most_evaluations - self.evaluations
                 if left <= 0 or self.best_ops is None or self._should_stop():
                     break
-                count = math.ceil(left / (len(spans) - number))
-                found = self._round(number, span, count, executor)
+                count = math.ceil(left / max(len(spans) - number, 1))
+                found = self._round(number, spans[min(number, len(spans) - 1)], count, executor)
                 self._evaluate(self._ranked(found)[:count])
 
     def _search(self, number: int) -> MoveSearch:
@@ -191,7 +189,7 @@ class Screening:
         search = MoveSearch(
             self.model,
             config=MoveConfig(
-                chains=config.search_chains,
+                chains=config.search_survivors,
                 learning_rate=config.search_learning_rate,
                 kind_rate=config.search_kind_rate,
                 uniform_share=config.search_uniform_share,
@@ -212,8 +210,8 @@ class Screening:
         search = self._search(number)
         search.offer(self.best_ops, float(self._charged_s(self.model.evaluate_ops(self.best_ops[None]))[0]))
         share = min(OPS_A_STEP / self.model.graph.num_ops, 1.0) * (self.most_evaluations / 100) ** 0.25
-        steps = max(int(STEPS_A_ROUND * share) * self.config.search_chains, LEAST_STEPS)
-        looks = math.ceil(count / self.config.search_chains)
+        steps = max(int(STEPS_A_ROUND * share) * self.config.search_survivors, LEAST_STEPS)
+        looks = math.ceil(count / self.config.search_survivors)
         found: list[Ops] = []
         for look in range(looks + 1):
             until = HOT_SHARE + (1.0 - HOT_SHARE) * look / looks
@@ -229,7 +227,7 @@ class Screening:
         self, search: MoveSearch, steps: int, until: float, span: tuple[float, float], executor: Executor
     ) -> None:
         """Let the chains walk until a share of a round's steps is done."""
-        chains, (begin, end) = self.config.search_chains, span
+        chains, (begin, end) = self.config.search_survivors, span
         while (left := int(until * steps) - search.evaluations) > 0:
             before = search.evaluations
             moves = max(left // chains, 1)

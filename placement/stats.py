@@ -27,6 +27,9 @@ class UpdateStats:
         seconds: Seconds so far by part: ``heuristics``, ``sample`` (encode and write placements), ``simulate``
             (evaluate them), ``learn`` (score them, gradient, Adam), ``wait`` (for the search to end), and beside all
             of these ``search`` (propose moves and evaluate them).
+        search_acceptance: Share of the search's moves so far that were accepted; NaN where there was none.
+        search_mean_s: Mean over the chains of what their placements cost now; NaN where they have none.
+        search_weights: What the chains have learned so far, by feature of a move; mean over the chains.
     """
 
     update: int
@@ -43,3 +46,6 @@ class UpdateStats:
     grad_norm: float
     baseline: float
     seconds: Mapping[str, float]
+    search_acceptance: float
+    search_mean_s: float
+    search_weights: Mapping[str, float]

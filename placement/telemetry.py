@@ -11,6 +11,9 @@
 | `policy/grad_norm` | norm of the gradient before it is clipped |
 | `baseline/value` | REINFORCE's baseline, in units of the reward |
 | `rollout/infeasible_rate` | share of this update's samples that exceed a device's memory |
+| `search/mean_s` | what the chains' placements cost now, mean over the chains: rises and falls with the temperature |
+| `search/acceptance` | share of the moves so far that were accepted |
+| `search/weight/<feature>` | what the chains have learned so far about which moves pay (`placement.move_kernel`) |
 | `device/<name>/busy` | share of the step in which the device computes, in the best placement so far |
 | `device/<name>/peak_memory_bytes` | its peak memory there |
 | `time/placements_per_s` | placements evaluated a second since training began, heuristics and search included |
@@ -44,6 +47,8 @@ STEP_TAGS = {
     "policy/grad_norm": "grad_norm",
     "baseline/value": "baseline",
     "rollout/infeasible_rate": "infeasible_rate",
+    "search/mean_s": "search_mean_s",
+    "search/acceptance": "search_acceptance",
     "time/placements_per_s": "placements_per_s",
 }
 """Tags that are written at every update, and the field of `UpdateStats` that each shows."""
@@ -63,6 +68,8 @@ class Telemetry:
             value = getattr(stats, key)
             if math.isfinite(value):
                 self._writer.add_scalar(tag, value, stats.update)
+        for feature, weight in stats.search_weights.items():
+            self._writer.add_scalar(f"search/weight/{feature}", weight, stats.update)
 
     def write_devices(self, problem: PlacementProblem, placement: NDArray[np.int64], update: int) -> None:
         """Busy share and peak memory of each device under the best placement so far, ``int64[G]``."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from envs.problem import Evaluation, PlacementProblem
 from graphs.errors import InputError
 from placement import checkpoint
+from placement.best_known import BestKnown, as_groups, nearest_groups
 from placement.features import make_features
 from placement.move_search import MoveConfig, MoveSearch
 from placement.policy import Encoded, Seq2SeqPolicy, chosen_log_probability, entropy, gumbel_noise
@@ -27,7 +28,6 @@ from placement.reinforce import (
     failing_signal_s,
     leave_one_out,
     moving_average,
-    overflow_share,
     reinforce_loss,
     reward_of,
 )
@@ -46,7 +46,11 @@ LEAST_MOVES = 16
 """Moves of a chain in an update, however large the graph."""
 
 POLICY_SHARE = 0.03
-"""Share of the cores' time that the policy takes in a run that only the clock limits; the search takes the rest."""
+"""Seconds of the policy for each second and surviving chain, in a run that only the clock limits; the search takes the
+rest."""
+
+START_SHARE = 0.1
+"""Share of the time of such a run in which heuristics are asked, the quick ones first."""
 
 TIMED_UPDATE_S = 0.5
 """Seconds of an update of such a run, or the policy's part of it where that takes longer."""
@@ -82,9 +86,6 @@ class Trainer:
         checkpoint_interval_s: Seconds between checkpoints.
 
     Attributes:
-        best_placement: The best feasible placement so far, ``int64[G]``, or ``int64[N]`` where it parts groups; where
-            none was feasible, the one that exceeds memory least; None before anything was evaluated.
-        best_s: Its step time, infinite where it is not feasible.
         evaluations: Placements evaluated so far.
         updates: Updates done so far.
         elapsed_s: Seconds of training so far.
@@ -107,8 +108,6 @@ class Trainer:
         self.config = config
         self.seed = seed
         self.run_dir = None if run_dir is None else Path(run_dir)
-        self.best_placement: IntArray | None = None
-        self.best_s = math.inf
         self.evaluations = 0
         self.updates = 0
         self.elapsed_s = 0.0
@@ -129,12 +128,12 @@ class Trainer:
         self._failing_s = failing_signal_s(problem, config.failing_ratio)
         # The paper's moving average starts at the failing signal.
         self._baseline = float(reward_of(np.array([self._failing_s]), config.reward)[0])
-        self._least_overflow = math.inf
-        self._elite: list[tuple[float, IntArray]] = []
+        self._known = BestKnown(problem, config.elites)
         self._search = MoveSearch(
             problem,
             config=MoveConfig(
                 chains=config.search_chains,
+                survivors=config.search_survivors,
                 learning_rate=config.search_learning_rate,
                 kind_rate=config.search_kind_rate,
                 uniform_share=config.search_uniform_share,
@@ -228,7 +227,7 @@ class Trainer:
                     if done or spent or late or interrupt.is_set() or (should_stop is not None and should_stop()):
                         break
                     whole = False
-                    self._start()
+                    self._start(beside)
                     numbers = self._update(beside)
                     self.updates += 1
                     self.elapsed_s, last_s = self.elapsed_s + time.perf_counter() - last_s, time.perf_counter()
@@ -246,21 +245,52 @@ class Trainer:
             self.elapsed_s += time.perf_counter() - last_s
             record.close(whole=whole)
 
-    def _start(self) -> None:
+    def _start(self, beside: Executor) -> None:
         """Before the first update: evaluate the heuristics, where the preset starts from them."""
         if self._started:
             return
         if self.config.warm_start:
             left = None if self._most_evaluations is None else self._most_evaluations - self.evaluations
             start = self._start_from
-            if start is None:
-                start = heuristic_start(self.problem, evaluations=left, rng=self._rng)
-            else:
+            if start is not None:
                 self.elapsed_s += start.search_s  # what is asked here, the clock counts
+            elif self._clock is not None and self.config.search_moves > 0 and self.config.search_chains > 1:
+                start = self._ask_beside_a_chain(beside)
+            else:
+                start = heuristic_start(self.problem, evaluations=left, rng=self._rng)
             self.seconds["heuristics"] += start.search_s
             self.evaluations += start.evaluations
             self._evaluate(np.unique(np.stack(list(start.placements.values())), axis=0))
         self._started = True
+
+    def _ask_beside_a_chain(self, beside: Executor) -> Start:
+        """Ask the heuristics, which use one core, while a chain walks on another from the first of their answers on."""
+        assert self._clock is not None
+        limit_s = self._clock[1]
+        answered = False
+        progress, _ = self._progress(_MANY_MOVES)
+        walk: list[Future[None]] = []
+
+        def begin(placement: IntArray) -> None:
+            if not walk:
+                self._evaluate(placement[None])
+                walk[:] = self._search.start(
+                    _MANY_MOVES,
+                    progress=progress,
+                    should_stop=lambda: answered,
+                    log_probability=None,
+                    executor=beside,
+                    chains=1,
+                )
+
+        try:
+            return heuristic_start(
+                self.problem, evaluations=None, rng=self._rng, time_limit_s=START_SHARE * limit_s, on_answer=begin
+            )
+        finally:
+            answered = True
+            self._finish_search(walk)
+            self._search.begin_again()
 
     def _update(self, beside: Executor) -> dict[str, float]:
         """Sample, evaluate, learn, and search beside it; returns the update's own fields of `UpdateStats`."""
@@ -301,7 +331,7 @@ class Trainer:
             return True
         began, limit_s = self._clock
         gone_s = time.perf_counter() - began
-        due = self._policy_in_run_s <= POLICY_SHARE * self.config.search_chains * gone_s
+        due = self._policy_in_run_s <= POLICY_SHARE * self.config.search_survivors * gone_s
         return due and gone_s + 3 * self._policy_s < limit_s
 
     def _search_alone(self, beside: Executor) -> dict[str, float]:
@@ -320,18 +350,19 @@ class Trainer:
         fast the other is, but for when a run with a time limit alone cools its search.
         """
         config = self.config
+        self._search.thin_out(self._run_done())
         moves = min(config.search_moves, max(OPS_AN_UPDATE // self.problem.graph.num_ops, LEAST_MOVES))
         if self._most_evaluations is not None:
             left = self._most_evaluations - self.evaluations - (config.samples + 1) * config.learns
             # A block of moves may simulate its first placement once more.
-            moves = min(moves, left // (2 * config.search_chains))
+            moves = min(moves, left // (2 * self._search.num_walking))
         elif self._clock is not None:
             moves = _MANY_MOVES  # the clock ends them
         if config.search_moves == 0 or moves <= 0 or self._search.best_ops is None:
             return []
         if encoded is not None and config.search_advice:
             # What the policy would give each group, had it given the earlier ones what the search gives them.
-            now = torch.from_numpy(self._nearest_groups(self._search.best_ops)[None])
+            now = torch.from_numpy(nearest_groups(self.problem, self._search.best_ops)[None])
             self._advice = self.policy.score(encoded, now)[0].numpy()
         progress, late = self._progress(moves)
         return self._search.start(
@@ -340,22 +371,31 @@ class Trainer:
 
     def _progress(self, moves: int) -> tuple[Callable[[float], float], Callable[[], bool]]:
         """How far the run is, by the share of an update's moves that is done, and whether its time is over."""
+        done = self._run_done()
         if self._clock is not None:
             began, limit_s = self._clock
-            first, until = self._first_progress, began + limit_s
+            until = began + limit_s
             enough = time.perf_counter() + TIMED_UPDATE_S
 
             def over() -> bool:
                 now = time.perf_counter()
                 return now >= until or (now >= enough and not self._policy_works)
 
-            return lambda share: first + (time.perf_counter() - began) / limit_s, over
+            return lambda share: self._run_done(), over
         if self._most_evaluations is not None:
-            per_move = self.config.search_chains * moves / self._most_evaluations
-            done = self.evaluations / self._most_evaluations
-            return lambda share: done + share * per_move, lambda: False
-        updates = self.updates
-        return lambda share: (updates + share) / USUAL_UPDATES, lambda: False
+            per_update = self._search.num_walking * moves / self._most_evaluations
+        else:
+            per_update = 1.0 / USUAL_UPDATES
+        return lambda share: done + share * per_update, lambda: False
+
+    def _run_done(self) -> float:
+        """How much of the run is done: from 0 to 1 by its limit, and on where it goes on after that."""
+        if self._clock is not None:
+            began, limit_s = self._clock
+            return self._first_progress + (time.perf_counter() - began) / limit_s
+        if self._most_evaluations is not None:
+            return self.evaluations / self._most_evaluations
+        return self.updates / USUAL_UPDATES
 
     def _finish_search(self, search: list[Future[None]]) -> None:
         """Wait for the chains and keep what they found."""
@@ -369,20 +409,7 @@ class Trainer:
         assert self._search.best_ops is not None
         if self._search.best_cost_s < self.best_s:
             evaluation = self.problem.evaluate_ops(self._search.best_ops[None], threads=1)
-            self._keep(self._as_groups(self._search.best_ops)[None], evaluation)
-
-    def _nearest_groups(self, ops: NDArray[np.int32]) -> IntArray:
-        """The placement ``int64[G]`` that has each group where most of its work is in one of ops, ``int32[N]``."""
-        problem = self.problem
-        votes = np.zeros((problem.num_groups, problem.num_devices))
-        np.add.at(votes, (problem.groups.group_of_op, ops), 1e-9 + problem.op_time_s.min(axis=0))
-        return np.where(problem.allowed, votes, -1.0).argmax(axis=1).astype(np.int64)
-
-    def _as_groups(self, ops: NDArray[np.int32]) -> IntArray:
-        """A placement of ops as one of groups, if it parts none."""
-        first = np.unique(self.problem.groups.group_of_op, return_index=True)[1]
-        groups = ops[first].astype(np.int64)
-        return groups if (groups[self.problem.groups.group_of_op] == ops).all() else ops.astype(np.int64)
+            self._known.keep(as_groups(self.problem, self._search.best_ops)[None], evaluation)
 
     def _learn(self, sampled: torch.Tensor, evaluation: Evaluation) -> dict[str, float]:
         """One step of Adam on ``int64[B, G]`` samples and their evaluation, and on the elite."""
@@ -398,7 +425,7 @@ class Trainer:
         advantages = advantage(rewards, baseline, normalise=config.normalise_advantage)
         if 0 < config.feasible_only_after <= self.updates:
             advantages = np.where(evaluation.feasible, advantages, 0.0)
-        imitating = self.updates < config.imitation_updates and len(self._elite) > 0
+        imitating = self.updates < config.imitation_updates and len(self._known.elite) > 0
         if imitating:
             advantages = np.zeros_like(advantages)
         bonus = config.entropy_bonus
@@ -406,7 +433,7 @@ class Trainer:
             bonus *= 0.5 ** (self.updates / config.entropy_half_life)
 
         count = len(sampled)
-        elite = [torch.from_numpy(placement) for _, placement in self._elite]
+        elite = [torch.from_numpy(placement) for _, placement in self._known.elite]
         placements = torch.cat([sampled, torch.stack(elite)]) if elite else sampled
         log_probabilities = self.policy.score(self.policy.encode(self._features), placements)  # [B + elite, G, D]
         chosen = chosen_log_probability(log_probabilities, placements).sum(dim=1)  # [B + elite]
@@ -441,39 +468,13 @@ class Trainer:
             with self._timed("simulate"):
                 evaluation = self.problem.evaluate(placements)
             self.evaluations += len(placements)
-            self._keep(placements, evaluation)
+            self._known.keep(placements, evaluation)
             charged = charged_s(evaluation, self.problem.cluster.memory_bytes, failing_signal_s=0.0)
             best = int(np.argmin(charged))
             self._search.offer(self.problem.groups.to_ops(placements[best]), float(charged[best]))
         if len(placements) < wanted:
             raise _BudgetSpentError
         return evaluation
-
-    def _keep(self, placements: IntArray, evaluation: Evaluation) -> None:
-        cost = evaluation.cost_s()
-        best = int(np.argmin(cost))
-        if cost[best] < self.best_s:
-            self.best_s = float(cost[best])
-            self.best_placement = placements[best].copy()
-        elif self.best_s == math.inf:
-            over = overflow_share(evaluation, self.problem.cluster.memory_bytes)
-            least = int(np.argmin(over))
-            if over[least] < self._least_overflow:
-                self._least_overflow = float(over[least])
-                self.best_placement = placements[least].copy()
-        if self.config.elites:
-            if placements.shape[1] != self.problem.num_groups:  # the policy speaks of groups
-                placements = np.stack([self._nearest_groups(ops.astype(np.int32)) for ops in placements])
-            self._keep_elite(placements, cost)
-
-    def _keep_elite(self, placements: IntArray, cost: NDArray[np.float64]) -> None:
-        worst = self._elite[-1][0] if len(self._elite) == self.config.elites else math.inf
-        for i in np.argsort(cost, kind="stable")[: self.config.elites]:
-            if not cost[i] < worst:
-                break
-            if all(time_s != cost[i] for time_s, _ in self._elite):  # equal times: almost surely twins
-                self._elite.append((float(cost[i]), placements[i].astype(np.int64)))
-        self._elite = sorted(self._elite, key=lambda entry: entry[0])[: self.config.elites]
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -499,14 +500,27 @@ class Trainer:
             grad_norm=numbers["grad_norm"],
             baseline=numbers["baseline"],
             seconds=dict(self.seconds),
+            search_acceptance=self._search.acceptance if self._searched else math.nan,
+            search_mean_s=self._search.mean_cost_s,
+            search_weights=self._search.weights if self._searched else {},
         )
+
+    @property
+    def best_placement(self) -> IntArray | None:
+        """The best feasible placement so far, ``int64[G]``, or ``int64[N]`` where it parts groups.
+
+        Where none was feasible, the one that exceeds memory least; None before anything was evaluated.
+        """
+        return self._known.placement
+
+    @property
+    def best_s(self) -> float:
+        """The best placement's step time, infinite where it is not feasible."""
+        return self._known.step_time_s
 
     def best_placements(self) -> list[IntArray]:
         """The best placement, ``int64[G]`` or ``int64[N]``, and behind it the elite, ``int64[G]`` each, best first."""
-        if self.best_placement is None:
-            return []
-        elite = (placement for _, placement in self._elite if not np.array_equal(placement, self.best_placement))
-        return [self.best_placement, *elite]
+        return self._known.placements()
 
     def state(self) -> checkpoint.State:
         """All that the rest of a run depends on, for a checkpoint."""
@@ -524,8 +538,8 @@ class Trainer:
             baseline=self._baseline,
             best_s=self.best_s,
             best_placement=self.best_placement,
-            least_overflow=self._least_overflow,
-            elite=self._elite,
+            least_overflow=self._known.least_overflow,
+            elite=self._known.elite,
             search=self._search.state(),
         )
 
@@ -539,10 +553,8 @@ class Trainer:
         self._generator.set_state(state.generator)
         self._rng.bit_generator.state = state.rng
         self._baseline = state.baseline
-        self.best_s = state.best_s
-        self.best_placement = state.best_placement
-        self._least_overflow = state.least_overflow
-        self._elite = list(state.elite)
+        self._known.step_time_s, self._known.placement = state.best_s, state.best_placement
+        self._known.least_overflow, self._known.elite = state.least_overflow, list(state.elite)
         self._search.restore(state.search)
         self._searched = self._search.evaluations
         self._started = True

@@ -107,11 +107,12 @@ def report(rows: list[Row], console: Console) -> None:
                 f"{fit.kendall:.3f}",
             )
     console.print(made)
-    right = ("two runs differ", "copies", "dispatch", "op times off by")
+    right = ("two runs differ", "their Spearman", "copies", "dispatch", "op times off by")
     made = table("graph", *right, right=right)
     for row in rows:
         shares = (row.repeat_error, row.copies_share, row.dispatch_share, row.load_error)
-        made.add_row(row.graph, *(f"{share:.1%}" for share in shares))
+        first, *others = (f"{share:.1%}" for share in shares)
+        made.add_row(row.graph, first, f"{row.repeat_spearman:.3f}", *others)
     console.print(made)
 
 

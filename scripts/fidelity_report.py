@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
-from envs import receiver_copies
 from envs.measured import interquartile_mean
 from envs.problem import PlacementProblem
 from envs.profile import AGREE, MOST_RUNS, Observation
+from scripts import receiver_copies
 
 Floats = NDArray[np.float64]
 
@@ -119,6 +119,8 @@ class Row:
         measured_s: ``float64[P]``.
         fits: By model.
         repeat_error: Median relative difference of the two runs that count.
+        repeat_spearman: Rank correlation of each placement's first run with its second: more than that no prediction
+            of a single run could reach.
         copies_share: Median over placements of the share of the devices' time in which they copy.
         dispatch_share: The same of dispatch.
         load_error: Median over placements of how far the sum of the op times is from the profile's, relative.
@@ -130,6 +132,7 @@ class Row:
     measured_s: Floats
     fits: dict[str, Fit]
     repeat_error: float
+    repeat_spearman: float
     copies_share: float
     dispatch_share: float
     load_error: float
@@ -190,6 +193,7 @@ def row_of(graph: str, devices: str, problem: PlacementProblem, found: Measureme
         measured_s,
         {name: fit_of(predicted, measured_s) for name, predicted in fits.items()},
         float(np.median(second / first - 1)),
+        float(spearmanr(found.runs_s[:, 0], found.runs_s[:, 1]).statistic),
         float(np.median(found.copies[:, :, 2].sum(axis=1) / device_s)),
         float(np.median(np.where(runs, pauses, 0.0).sum(axis=1) / device_s)),
         float(np.median(np.abs(load_s / times.sum(axis=1) - 1))),

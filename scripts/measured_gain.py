@@ -22,7 +22,6 @@ from rich.console import Console
 
 from envs.measured import MeasuredProblem, interquartile_mean, measured
 from envs.measured_protocol import Failed
-from envs.receiver_copies import step_time_s
 from graphs.errors import InputError, NoFeasiblePlacementError
 from graphs.files import write_atomically
 from placement.measured_training import MeasuredRun, train_measured
@@ -31,6 +30,7 @@ from placement.text import seconds, table
 from placement.training_run import compare_others
 from scripts.fidelity import Workload, folder_name
 from scripts.fidelity_workloads import WORKLOADS
+from scripts.receiver_copies import step_time_s
 
 ONE_CORE, LEARNED = "one core", "learned"
 _RUNS, _LIMIT_S = 5, 60.0

@@ -97,8 +97,7 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
     """Apply the workload's rule.
 
     Raises:
-        InputError: There is no rule for this graph, its modules are not those that the rule knows, or the cluster has
-            no accelerators.
+        InputError: There is no rule for this graph, or its modules are not those that the rule knows.
     """
     search = Search(problem, budget)
     replica = replica_of_op(problem.graph)
@@ -109,9 +108,9 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
             f"{', '.join(sorted(RULES))}"
         )
     accelerators = [i for i, device in enumerate(problem.cluster.devices) if device.spec.kind != "cpu"]
-    if not accelerators:
-        raise InputError(f"placer 'expert' needs accelerators, but cluster '{problem.cluster.name}' has none")
     hosts = [i for i, device in enumerate(problem.cluster.devices) if device.spec.kind == "cpu"]
+    if not accelerators:  # cores of a machine without accelerators are placed on like them
+        accelerators, hosts = hosts, []
     if replica.any():
         first_op = np.unique(problem.groups.group_of_op, return_index=True)[1]
         parts = replica[first_op] % len(accelerators)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from envs.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
 from graphs import zoo
 from graphs.colocation import colocate
@@ -135,8 +136,9 @@ def test_a_graph_without_a_rule_is_refused_in_a_sentence() -> None:
         devices_by_module(random_problem(5, 2, seed=0))
 
 
-def test_a_cluster_without_accelerators_is_refused() -> None:
-    graph = zoo.load("rnnlm:layers=1,hidden=4,steps=2,vocabulary=5,batch=2")
-    problem = by_module(graph)
-    with pytest.raises(InputError, match="needs accelerators, but cluster 'tiny0' has none"):
-        devices_by_module(PlacementProblem(graph, problem.groups, cluster(0)))
+def test_without_accelerators_the_cores_are_placed_on_like_them() -> None:
+    problem = by_module(zoo.load("rnnlm:layers=2,hidden=4,steps=2,vocabulary=5,batch=2"))
+    spec = DeviceSpec("core", "cpu", 10**9, {"float32": 1e9}, 1e9)
+    cores = Cluster("cores", (Device("cpu:0", spec), Device("cpu:1", spec)), (Link("cpu:0", "cpu:1", 1e9, 1e-6),))
+    device = devices_by_module(PlacementProblem(problem.graph, problem.groups, cores))
+    assert (device["embedding"], device["cells.0"], device["cells.1"], device["softmax"]) == (0, 0, 1, 1)

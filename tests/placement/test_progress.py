@@ -33,6 +33,9 @@ STATS = UpdateStats(
     grad_norm=0.0,
     baseline=0.0,
     seconds={},
+    search_acceptance=0.5,
+    search_mean_s=0.015,
+    search_weights={},
 )
 
 

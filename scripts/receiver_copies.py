@@ -1,4 +1,4 @@
-"""The step of a placement where a copy takes the time of the core that receives it, as it does between cores.
+"""The step of a placement where a copy takes the time of the core that receives it: a diagnosis for the fidelity study.
 
 The simulator lets a transfer overlap computing, which is right where something else than the device moves the bytes.
 Between two cores of a CPU the receiving core copies, and computes nothing meanwhile. Here every tensor that is sent
@@ -16,14 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
+from envs.profile import ALONE, BESIDE, others_share
 from envs.simulator import SimulatorInput, simulate
 from envs.trace import Trace
 
 Floats = NDArray[np.float64]
-
-
-ALONE, BESIDE = "_alone", "_beside"
-"""How the names end under which a profile has a spec's op times while the other devices idle, and while they work."""
 
 _ROUNDS = 3
 
@@ -60,29 +57,6 @@ def step_time_s(
             share = others_share(trace.op_start_s, trace.op_end_s, trace.op_device, problem.num_devices)[: len(ops)]
             trace = _trace(problem, place, alone + (beside - alone) * share, latency=latency)
     return trace.step_time_s
-
-
-def others_share(start_s: Floats, end_s: Floats, device: NDArray[np.integer], num_devices: int) -> Floats:
-    """``float64[N]``: the share of each task's time in which other devices work, a mean over these; 0 of no time.
-
-    Args:
-        start_s: ``float64[N]``; tasks of one device do not overlap.
-        end_s: ``float64[N]``.
-        device: ``int[N]``.
-        num_devices: ``D``.
-    """
-    shared_s = np.zeros(len(start_s))
-    for other in range(num_devices):
-        mine = np.flatnonzero(device == other)
-        mine = mine[np.argsort(start_s[mine], kind="stable")]
-        # Work done until an instant is a broken line.
-        instants = np.stack([start_s[mine], end_s[mine]], axis=1).ravel()
-        worked_s = np.cumsum(np.stack([np.zeros(len(mine)), end_s[mine] - start_s[mine]], axis=1).ravel())
-        if len(mine):
-            until_s = np.interp(end_s, instants, worked_s) - np.interp(start_s, instants, worked_s)
-            shared_s += np.where(device == other, 0.0, until_s)
-    lasts_s = (end_s - start_s) * max(num_devices - 1, 1)
-    return np.divide(shared_s, lasts_s, out=np.zeros(len(start_s)), where=lasts_s > 0)
 
 
 def _trace(problem: PlacementProblem, place: NDArray[np.integer], op_time_s: Floats, *, latency: bool) -> Trace:
