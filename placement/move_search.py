@@ -135,7 +135,7 @@ class MoveConfig:
     survivors: int | None = None
     learning_rate: float = 0.1
     kind_rate: float = 0.02
-    uniform_share: float = 0.2
+    uniform_share: float = 0.5
     finest: str = "ops"
 
 

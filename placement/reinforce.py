@@ -94,7 +94,7 @@ class ReinforceConfig:
     search_survivors: int = 2
     search_learning_rate: float = 0.1
     search_kind_rate: float = 0.02
-    search_uniform_share: float = 0.2
+    search_uniform_share: float = 0.5
     search_finest: str = "ops"
     search_advice: bool = True
     learns: bool = True
