@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
+from envs.simulator import available_cores
 from graphs.coarsening import coarsen
 from graphs.groups import Groups, one_group_an_op
 from placement import move_kernel as kernel
@@ -52,8 +53,14 @@ UNITS_A_GROUP = {"twofold": 2, "sixfold": 6}
 LEAST_OPS_A_UNIT = 1.5
 """Such a stage is left out where its units would be smaller: the next one moves about the same."""
 
-AFTER = ("ops", 0.25)
-"""What follows where a run goes on after its end: cycles of this stage, each so long."""
+LEAST_MOVES_A_UNIT = 1.5
+"""A stage of units finer than groups is also left out where the run has fewer moves than that for each of them."""
+
+SHARE_OF_A_STEP = 0.6
+"""What a move takes of the time of a whole simulated step, about: the simulator stops where it is proven too slow."""
+
+AFTER_SHARE = 0.25
+"""Where a run goes on after its end, cycles of the last stage follow, each so long."""
 
 HOT = (0.3, 1.0)
 """First temperatures of the cycles, in turn; in units of the best step time over the number of units that can move, or
@@ -275,7 +282,7 @@ class MoveSearch:
         self.best_cost_s = np.inf
         self._walkers = [_Walker(problem, config, [seed, 1, i]) for i in range(config.chains)]
         self._walking = list(range(config.chains))  # numbers of the chains that still walk
-        self._cycles = self._plan()
+        self._cycles = self._plan(np.inf)
         self._fields: dict[str, Field] = {}
         self._lock = Lock()
 
@@ -314,6 +321,22 @@ class MoveSearch:
         """Share of the simulated moves that were accepted."""
         accepted = sum(int(walker.counts[kernel.ACCEPTED]) for walker in self._walkers)
         return accepted / max(self.evaluations, 1)
+
+    def expect(self, evaluations: float) -> None:
+        """Plan for a run of about so many evaluations: finer stages for which they are too few are left out."""
+        self._cycles = self._plan(evaluations)
+
+    def expect_seconds(self, limit_s: float) -> None:
+        """The same by the clock: as many evaluations as the cores that the surviving chains use manage in a time."""
+        if self.best_ops is None:
+            return
+        took_s = np.inf
+        for _ in range(3):
+            began = time.perf_counter()
+            self.problem.evaluate_ops(self.best_ops[None], threads=1)
+            took_s = min(took_s, time.perf_counter() - began)
+        cores = min(available_cores(), self.config.survivors or self.config.chains)
+        self.expect(cores * limit_s / (SHARE_OF_A_STEP * took_s))
 
     def offer(self, ops: Ops, cost_s: float) -> None:
         """Tell of a placement of ops, ``int32[N]``, and its cost; cycles begin from the best that is known."""
@@ -422,8 +445,8 @@ class MoveSearch:
         for walker, saved in zip(self._walkers, state["chains"], strict=True):
             walker.restore(saved, self._field)
 
-    def _plan(self) -> list[_Cycle]:
-        stages = [stage for stage in STAGES if self._is_wanted(stage[0])]
+    def _plan(self, evaluations: float) -> list[_Cycle]:
+        stages = [stage for stage in STAGES if self._is_wanted(stage[0], stage[1] * evaluations)]
         total, at, cycles = sum(share for _, share, _ in stages), 0.0, []
         for name, share, count in stages:
             for i in range(count):
@@ -432,21 +455,24 @@ class MoveSearch:
                 at += length
         return cycles
 
-    def _is_wanted(self, stage: str) -> bool:
+    def _is_wanted(self, stage: str, moves: float) -> bool:
+        """Whether a stage that would have about so many moves is worth its time."""
         if stage == "coarse":
             return self.problem.num_groups >= 2 * COARSE_UNITS
         if stage == "groups":
             return True
         if self.config.finest != "ops":
             return False
-        wanted = UNITS_A_GROUP.get(stage, 0) * self.problem.num_groups
-        return wanted * LEAST_OPS_A_UNIT <= self.problem.graph.num_ops
+        num_ops = self.problem.graph.num_ops
+        units = UNITS_A_GROUP[stage] * self.problem.num_groups if stage in UNITS_A_GROUP else num_ops
+        small = stage in UNITS_A_GROUP and units * LEAST_OPS_A_UNIT > num_ops
+        return not small and moves >= LEAST_MOVES_A_UNIT * units
 
     def _cycle_at(self, progress: float) -> _Cycle:
         for cycle in self._cycles:
             if progress < cycle.end:
                 return cycle
-        length = AFTER[1]
+        length = AFTER_SHARE
         number = int((progress - self._cycles[-1].end) / length)
         begin = self._cycles[-1].end + number * length
         return _Cycle(self._cycles[-1].stage, begin, begin + length, HOT[number % len(HOT)])

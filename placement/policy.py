@@ -166,10 +166,12 @@ class Seq2SeqPolicy(nn.Module):
         batch, groups = placements.shape
         devices = encoded.device_keys.shape[1]
         padded = torch.cat([placements, placements.new_full((batch, 1), devices)], dim=1)  # [B, G + 1]
-        inputs = encoded.inputs.expand(batch, groups, -1)
-        for slot, earlier in enumerate(encoded.context):
-            # Index -1, "no such group", finds the column that says "no device yet".
-            inputs = inputs + encoded.chosen[slot][padded[:, earlier]]  # [B, G, H]
+        # What each slot adds, as a product with rows of zeros and ones: its gradient is a product, too. Index -1, "no
+        # such group", finds the column that says "no device yet".
+        slots = len(encoded.context)
+        tokens = padded[:, encoded.context].permute(0, 2, 1) + torch.arange(slots) * (devices + 1)  # [B, G, K]
+        ones = encoded.inputs.new_zeros(batch, groups, slots * (devices + 1)).scatter_(2, tokens, 1.0)
+        inputs = encoded.inputs + ones @ encoded.chosen.reshape(slots * (devices + 1), -1)  # [B, G, H]
         first = (encoded.hidden.expand(1, batch, -1).contiguous(), encoded.cell.expand(1, batch, -1).contiguous())
         hidden, _ = self.decoder(inputs, first)  # [B, G, H]
         attended = attend(hidden, encoded.attention_keys, encoded.attention_values)  # [B, G, H]
@@ -190,40 +192,45 @@ class Seq2SeqPolicy(nn.Module):
         batch, groups, devices = gumbel.shape
         slots = len(encoded.context)
         weight_ih, weight_hh, bias_ih, bias_hh = self.decoder.all_weights[0]  # [4H, H] and [4H], twice each
-        # Input projections, folded ahead of the loop: gates of a step = a row of each table + the state's product.
+        # Input projections, folded ahead of the loop: gates of a step = rows of a table, summed, + the state's product.
         width = self.hidden_size
         # tanh(x) = 2 sigmoid(2x) - 1, and torch's sigmoid takes a fraction of its tanh's time: where a tanh follows,
-        # weights are doubled here and results below. The state itself is kept doubled.
+        # weights are doubled here, and the results are kept as sigmoid(2x) - 1/2, half of what they stand for.
         double = torch.ones(4 * width)
         double[2 * width : 3 * width] = 2.0  # the candidate's gate
         gates_of_group = torch.addmm(bias_ih + bias_hh, encoded.inputs, weight_ih.T) * double  # [G, 4H]
-        gates_of_chosen = (encoded.chosen @ weight_ih.T).reshape(
-            slots * (devices + 1), -1
-        ) * double  # [K * (D + 1), 4H]
+        gates_of_chosen = (encoded.chosen @ weight_ih.T).reshape(slots * (devices + 1), -1) * double
+        rows = torch.cat([gates_of_chosen, gates_of_group])  # [K * (D + 1) + G, 4H]
         # One product a step gives the attention's scores, the state's part of the output and of the next gates.
-        folded = torch.cat([encoded.attention_keys, 2.0 * self.output.weight.T, weight_hh.T * double], dim=1)
-        output_bias, values = 2.0 * self.output.bias, 2.0 * encoded.attention_values
+        folded = 2.0 * torch.cat([encoded.attention_keys, 2.0 * self.output.weight.T, weight_hh.T * double], dim=1)
+        # Attention's weights sum to 1, so the output's bias may be part of every value.
+        values = 2.0 * (encoded.attention_values + self.output.bias)
         device_keys = 2.0 * encoded.device_keys
-        noisy_bias = encoded.bias + gumbel - encoded.device_keys.sum(dim=0)  # [B, G, D]
-        cell = 2.0 * encoded.cell.expand(batch, -1)
-        recurrent = (encoded.hidden @ weight_hh.T * double).expand(batch, -1)  # [B, 4H]
-        placements = torch.full((batch, groups + 1), devices, dtype=torch.int64)  # the last column: no device yet
-        offsets = torch.arange(slots) * (devices + 1)
-        for group in range(groups):
-            tokens = placements[:, encoded.context[:, group]] + offsets  # [B, K]
-            chosen = nn.functional.embedding_bag(tokens, gates_of_chosen, mode="sum")  # [B, 4H]
-            gates = chosen.add_(gates_of_group[group]).add_(recurrent)
-            into, kept, candidate, shown = torch.sigmoid(gates).chunk(4, dim=1)
-            # 2c = f 2c + 2i (2s - 1), and h = o (2 sigmoid(2c) - 1)
-            cell = torch.addcmul(kept * cell, into, candidate, value=4.0).sub_(into, alpha=2.0)  # [B, H]
-            hidden = torch.addcmul(-shown, shown, torch.sigmoid(cell), value=2.0)
-            product = hidden @ folded  # [B, G + H + 4H]
-            attention = torch.softmax(product[:, :groups], dim=1)
-            output = torch.addmm(product[:, groups : groups + width] + output_bias, attention, values)
-            logits = torch.addmm(noisy_bias[:, group], output.sigmoid_(), device_keys)  # [B, D]
-            placements[:, group] = logits.argmax(dim=1)
-            recurrent = product[:, groups + width :]
-        return placements[:, :groups]
+        noisy_bias = (encoded.bias + gumbel - encoded.device_keys.sum(dim=0)).transpose(0, 1).contiguous()  # [G, B, D]
+        placements = torch.full((groups + 1, batch), devices, dtype=torch.int64)  # the last row: no device yet
+        rows_of_slots = torch.arange(slots)[:, None] * (devices + 1)
+        # All of a step's results lie in the same place, and so do the views of them.
+        gates, output = torch.empty(batch, 4 * width), torch.empty(batch, width)
+        into, kept, candidate, shown = gates.chunk(4, dim=1)
+        product = torch.empty(batch, folded.shape[1])
+        scores, shown_state, recurrent = product.split([groups, width, 4 * width], dim=1)
+        recurrent[:] = encoded.hidden @ weight_hh.T * double
+        cell = 2.0 * encoded.cell.repeat(batch, 1)  # kept doubled
+        half = torch.empty(batch, width)
+        tokens = torch.empty(batch, slots + 1, dtype=torch.int64)
+        tokens_of_slots, token_of_group = tokens.T[:slots], tokens.T[slots]
+        for group, earlier in enumerate(encoded.context.T % (groups + 1)):
+            torch.add(placements.index_select(0, earlier), rows_of_slots, out=tokens_of_slots)
+            token_of_group.fill_(slots * (devices + 1) + group)
+            torch.add(nn.functional.embedding_bag(tokens, rows, mode="sum"), recurrent, out=gates).sigmoid_()
+            # 2c = f 2c + 4i (s - 1/2), and h / 2 = o (sigmoid(2c) - 1/2)
+            cell.mul_(kept).addcmul_(into, candidate.sub_(0.5), value=4.0)
+            torch.sigmoid(cell, out=half).sub_(0.5).mul_(shown)
+            torch.mm(half, folded, out=product)
+            torch.addmm(shown_state, torch.softmax(scores, dim=1), values, out=output).sigmoid_()
+            logits = torch.addmm(noisy_bias[group], output, device_keys)  # [B, D]
+            torch.argmax(logits, dim=1, out=placements[group])
+        return placements[:groups].T.contiguous()
 
 
 def gumbel_noise(batch: int, groups: int, devices: int, generator: torch.Generator) -> Tensor:

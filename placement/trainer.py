@@ -147,6 +147,7 @@ class Trainer:
         self._policy_works = False
         self._advice: NDArray[np.float32] | None = None
         self._clock: tuple[float, float] | None = None  # when this run began and how long it may take
+        self._answered_s = 0.0  # when the heuristics had answered that chains walked beside
         self._start_from = start
         self._started = False
         self._most_evaluations: int | None = None
@@ -211,6 +212,8 @@ class Trainer:
         self._clock = (called_s, max(time_limit_s, 1e-3)) if timed and time_limit_s is not None else None
         self._first_progress = 1.0 if self._searched else 0.0
         self._policy_in_run_s = 0.0
+        self._search.expect(math.inf if evaluations is None else evaluations)
+        planned = self._clock is None
         record = TrainingRecord(self, self._checkpoint_interval_s)
         whole = True  # False while an update is under way: its state must not reach a checkpoint
         try:
@@ -228,6 +231,9 @@ class Trainer:
                         break
                     whole = False
                     self._start(beside)
+                    if not planned and self._clock is not None and self.config.search_moves > 0:
+                        self._search.expect_seconds(self._clock[1])
+                    planned = True
                     numbers = self._update(beside)
                     self.updates += 1
                     self.elapsed_s, last_s = self.elapsed_s + time.perf_counter() - last_s, time.perf_counter()
@@ -291,6 +297,7 @@ class Trainer:
             answered = True
             self._finish_search(walk)
             self._search.begin_again()
+            self._answered_s = time.perf_counter()
 
     def _update(self, beside: Executor) -> dict[str, float]:
         """Sample, evaluate, learn, and search beside it; returns the update's own fields of `UpdateStats`."""
@@ -300,8 +307,8 @@ class Trainer:
         shape = (config.samples + 1, self.problem.num_groups, self.problem.num_devices)
         began = time.perf_counter()
         self._policy_works = True
-        with self._timed("sample"), torch.no_grad():
-            encoded = self.policy.encode(self._features)
+        with self._timed("sample"):
+            encoded = self.policy.encode(self._features)  # read once: what is sampled is learned from by these weights
             search = self._start_search(beside, encoded)
             noise = gumbel_noise(*shape, self._generator)
             noise[0] = 0.0  # row 0 is decoded greedily: it is reported, and not learned from
@@ -309,7 +316,7 @@ class Trainer:
         try:
             evaluation = self._evaluate(sampled.numpy())
             with self._timed("learn"):
-                numbers = self._learn(sampled[1:], _without_first(evaluation))
+                numbers = self._learn(encoded, sampled[1:], _without_first(evaluation))
             self._policy_s = time.perf_counter() - began
             self._policy_in_run_s += self._policy_s
         finally:
@@ -363,7 +370,8 @@ class Trainer:
         if encoded is not None and config.search_advice:
             # What the policy would give each group, had it given the earlier ones what the search gives them.
             now = torch.from_numpy(nearest_groups(self.problem, self._search.best_ops)[None])
-            self._advice = self.policy.score(encoded, now)[0].numpy()
+            with torch.no_grad():
+                self._advice = self.policy.score(encoded, now)[0].numpy()
         progress, late = self._progress(moves)
         return self._search.start(
             moves, progress=progress, should_stop=late, log_probability=self._advice, executor=beside
@@ -392,7 +400,9 @@ class Trainer:
         """How much of the run is done: from 0 to 1 by its limit, and on where it goes on after that."""
         if self._clock is not None:
             began, limit_s = self._clock
-            return self._first_progress + (time.perf_counter() - began) / limit_s
+            # The stages begin anew once the heuristics have answered, which on large graphs takes its full share.
+            began, limit_s = max(began, self._answered_s), limit_s - max(self._answered_s - began, 0.0)
+            return self._first_progress + (time.perf_counter() - began) / max(limit_s, 1e-3)
         if self._most_evaluations is not None:
             return self.evaluations / self._most_evaluations
         return self.updates / USUAL_UPDATES
@@ -411,7 +421,7 @@ class Trainer:
             evaluation = self.problem.evaluate_ops(self._search.best_ops[None], threads=1)
             self._known.keep(as_groups(self.problem, self._search.best_ops)[None], evaluation)
 
-    def _learn(self, sampled: torch.Tensor, evaluation: Evaluation) -> dict[str, float]:
+    def _learn(self, encoded: Encoded, sampled: torch.Tensor, evaluation: Evaluation) -> dict[str, float]:
         """One step of Adam on ``int64[B, G]`` samples and their evaluation, and on the elite."""
         config = self.config
         charged = charged_s(evaluation, self.problem.cluster.memory_bytes, failing_signal_s=self._failing_s)
@@ -435,7 +445,7 @@ class Trainer:
         count = len(sampled)
         elite = [torch.from_numpy(placement) for _, placement in self._known.elite]
         placements = torch.cat([sampled, torch.stack(elite)]) if elite else sampled
-        log_probabilities = self.policy.score(self.policy.encode(self._features), placements)  # [B + elite, G, D]
+        log_probabilities = self.policy.score(encoded, placements)  # [B + elite, G, D]
         chosen = chosen_log_probability(log_probabilities, placements).sum(dim=1)  # [B + elite]
         randomness = entropy(log_probabilities[:count])  # [B, G]
         loss = reinforce_loss(chosen[:count], torch.from_numpy(advantages).float())

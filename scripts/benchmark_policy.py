@@ -60,10 +60,10 @@ class Timing:
         graph: What is placed.
         groups: Its groups.
         batch: Placements.
-        encode_s: Reading the graph, without gradient.
+        encode_s: Reading the graph.
         sample_s: Writing the placements.
         simulate_s: Evaluating them, on one core.
-        learn_s: Reading the graph again, scoring the placements, gradient.
+        learn_s: Scoring the placements, gradient.
         plain_s: The plain decoder with the same attention: reading, sampling and gradient in one.
         plain_bahdanau_s: The plain decoder with Bahdanau's attention, likewise.
     """
@@ -147,28 +147,25 @@ def measure(graph: str, problem: PlacementProblem, *, batch: int, hidden_size: i
     policy = Seq2SeqPolicy(features, hidden_size=hidden_size, embedding_size=16, paper=False, generator=generator)
     x = policy.tensors(features)
     noise = gumbel_noise(batch, problem.num_groups, problem.num_devices, generator)
-    with torch.no_grad():
-        encoded = policy.encode(x)
-    placements = policy.sample(encoded, noise)
+    placements = policy.sample(policy.encode(x), noise)
 
-    def encode() -> None:
-        with torch.no_grad():
-            policy.encode(x)
+    def encode() -> Encoded:
+        return policy.encode(x)
 
-    def learn() -> None:
-        loss_of(policy.score(policy.encode(x), placements), placements).backward()
+    def learn(encoded: Encoded) -> None:
+        loss_of(policy.score(encoded, placements), placements).backward()
 
-    def plain(decoder: PlainDecoder) -> Callable[[], None]:
-        def update() -> None:
+    def plain(decoder: PlainDecoder) -> Callable[[Encoded], None]:
+        def update(_: Encoded) -> None:
             sampled, log_probabilities = decoder(x, noise)
             loss_of(log_probabilities, sampled).backward()
 
         return update
 
-    work: dict[str, Callable[[], object]] = {
-        "encode_s": encode,
-        "sample_s": lambda: policy.sample(encoded, noise),
-        "simulate_s": lambda: problem.evaluate(placements.numpy(), threads=1),
+    work: dict[str, Callable[[Encoded], object]] = {
+        "encode_s": lambda _: encode(),
+        "sample_s": lambda encoded: policy.sample(encoded, noise),
+        "simulate_s": lambda _: problem.evaluate(placements.numpy(), threads=1),
         "learn_s": learn,
         "plain_s": plain(PlainDecoder(policy, bahdanau=False)),
         "plain_bahdanau_s": plain(PlainDecoder(policy, bahdanau=True)),
@@ -177,7 +174,7 @@ def measure(graph: str, problem: PlacementProblem, *, batch: int, hidden_size: i
     for _ in range(repeats):  # round by round, so that a machine that is busy for a while is so for all
         for part, do in work.items():
             slow = part == "plain_bahdanau_s"
-            best_s[part] = min(best_s[part], *(_seconds(do) for _ in range(1 if slow else 4)))
+            best_s[part] = min(best_s[part], *(_seconds(do, encode()) for _ in range(1 if slow else 4)))
     return Timing(graph, problem.num_groups, batch, **best_s)
 
 
@@ -238,9 +235,9 @@ def show_training(problem: PlacementProblem, limit_s: float) -> None:
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[Encoded], object], encoded: Encoded) -> float:
     began = time.perf_counter()
-    work()
+    work(encoded)
     return time.perf_counter() - began
 
 

@@ -437,3 +437,25 @@ def test_between_groups_and_ops_units_of_a_few_ops_are_moved() -> None:
     few_ops = training_problem(70, 2, seed=1)  # a group has so few ops that single ones come next
     assert few_ops.graph.num_ops < 1.5 * 6 * few_ops.num_groups
     assert "sixfold" not in {cycle.stage for cycle in new_search(few_ops)._cycles}
+
+
+def test_stages_that_would_have_too_few_moves_for_their_units_are_left_out() -> None:
+    graph = zoo.load("rnnlm:layers=2,hidden=8,steps=8,vocabulary=9,batch=2")
+    problem = PlacementProblem(graph, colocate(graph, wanted_groups=12), load_cluster("k80x2"))
+    search = new_search(problem)
+
+    def stages(evaluations: float) -> list[str]:
+        search.expect(evaluations)
+        assert search.spans[0][0] == 0.0
+        assert search.spans[-1][1] == pytest.approx(1.0)
+        return list(dict.fromkeys(cycle.stage for cycle in search._cycles))
+
+    # Shares of the run: twofold 0.2 with 24 units, sixfold 0.25 with 72, ops 0.3; each unit must move 1.5 times.
+    assert stages(170) == ["groups"]
+    assert stages(190) == ["groups", "twofold"]
+    assert stages(440) == ["groups", "twofold", "sixfold"]
+    assert stages(1.6 * graph.num_ops / 0.3) == ["groups", "twofold", "sixfold", "ops"]
+    search.expect_seconds(1e-9)
+    assert {cycle.stage for cycle in search._cycles} == {"groups"}
+    search.expect_seconds(1e3)
+    assert search._cycles[-1].stage == "ops"
