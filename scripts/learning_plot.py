@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -29,14 +29,15 @@ _OTHER_COLOURS = ("#d62728", "#17becf", "#bcbd22", "#e377c2")
 
 
 def plot_curves(curves: Sequence[Curve], folder: Path) -> list[Path]:
-    """A picture for each cell, of the largest budget of seconds that it was run with (else of evaluations)."""
+    """A picture for each cell, of the budget of seconds (else of evaluations) that most runs had, or the largest."""
     folder.mkdir(parents=True, exist_ok=True)
     cells: dict[tuple[str, str], list[Curve]] = defaultdict(list)
     for curve in curves:
         cells[curve.graph, curve.cluster].append(curve)
     written = []
     for (graph, cluster), mine in cells.items():
-        budget = max((curve.budget_s or 0.0, curve.budget_evaluations or 0) for curve in mine)
+        runs = Counter((curve.budget_s or 0.0, curve.budget_evaluations or 0) for curve in mine)
+        budget = max(runs, key=lambda budget: (budget[0] > 0, runs[budget], budget))
         drawn = [c for c in mine if (c.budget_s or 0.0, c.budget_evaluations or 0) == budget]
         name = "-".join(["learning", *(_file_name(part) for part in (graph, cluster))])
         limit = f"{budget[0]:g} s" if budget[0] else f"{budget[1]:,} evaluations"

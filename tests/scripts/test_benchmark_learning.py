@@ -190,6 +190,19 @@ def test_a_cell_where_nothing_fits_is_drawn_as_well(tmp_path: Path) -> None:
     assert [path.name for path in plot_curves(curves, tmp_path)] == ["learning-g-c.png"]
 
 
+def test_the_budget_that_most_runs_had_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [[0.5, 3, 2.0, None], [1.0, 9, 1.0, None]]
+    seconds = [Curve("g", "c", "annealing", seed, 1.0, None, points) for seed in (0, 1)]
+    longer = [Curve("g", "c", "annealing", 0, 2.0, None, points)]
+    evaluations = [Curve("g", "c", "annealing", seed, None, 9, points) for seed in range(5)]
+    drawn: list[str] = []
+    monkeypatch.setattr("scripts.learning_plot._draw", lambda curves, title, limit, path: drawn.append(limit))
+    plot_curves([*longer, *seconds, *evaluations], tmp_path)
+    plot_curves([*longer, *seconds[:1]], tmp_path)
+    plot_curves(evaluations, tmp_path)
+    assert drawn == ["1 s", "2 s", "9 evaluations"]
+
+
 def test_the_cells_are_what_the_page_says() -> None:
     assert len(CELLS) == len(set(CELLS)) == 22
     assert sum(cell.endswith("/fifo") for cell in CELLS) == 6
