@@ -213,7 +213,7 @@ class Trainer:
         self._first_progress = 1.0 if self._searched else 0.0
         self._policy_in_run_s = 0.0
         self._search.expect(math.inf if evaluations is None else evaluations)
-        planned = self._clock is None
+        planned = self.config.search_moves == 0
         record = TrainingRecord(self, self._checkpoint_interval_s)
         whole = True  # False while an update is under way: its state must not reach a checkpoint
         try:
@@ -231,9 +231,9 @@ class Trainer:
                         break
                     whole = False
                     self._start(beside)
-                    if not planned and self._clock is not None and self.config.search_moves > 0:
+                    if self._clock is not None and not planned:  # only now is there a step to go by
                         self._search.expect_seconds(self._clock[1])
-                    planned = True
+                        planned = True
                     numbers = self._update(beside)
                     self.updates += 1
                     self.elapsed_s, last_s = self.elapsed_s + time.perf_counter() - last_s, time.perf_counter()

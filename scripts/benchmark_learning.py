@@ -19,6 +19,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
 from graphs.synthetic import random_graph
 from placement.api import make_problem
 from placement.placers import PLACERS, get_placer
-from placement.placers.base import Budget, Placed, Placer, Progress
+from placement.placers.base import Budget, Placed, Placer, Progress, SearchOptions
 from placement.text import clock
 from scripts.learning_plot import plot_curves
 from scripts.learning_report import fill_page, print_tables
@@ -63,7 +64,12 @@ HEURISTICS = "heuristics"
 LEARNED_PREFIX = "reinforce_"
 """A learned placer with another preset than `default`: reinforce_uniform, reinforce_paper, ..."""
 
-DEFAULT_PLACERS = "reinforce,reinforce_uniform,annealing,local_search,genetic,cross_entropy,heuristics"
+OPS_SUFFIX = "_ops"
+"""A search that may move single ops after groups, as ``--granularity op`` lets it: annealing_ops, local_search_ops, ..."""
+
+DEFAULT_PLACERS = (
+    "reinforce,reinforce_uniform,annealing,annealing_ops,local_search,local_search_ops,genetic,cross_entropy,heuristics"
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -176,9 +182,14 @@ def run_placer(
 
 
 def find_placer(name: str) -> Placer:
-    """A placer of the package, the heuristics as one, or the learned placer with a named preset."""
+    """A placer of the package, a search of single ops, the heuristics as one, or the learned placer with a preset."""
     if name == HEURISTICS:
         return best_heuristic
+    if name.endswith(OPS_SUFFIX) and not name.startswith(LEARNED_PREFIX):
+        info = get_placer(name.removesuffix(OPS_SUFFIX))
+        if not info.moves:
+            raise InputError(f"--placers: '{info.name}' does not move what it is told to; leave out '{OPS_SUFFIX}'")
+        return partial(info.search_function, options=SearchOptions(granularity="op"))
     if not name.startswith(LEARNED_PREFIX):
         return get_placer(name).function
     from placement.placers.reinforce import place_with

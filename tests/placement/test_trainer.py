@@ -19,7 +19,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from envs.catalog import load_cluster
 from envs.problem import PlacementProblem
+from graphs import zoo
+from graphs.colocation import colocate
 from graphs.errors import InputError
 from placement import trainer as trainer_module
 from placement.checkpoint import FILE_NAME
@@ -319,6 +322,21 @@ def test_a_chain_walks_while_the_heuristics_are_asked(monkeypatch: pytest.Monkey
     assert trainer.evaluations > 100
     assert trainer.best_placement is not None
     assert problem.evaluate_one(trainer.best_placement).step_time_s[0] == trainer.best_s
+
+
+def test_a_run_too_short_for_single_ops_does_not_search_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = zoo.load("rnnlm:layers=2,hidden=8,steps=8,vocabulary=9,batch=2")
+    problem = PlacementProblem(graph, colocate(graph, wanted_groups=12), load_cluster("k80x2"))
+    trainer = Trainer(problem, config=PRESETS["moves"])
+    trainer.run(evaluations=170)
+    assert {cycle.stage for cycle in trainer._search._cycles} == {"groups"}
+    trainer.run(evaluations=100_000, updates=trainer.updates + 1)
+    assert trainer._search._cycles[-1].stage == "ops"
+    asked: list[float] = []
+    monkeypatch.setattr(MoveSearch, "expect_seconds", lambda self, limit_s: asked.append(limit_s))
+    Trainer(problem, config=PRESETS["moves"]).run(time_limit_s=1.2)
+    Trainer(problem, config=PRESETS["paper"]).run(time_limit_s=0.1)
+    assert asked == [1.2], "once a run, and only where there is a search"
 
 
 def test_memory_is_learned_too() -> None:

@@ -6,13 +6,14 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from graphs.files import save_graph_file
 from graphs.synthetic import random_graph
 from placement.api import make_problem
-from placement.placers.base import Progress
-from scripts.benchmark_learning import CELLS, main
+from placement.placers.base import Budget, Progress
+from scripts.benchmark_learning import CELLS, find_placer, main
 from scripts.learning_plot import plot_curves
 from scripts.learning_report import BEGIN, END, standings
 from scripts.learning_rows import MOST_POINTS, Curve, Row, read_rows, thinned
@@ -119,6 +120,7 @@ def test_the_report_fills_a_page_and_draws_every_cell(here: Path, capsys: pytest
         (["--cells", "rnnlm"], "cell 'rnnlm' is not of the form GRAPH/CLUSTER"),
         (["--placers", "anealing"], "annealing"),
         (["--placers", "reinforce_unifrm"], "uniform"),
+        (["--placers", "heft_ops"], "'heft' does not move what it is told to"),
         (["--seeds", "one"], "--seeds: 'one' is no whole number"),
         (["--budgets-s", "-3"], "--budgets-s: '-3' is no number of seconds above 0"),
         (["--json", "nowhere/l.json"], "there is no directory 'nowhere'"),
@@ -188,6 +190,17 @@ def test_a_cell_where_nothing_fits_is_drawn_as_well(tmp_path: Path) -> None:
         Curve("g", "c", "annealing", seed, 1.0, None, [[0.5, 3, None, None], [1.0, 9, None, None]]) for seed in (0, 1)
     ]
     assert [path.name for path in plot_curves(curves, tmp_path)] == ["learning-g-c.png"]
+
+
+def test_a_search_of_single_ops_parts_groups_and_is_no_part_of_the_learner() -> None:
+    problem = make_problem(random_graph(40, seed=2), "k80x2", groups=4)
+    placed = [find_placer(name)(problem, budget=Budget(evaluations=400), rng=np.random.default_rng(0)).placement
+              for name in ("annealing", "annealing_ops")]  # fmt: skip
+    assert [len(placement) for placement in placed] == [problem.num_groups, problem.graph.num_ops]
+    rows = [Row("g", "c", name, 0, 1.0, None, 1.0, 9, s, True) for name, s in (("reinforce", 3.0), ("annealing", 4.0))]
+    rows.append(Row("g", "c", "annealing_ops", 0, 1.0, None, 1.0, 9, 2.0, True))
+    assert standings(rows)[0].best_other == "annealing_ops"
+    assert standings(rows)[0].verdict == "behind"
 
 
 def test_the_budget_that_most_runs_had_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
