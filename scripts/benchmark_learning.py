@@ -65,7 +65,7 @@ LEARNED_PREFIX = "reinforce_"
 """A learned placer with another preset than `default`: reinforce_uniform, reinforce_paper, ..."""
 
 OPS_SUFFIX = "_ops"
-"""A search that may move single ops after groups, as ``--granularity op`` lets it: annealing_ops, local_search_ops, ..."""
+"""A search that may move single ops after groups, as ``--granularity op`` lets it: annealing_ops, ..."""
 
 DEFAULT_PLACERS = (
     "reinforce,reinforce_uniform,annealing,annealing_ops,local_search,local_search_ops,genetic,cross_entropy,heuristics"
