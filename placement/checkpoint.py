@@ -24,7 +24,7 @@ from graphs.errors import InputError
 from placement.reinforce import ReinforceConfig
 
 FILE_NAME = "checkpoint.pt"
-FORMAT, VERSION = "device-placement-checkpoint", 2
+FORMAT, VERSION = "device-placement-checkpoint", 3
 
 
 @dataclass(frozen=True)

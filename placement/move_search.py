@@ -1,6 +1,7 @@
 """Chains of moves that learn, while they walk, which moves pay; from coarse units down to single ops.
 
-A chain holds one placement of ops; until they move single ops, chains go their own ways. A move gives a unit (some
+A chain holds one placement of ops; until they move single ops, chains go their own ways. Which units move when, and at
+what temperatures, is the plan's to say (`placement.move_plan`). A move gives a unit (some
 groups, a group, or what the graph's constraints leave of one: an op, mostly), or a run of units along one of two
 orders, another device; the chain accepts it by Metropolis' rule at a temperature that falls. Which unit and which
 device is drawn from a softmax over linear scores of eleven features (`placement.move_kernel` has them): what the unit
@@ -33,46 +34,18 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from envs.simulator import available_cores
-from graphs.coarsening import coarsen
-from graphs.groups import Groups, one_group_an_op
 from placement import move_kernel as kernel
 from placement.move_field import Field, make_field
+from placement.move_plan import Cycle, make_plan, rounds_within, units_of
 
 FIRST_WEIGHTS = np.array([1.0, 1.0, 0.7, 0.7, 0.7, 0.7, -0.7, 1.5, -0.5, -0.7, 0.0])
 """Weights of the features at first, set by hand from what each means; learning moves them (see docs/learning.md)."""
 
-COARSE_UNITS = 32
-"""Units of the first stage."""
-
-STAGES = (("coarse", 0.08, 2), ("groups", 0.17, 3), ("twofold", 0.2, 3), ("sixfold", 0.25, 4), ("ops", 0.3, 4))
-"""Stages of the search with the share of the run that each takes, and its cycles of cooling."""
-
-UNITS_A_GROUP = {"twofold": 2, "sixfold": 6}
-"""Units of the stages between groups and single ops, for each group; they are made anew from the ops."""
-
-LEAST_OPS_A_UNIT = 1.5
-"""Such a stage is left out where its units would be smaller: the next one moves about the same."""
-
-LEAST_MOVES_A_UNIT = 1.5
-"""A stage of units finer than groups is also left out where the run has fewer moves than that for each of them."""
-
 SHARE_OF_A_STEP = 0.6
 """What a move takes of the time of a whole simulated step, about: the simulator stops where it is proven too slow."""
 
-AFTER_SHARE = 0.25
-"""Where a run goes on after its end, cycles of the last stage follow, each so long."""
-
-HOT = (0.3, 1.0)
-"""First temperatures of the cycles, in turn; in units of the best step time over the number of units that can move, or
-`MOST_UNITS` if these are more: about what one unit adds to the step."""
-
 THIN_OUT_AT = 0.25
-"""Share of the run after which only the best chains go on: when the coarse stages, which decide the most, are over."""
-
-COLD = 0.02
-"""Last temperature of every cycle, in the same unit."""
-
-MOST_UNITS = 256
+"""Share of a round after which only the best chains go on: when the coarse stages, which decide the most, are over."""
 
 OPS_A_BLOCK = 500_000
 """Ops that are simulated, at most, between two looks at the clock."""
@@ -131,7 +104,7 @@ class MoveConfig:
 
     Attributes:
         chains: How many begin, each on a core of its own where there are so many.
-        survivors: Of these, how many go on after `THIN_OUT_AT`; None for all.
+        survivors: Of these, how many go on after `THIN_OUT_AT` of a round; None for all.
         learning_rate: Of the features' weights; 0 keeps those that were set by hand.
         kind_rate: Of the kinds of move; 0 keeps all equally likely.
         uniform_share: Share of the moves whose unit and device are drawn uniformly; 1 leaves learning out.
@@ -144,21 +117,6 @@ class MoveConfig:
     kind_rate: float = 0.02
     uniform_share: float = 0.5
     finest: str = "ops"
-
-
-@dataclass(frozen=True)
-class _Cycle:
-    """One cooling: the units that move, where in the run it is, and its first temperature."""
-
-    stage: str
-    begin: float
-    end: float
-    hot: float
-
-    def temperature(self, progress: float) -> float:
-        """At some progress of the run, in the unit of `HOT`."""
-        cooled = min(max((progress - self.begin) / (self.end - self.begin), 0.0), 1.0)
-        return self.hot * (COLD / self.hot) ** cooled
 
 
 class _Walker:
@@ -179,11 +137,11 @@ class _Walker:
         self.rng = np.random.default_rng(seed).integers(2**63, size=1).astype(np.uint64)
         self.best_ops = np.zeros(problem.graph.num_ops, dtype=np.int32)
         self.seconds = 0.0
-        self.cycle: _Cycle | None = None
+        self.cycle: Cycle | None = None
         self.field: Field | None = None
         self.chain: Chain | None = None
 
-    def begin(self, cycle: _Cycle, field: Field, ops: Ops, log_probability: NDArray[np.float32] | None) -> None:
+    def begin(self, cycle: Cycle, field: Field, ops: Ops, log_probability: NDArray[np.float32] | None) -> None:
         """Go on from a placement of ops, ``int32[N]``, by moves of a field's units."""
         problem = self.problem
         units, devices = field.allowed.shape
@@ -229,6 +187,11 @@ class _Walker:
         if log_probability is not None and self.chain is not None and self.field is not None:
             self.chain.log_probability[:] = self.field.of_groups(log_probability)
 
+    def forget(self) -> None:
+        """Begin the next cycle where a round begins, whatever was met before; what was learned stays."""
+        self.cycle = None
+        self.scalars[kernel.BEST] = np.inf
+
     def state(self) -> dict[str, Any]:
         """All that later moves depend on."""
         chain = self.chain
@@ -250,7 +213,7 @@ class _Walker:
             getattr(self, key)[:] = state[key]
         self.rng[0] = np.uint64(state["rng"])
         if state["cycle"] is not None:
-            cycle = _Cycle(*state["cycle"])
+            cycle = Cycle(*state["cycle"])
             self.begin(cycle, field_of(cycle.stage), state["ops"], None)
             assert self.chain is not None
             self.chain.rejected[:] = state["rejected"]
@@ -273,16 +236,21 @@ class MoveSearch:
         evaluations: Placements simulated so far.
         best_ops: ``int32[N]``, the best that any chain met, or was given; None before `offer`.
         best_cost_s: What it is charged (`placement.reinforce.charged_s`).
+        plan: Of the first chain, which goes from coarse to fine once.
+        plan_in_rounds: Of the others; the same where there is time for one round only.
     """
 
     def __init__(self, problem: PlacementProblem, *, config: MoveConfig, seed: int) -> None:
         self.problem = problem
         self.config = config
+        self.seed = seed
         self.best_ops: Ops | None = None
         self.best_cost_s = np.inf
         self._walkers = [_Walker(problem, config, [seed, 1, i]) for i in range(config.chains)]
         self._walking = list(range(config.chains))  # numbers of the chains that still walk
-        self._cycles = self._plan(np.inf)
+        self.plan = self.plan_in_rounds = make_plan(problem, finest=config.finest, evaluations=np.inf)
+        self._round = 0
+        self._home: tuple[Ops, float] | None = None  # where the first round began, and its cost
         self._fields: dict[str, Field] = {}
         self._lock = Lock()
 
@@ -297,11 +265,6 @@ class MoveSearch:
         for walker in self._walkers:
             walker.seconds = 0.0
         return seconds
-
-    @property
-    def spans(self) -> list[tuple[float, float]]:
-        """Begin and end of each planned cycle, as progress of the whole run."""
-        return [(cycle.begin, cycle.end) for cycle in self._cycles]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -323,8 +286,15 @@ class MoveSearch:
         return accepted / max(self.evaluations, 1)
 
     def expect(self, evaluations: float) -> None:
-        """Plan for a run of about so many evaluations: finer stages for which they are too few are left out."""
-        self._cycles = self._plan(evaluations)
+        """Plan for a run of about so many evaluations.
+
+        Finer stages for which they are too few are left out. Where they are many, the first chain goes from coarse to
+        fine once, slowly, and the others do so in several rounds, each from other placements.
+        """
+        finest, chains = self.config.finest, min(self.config.chains, self._survivors)
+        rounds = rounds_within(evaluations, self.problem) if chains > 1 else 1
+        self.plan = make_plan(self.problem, finest=finest, evaluations=evaluations)
+        self.plan_in_rounds = make_plan(self.problem, finest=finest, evaluations=evaluations, rounds=rounds)
 
     def expect_seconds(self, limit_s: float) -> None:
         """The same by the clock: as many evaluations as the cores that the surviving chains use manage in a time."""
@@ -335,7 +305,7 @@ class MoveSearch:
             began = time.perf_counter()
             self.problem.evaluate_ops(self.best_ops[None], threads=1)
             took_s = min(took_s, time.perf_counter() - began)
-        cores = min(available_cores(), self.config.survivors or self.config.chains)
+        cores = min(available_cores(), self._survivors)
         self.expect(cores * limit_s / (SHARE_OF_A_STEP * took_s))
 
     def offer(self, ops: Ops, cost_s: float) -> None:
@@ -365,11 +335,13 @@ class MoveSearch:
         """
         assert self.best_ops is not None, "a first placement must be offered"
         first = self.best_ops, self.best_cost_s
+        if self._home is None:
+            self._home = self.best_ops.copy(), self.best_cost_s
         for i in self._walking:
             self._walkers[i].advise(log_probability)
         return [
-            executor.submit(self._walk, walker, moves, first, progress, should_stop, log_probability)
-            for walker in [self._walkers[i] for i in self._walking[:chains]]
+            executor.submit(self._walk, i, moves, first, progress, should_stop, log_probability)
+            for i in self._walking[:chains]
         ]
 
     @property
@@ -377,18 +349,28 @@ class MoveSearch:
         """How many chains still walk."""
         return len(self._walking)
 
-    def thin_out(self, progress: float) -> None:
-        """Where the run has come so far, leave off the chains that stand worst."""
-        survivors = self.config.survivors or self.config.chains
-        if progress >= THIN_OUT_AT and self.num_walking > survivors:
-            ranked = sorted(self._walking, key=lambda i: float(self._walkers[i].scalars[kernel.BEST]))
-            self._walking = sorted(ranked[:survivors])
+    def go_on(self, progress: float) -> None:
+        """Where the run has come so far, begin a round that is due, and leave off the chains that stand worst in it.
+
+        The first chain, where it has a plan of its own, walks on in any case.
+        """
+        number, done = self.plan_in_rounds.round_at(progress)
+        if number > self._round and progress < 1.0:
+            self._round = number
+            self._walking = list(range(self.config.chains))
+            for walker in self._walkers[1:]:
+                walker.forget()
+        if done >= THIN_OUT_AT and self.num_walking > self._survivors:
+            own_plan = len(self.plan_in_rounds.rounds) > 1
+            best = {i: float(self._walkers[i].scalars[kernel.BEST]) for i in self._walking}
+            ranked = sorted(self._walking, key=lambda i: (i > 0 or not own_plan, best[i]))
+            self._walking = sorted(ranked[: self._survivors])
 
     def begin_again(self) -> None:
         """Let every chain begin its next moves at the best placement that is known, wherever it was."""
+        self._home = None
         for walker in self._walkers:
-            walker.cycle = None
-            walker.scalars[kernel.BEST] = np.inf
+            walker.forget()
 
     def finish(self, started: list[Future[None]]) -> None:
         """Wait for the chains, and take over the best that they met."""
@@ -399,7 +381,7 @@ class MoveSearch:
 
     def _walk(
         self,
-        walker: _Walker,
+        number: int,
         moves: int,
         first: tuple[Ops, float],
         progress: Callable[[float], float],
@@ -407,27 +389,47 @@ class MoveSearch:
         log_probability: NDArray[np.float32] | None,
     ) -> None:
         began = time.perf_counter()
+        walker = self._walkers[number]
         block = max(OPS_A_BLOCK // self.problem.graph.num_ops, 1)
         done = 0
         while done < moves and not should_stop():
             now = progress(done / moves)
-            cycle = self._cycle_at(now)
+            cycle = self._cycle_at(now, number)
+            field = self._field(cycle.stage)
             if walker.cycle != cycle:
                 own_s = float(walker.scalars[kernel.BEST])
-                # Until the last stage the chains go their own ways: where they end differs more than how far they get.
-                alone = cycle.stage != self._cycles[-1].stage and np.isfinite(own_s)
-                start, cost_s = (walker.best_ops.copy(), own_s) if own_s <= first[1] or alone else first
-                walker.begin(cycle, self._field(cycle.stage), start, log_probability)
-                if own_s > cost_s:
-                    walker.scalars[kernel.BEST], walker.best_ops[:] = cost_s, start
-            assert walker.field is not None
-            unit_s = min(first[1], float(walker.scalars[kernel.BEST])) / max(
-                min(walker.field.num_movable, MOST_UNITS), 1
-            )
+                if np.isinf(own_s):
+                    start, cost_s = self._first_of_round(number, field, first)
+                elif cycle.alone or own_s <= first[1]:
+                    # Chains go their own ways: where they end differs more than how far they get.
+                    start, cost_s = walker.best_ops.copy(), own_s
+                else:
+                    start, cost_s = first
+                walker.begin(cycle, field, start, log_probability)
+                walker.scalars[kernel.BEST], walker.best_ops[:] = cost_s, start
+            best_s = min(first[1], float(walker.scalars[kernel.BEST]))
+            unit_s = best_s / max(field.num_movable, 1)
             count = min(block, moves - done)
             walker.walk(count, cycle.temperature(now) * unit_s)
             done += count
         walker.seconds += time.perf_counter() - began
+
+    @property
+    def _survivors(self) -> int:
+        return self.config.survivors or self.config.chains
+
+    def _cycle_at(self, progress: float, chain: int) -> Cycle:
+        if chain == 0:
+            return self.plan.cycle_at(progress, 0)
+        return self.plan_in_rounds.cycle_at(progress, min(self._round, len(self.plan_in_rounds.rounds) - 1))
+
+    def _first_of_round(self, chain: int, field: Field, first: tuple[Ops, float]) -> tuple[Ops, float]:
+        """Where a chain begins a round, and its cost: the first two where the run began, the others at random."""
+        if chain < 2:
+            return first if self._round == 0 or self._home is None else self._home
+        rng = np.random.default_rng([self.seed, 2, self._round, chain])
+        placed = np.where(field.allowed, rng.random(field.allowed.shape), -1.0).argmax(axis=1)
+        return placed[field.unit_of_op].astype(np.int32), np.inf
 
     def state(self) -> dict[str, Any]:
         """All that changes and that later moves depend on: arrays, numbers, strings and lists and dicts of them."""
@@ -436,58 +438,20 @@ class MoveSearch:
             "best_cost_s": self.best_cost_s,
             "chains": [walker.state() for walker in self._walkers],
             "walking": list(self._walking),
+            "round": self._round,
+            "home": None if self._home is None else [self._home[0].copy(), self._home[1]],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`, as if there had been no interruption."""
         self.best_ops, self.best_cost_s = state["best_ops"], state["best_cost_s"]
-        self._walking = list(state["walking"])
+        self._walking, self._round = list(state["walking"]), state["round"]
+        self._home = None if state["home"] is None else (state["home"][0], state["home"][1])
         for walker, saved in zip(self._walkers, state["chains"], strict=True):
             walker.restore(saved, self._field)
-
-    def _plan(self, evaluations: float) -> list[_Cycle]:
-        stages = [stage for stage in STAGES if self._is_wanted(stage[0], stage[1] * evaluations)]
-        total, at, cycles = sum(share for _, share, _ in stages), 0.0, []
-        for name, share, count in stages:
-            for i in range(count):
-                length = share / total / count
-                cycles.append(_Cycle(name, at, at + length, HOT[i % len(HOT)]))
-                at += length
-        return cycles
-
-    def _is_wanted(self, stage: str, moves: float) -> bool:
-        """Whether a stage that would have about so many moves is worth its time."""
-        if stage == "coarse":
-            return self.problem.num_groups >= 2 * COARSE_UNITS
-        if stage == "groups":
-            return True
-        if self.config.finest != "ops":
-            return False
-        num_ops = self.problem.graph.num_ops
-        units = UNITS_A_GROUP[stage] * self.problem.num_groups if stage in UNITS_A_GROUP else num_ops
-        small = stage in UNITS_A_GROUP and units * LEAST_OPS_A_UNIT > num_ops
-        return not small and moves >= LEAST_MOVES_A_UNIT * units
-
-    def _cycle_at(self, progress: float) -> _Cycle:
-        for cycle in self._cycles:
-            if progress < cycle.end:
-                return cycle
-        length = AFTER_SHARE
-        number = int((progress - self._cycles[-1].end) / length)
-        begin = self._cycles[-1].end + number * length
-        return _Cycle(self._cycles[-1].stage, begin, begin + length, HOT[number % len(HOT)])
 
     def _field(self, stage: str) -> Field:
         with self._lock:  # two chains may come to a stage at once
             if stage not in self._fields:
-                self._fields[stage] = make_field(self.problem, self._units(stage))
+                self._fields[stage] = make_field(self.problem, units_of(self.problem, stage))
             return self._fields[stage]
-
-    def _units(self, stage: str) -> Groups:
-        graph, groups = self.problem.graph, self.problem.groups
-        if stage == "groups":
-            return groups
-        if stage == "coarse":
-            return coarsen(graph, groups, COARSE_UNITS)
-        ops = one_group_an_op(graph)
-        return ops if stage == "ops" else coarsen(graph, ops, UNITS_A_GROUP[stage] * groups.num_groups)

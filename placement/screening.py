@@ -31,6 +31,7 @@ from envs.measured import MeasuredProblem
 from envs.problem import Evaluation, PlacementProblem
 from envs.simulator import SimulatorInput, make_input
 from placement.best_known import as_groups
+from placement.move_plan import Cycle
 from placement.move_search import MoveConfig, MoveSearch
 from placement.reinforce import ReinforceConfig, charged_s
 from placement.warm_start import heuristic_start
@@ -173,14 +174,14 @@ class Screening:
         placements = np.stack([self.problem.to_ops(placement) for placement in start.placements.values()])
         first = max(LEAST_HEURISTICS, round(HEURISTICS_SHARE * self.most_evaluations))
         self._evaluate(self._ranked(placements)[:first])
-        spans = self._search(0).spans
+        cycles = self._search(0).plan.rounds[0]
         with ThreadPoolExecutor(self.config.search_survivors) as executor:
-            for number in range(len(spans) + MOST_FURTHER_ROUNDS):
+            for number in range(len(cycles) + MOST_FURTHER_ROUNDS):
                 left = self.most_evaluations - self.evaluations
                 if left <= 0 or self.best_ops is None or self._should_stop():
                     break
-                count = math.ceil(left / max(len(spans) - number, 1))
-                found = self._round(number, spans[min(number, len(spans) - 1)], count, executor)
+                count = math.ceil(left / max(len(cycles) - number, 1))
+                found = self._round(number, cycles[min(number, len(cycles) - 1)], count, executor)
                 self._evaluate(self._ranked(found)[:count])
 
     def _search(self, number: int) -> MoveSearch:
@@ -204,7 +205,7 @@ class Screening:
             search.restore(state)
         return search
 
-    def _round(self, number: int, span: tuple[float, float], count: int, executor: Executor) -> NDArray[np.int32]:
+    def _round(self, number: int, cycle: Cycle, count: int, executor: Executor) -> NDArray[np.int32]:
         """Cool once on the model, from the best placement; ``int32[B, N]``, where the chains were in the cold part."""
         assert self.best_ops is not None
         search = self._search(number)
@@ -215,7 +216,7 @@ class Screening:
         found: list[Ops] = []
         for look in range(looks + 1):
             until = HOT_SHARE + (1.0 - HOT_SHARE) * look / looks
-            self._walk(search, steps, until, span, executor)
+            self._walk(search, steps, until, cycle, executor)
             if look:
                 for chain in search.state()["chains"]:
                     found += [chain["best_ops"], chain["ops"]]
@@ -223,17 +224,17 @@ class Screening:
         self._learned = search.state()["chains"]
         return np.stack(found)
 
-    def _walk(
-        self, search: MoveSearch, steps: int, until: float, span: tuple[float, float], executor: Executor
-    ) -> None:
+    def _walk(self, search: MoveSearch, steps: int, until: float, cycle: Cycle, executor: Executor) -> None:
         """Let the chains walk until a share of a round's steps is done."""
-        chains, (begin, end) = self.config.search_survivors, span
+        chains = self.config.search_survivors
         while (left := int(until * steps) - search.evaluations) > 0:
             before = search.evaluations
             moves = max(left // chains, 1)
 
             def progress(share: float, before: int = before, moves: int = moves) -> float:
-                return begin + (end - begin) * min((before + share * chains * moves) / steps, _BEFORE_END)
+                return cycle.begin + (cycle.end - cycle.begin) * min(
+                    (before + share * chains * moves) / steps, _BEFORE_END
+                )
 
             started = search.start(
                 moves, progress=progress, should_stop=lambda: False, log_probability=None, executor=executor

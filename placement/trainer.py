@@ -357,7 +357,7 @@ class Trainer:
         fast the other is, but for when a run with a time limit alone cools its search.
         """
         config = self.config
-        self._search.thin_out(self._run_done())
+        self._search.go_on(self._run_done())
         moves = min(config.search_moves, max(OPS_AN_UPDATE // self.problem.graph.num_ops, LEAST_MOVES))
         if self._most_evaluations is not None:
             left = self._most_evaluations - self.evaluations - (config.samples + 1) * config.learns

@@ -22,7 +22,8 @@ from graphs.groups import one_group_an_op
 from graphs.synthetic import random_graph
 from placement import move_kernel as kernel
 from placement.move_field import Field, make_field
-from placement.move_search import Chain, MoveConfig, MoveSearch, _Cycle, _Walker
+from placement.move_plan import MOST_ROUNDS, MOVES_AN_OP, Cycle, make_plan, rounds_within, units_of
+from placement.move_search import Chain, MoveConfig, MoveSearch, _Walker
 from placement.reinforce import charged_s
 from tests.placement.critical_path_plain import critical_path
 from tests.placement.placer_problems import cluster as host_and_gpus
@@ -188,7 +189,7 @@ def walker_at(problem: PlacementProblem, ops: NDArray[np.int32], **config: Any) 
     """A chain of single ops that stands at a placement and knows its critical path."""
     walker = _Walker(problem, MoveConfig(**config), [0])
     field = make_field(problem, one_group_an_op(problem.graph))
-    walker.begin(_Cycle("ops", 0.0, 1.0, 1.0), field, ops, None)
+    walker.begin(Cycle("ops", 0.0, 1.0, 1.0, alone=False), field, ops, None)
     assert walker.chain is not None
     return walker, field, walker.chain
 
@@ -360,7 +361,7 @@ def saved_per_move(problem: PlacementProblem, *, learning_rate: float, seed: int
     saved = []
     for descent in range(descents):
         ops = random_ops(problem, 1000 * seed + descent)
-        walker.begin(_Cycle("ops", 0.0, 1.0, 1.0), field, ops, None)
+        walker.begin(Cycle("ops", 0.0, 1.0, 1.0, alone=False), field, ops, None)
         chain = walker.chain
         assert chain is not None
         before_s = cost_s(problem, ops)
@@ -407,10 +408,10 @@ def test_after_a_quarter_of_the_run_only_the_best_chains_walk_on() -> None:
     problem = training_problem(40, 3, seed=2)
     search = new_search(problem, chains=4, survivors=2)
     run(search, moves=20, last=4)
-    search.thin_out(0.24)
+    search.go_on(0.24)
     assert search.num_walking == 4
     costs = [float(chain["scalars"][kernel.BEST]) for chain in search.state()["chains"]]
-    search.thin_out(0.25)
+    search.go_on(0.25)
     assert search.num_walking == 2
     best = sorted(np.argsort(costs, kind="stable")[:2].tolist())
     assert search.state()["walking"] == best
@@ -423,20 +424,108 @@ def test_after_a_quarter_of_the_run_only_the_best_chains_walk_on() -> None:
     assert resumed.state()["walking"] == best
 
 
+def test_rounds_follow_each_other_without_gaps_and_only_the_end_is_common() -> None:
+    problem = training_problem(80, 3, seed=2)
+    plan = make_plan(problem, finest="ops", evaluations=1e9, rounds=3)
+    cycles = [cycle for cycles in plan.rounds for cycle in cycles]
+    assert [a.end for a in cycles[:-1]] == pytest.approx([b.begin for b in cycles[1:]])
+    assert (cycles[0].begin, cycles[-1].end) == (0.0, pytest.approx(1.0))
+    stages = [[cycle.stage for cycle in cycles] for cycles in plan.rounds]
+    assert stages[0] == stages[1] == stages[2]
+    assert stages[0][0] == "coarse"
+    assert stages[0][-1] == "ops"
+    assert {(cycle.stage, i) for i in range(3) for cycle in plan.rounds[i] if not cycle.alone} == {("ops", 2)}
+    assert plan.round_at(0.5) == (1, pytest.approx(0.5))
+    assert plan.round_at(1.2)[0] == 2
+    assert plan.cycle_at(0.4, 0) is plan.rounds[0][-1]  # a round lasts until the next is begun
+    assert plan.cycle_at(0.4, 1).begin <= 0.4 < plan.cycle_at(0.4, 1).end
+    assert plan.cycle_at(1.3, 2).begin == pytest.approx(1.25)
+    assert plan.cycle_at(1.3, 2).stage == "ops"
+
+
+def test_a_run_has_as_many_rounds_as_it_can_move_all_ops_often() -> None:
+    problem = training_problem(80, 3, seed=2)
+    each = MOVES_AN_OP * problem.graph.num_ops
+    assert [rounds_within(share * each, problem) for share in (0.1, 1.5, 2.5, 1000.0)] == [1, 1, 2, MOST_ROUNDS]
+    assert rounds_within(np.inf, problem) == 1
+
+
+def test_in_rounds_the_first_chain_goes_on_and_the_others_begin_elsewhere() -> None:
+    problem = training_problem(80, 3, seed=2)
+    search = new_search(problem, chains=4, survivors=2)
+    home = search.best_ops
+    assert home is not None
+    search.expect(2.5 * MOVES_AN_OP * problem.graph.num_ops)
+    assert (len(search.plan.rounds), len(search.plan_in_rounds.rounds)) == (1, 2)
+
+    def walk(first: int, last: int) -> None:
+        for update in range(first, last):
+            search.go_on(update / UNTIL_THE_END)
+            run(search, moves=200, first=update, last=update + 1)
+
+    field = make_field(problem, units_of(problem, "coarse"))
+    known = (home, 1.0)
+    starts = [search._first_of_round(i, field, known)[0] for i in range(4)]
+    assert starts[0].tolist() == starts[1].tolist() == home.tolist()
+    assert starts[2].tolist() != starts[3].tolist()
+    walk(0, 3)
+    walking = search.state()["walking"]  # after a quarter of a round
+    assert walking[0] == 0
+    assert len(walking) == 2
+    walk(3, 8)
+    before = search.state()
+    best_s = search.best_cost_s
+    search.go_on(0.5)
+    assert search.num_walking == 4
+    after = search.state()
+    assert after["round"] == 1
+    assert after["chains"][0]["scalars"].tolist() == before["chains"][0]["scalars"].tolist()
+    for old, new in zip(before["chains"][1:], after["chains"][1:], strict=True):
+        assert np.isinf(new["scalars"][kernel.BEST])
+        assert new["weights"].tolist() == old["weights"].tolist()
+    assert search.best_ops is not None
+    best = (search.best_ops, search.best_cost_s)
+    again = [search._first_of_round(i, field, best)[0] for i in range(4)]
+    assert again[1].tolist() == home.tolist() != search.best_ops.tolist()
+    assert len({ops.tobytes() for ops in (*starts[2:], *again[2:])}) == 4
+    assert all(problem.op_allowed[np.arange(len(ops)), ops].all() for ops in starts + again)
+    resumed = new_search(problem, chains=4, survivors=2, seed=0)
+    resumed.restore(after)
+    resumed.expect(2.5 * MOVES_AN_OP * problem.graph.num_ops)
+    for both in (search, resumed):
+        run(both, moves=50, first=8, last=9)
+    assert search.best_cost_s == resumed.best_cost_s <= best_s
+    assert search.state()["chains"][3]["ops"].tolist() == resumed.state()["chains"][3]["ops"].tolist()
+    walk(9, UNTIL_THE_END)
+    assert search.num_walking == 2
+    assert search.state()["walking"][0] == 0
+    assert search.best_cost_s == cost_s(problem, search.best_ops)
+
+
+def test_a_plan_of_more_rounds_begins_none_where_the_run_is_already_over() -> None:
+    problem = training_problem(80, 3, seed=2)
+    search = new_search(problem, chains=4, survivors=2)
+    run(search, moves=20)
+    search.expect(1e9)
+    search.go_on(1.1)
+    assert search.state()["round"] == 0
+    assert all(np.isfinite(chain["scalars"][kernel.BEST]) for chain in search.state()["chains"])
+
+
 def test_between_groups_and_ops_units_of_a_few_ops_are_moved() -> None:
     graph = zoo.load("rnnlm:layers=2,hidden=8,steps=8,vocabulary=9,batch=2")
     problem = PlacementProblem(graph, colocate(graph, wanted_groups=12), load_cluster("k80x2"))
     search = new_search(problem)
-    stages = list(dict.fromkeys(cycle.stage for cycle in search._cycles))
+    stages = list(dict.fromkeys(cycle.stage for cycle in search.plan.rounds[0]))
     assert stages == ["groups", "twofold", "sixfold", "ops"]
     units = [search._field(stage).allowed.shape[0] for stage in stages]
     assert units == sorted(units)
     assert units[1] <= 24 < units[2] <= 72 < units[3] <= graph.num_ops
     by_groups = new_search(problem, finest="groups")
-    assert {cycle.stage for cycle in by_groups._cycles} == {"groups"}
+    assert {cycle.stage for cycle in by_groups.plan.rounds[0]} == {"groups"}
     few_ops = training_problem(70, 2, seed=1)  # a group has so few ops that single ones come next
     assert few_ops.graph.num_ops < 1.5 * 6 * few_ops.num_groups
-    assert "sixfold" not in {cycle.stage for cycle in new_search(few_ops)._cycles}
+    assert "sixfold" not in {cycle.stage for cycle in new_search(few_ops).plan.rounds[0]}
 
 
 def test_stages_that_would_have_too_few_moves_for_their_units_are_left_out() -> None:
@@ -446,9 +535,9 @@ def test_stages_that_would_have_too_few_moves_for_their_units_are_left_out() -> 
 
     def stages(evaluations: float) -> list[str]:
         search.expect(evaluations)
-        assert search.spans[0][0] == 0.0
-        assert search.spans[-1][1] == pytest.approx(1.0)
-        return list(dict.fromkeys(cycle.stage for cycle in search._cycles))
+        assert search.plan.rounds[0][0].begin == 0.0
+        assert search.plan.rounds[0][-1].end == pytest.approx(1.0)
+        return list(dict.fromkeys(cycle.stage for cycle in search.plan.rounds[0]))
 
     # Shares of the run: twofold 0.2 with 24 units, sixfold 0.25 with 72, ops 0.3; each unit must move 1.5 times.
     assert stages(170) == ["groups"]
@@ -456,6 +545,6 @@ def test_stages_that_would_have_too_few_moves_for_their_units_are_left_out() -> 
     assert stages(440) == ["groups", "twofold", "sixfold"]
     assert stages(1.6 * graph.num_ops / 0.3) == ["groups", "twofold", "sixfold", "ops"]
     search.expect_seconds(1e-9)
-    assert {cycle.stage for cycle in search._cycles} == {"groups"}
+    assert {cycle.stage for cycle in search.plan.rounds[0]} == {"groups"}
     search.expect_seconds(1e3)
-    assert search._cycles[-1].stage == "ops"
+    assert search.plan.rounds[0][-1].stage == "ops"

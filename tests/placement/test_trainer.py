@@ -329,9 +329,9 @@ def test_a_run_too_short_for_single_ops_does_not_search_them(monkeypatch: pytest
     problem = PlacementProblem(graph, colocate(graph, wanted_groups=12), load_cluster("k80x2"))
     trainer = Trainer(problem, config=PRESETS["moves"])
     trainer.run(evaluations=170)
-    assert {cycle.stage for cycle in trainer._search._cycles} == {"groups"}
+    assert {cycle.stage for cycle in trainer._search.plan.rounds[0]} == {"groups"}
     trainer.run(evaluations=100_000, updates=trainer.updates + 1)
-    assert trainer._search._cycles[-1].stage == "ops"
+    assert trainer._search.plan.rounds[0][-1].stage == "ops"
     asked: list[float] = []
     monkeypatch.setattr(MoveSearch, "expect_seconds", lambda self, limit_s: asked.append(limit_s))
     Trainer(problem, config=PRESETS["moves"]).run(time_limit_s=1.2)
