@@ -47,6 +47,9 @@ SHARE_OF_A_STEP = 0.6
 THIN_OUT_AT = 0.25
 """Share of a round after which only the best chains go on: when the coarse stages, which decide the most, are over."""
 
+SCATTERED_FROM = 0.5
+"""Moves of each op that a run must have room for, or no chain begins at a random placement: it would not catch up."""
+
 OPS_A_BLOCK = 500_000
 """Ops that are simulated, at most, between two looks at the clock."""
 
@@ -249,6 +252,7 @@ class MoveSearch:
         self._walkers = [_Walker(problem, config, [seed, 1, i]) for i in range(config.chains)]
         self._walking = list(range(config.chains))  # numbers of the chains that still walk
         self.plan = self.plan_in_rounds = make_plan(problem, finest=config.finest, evaluations=np.inf)
+        self._scatters = True
         self._round = 0
         self._home: tuple[Ops, float] | None = None  # where the first round began, and its cost
         self._fields: dict[str, Field] = {}
@@ -288,11 +292,12 @@ class MoveSearch:
     def expect(self, evaluations: float) -> None:
         """Plan for a run of about so many evaluations.
 
-        Finer stages for which they are too few are left out. Where they are many, the first chain goes from coarse to
-        fine once, slowly, and the others do so in several rounds, each from other placements.
+        Finer stages for which they are too few are left out, and so are beginnings at random. Where they are many, the
+        first chain goes from coarse to fine once, slowly, and the others in several rounds, each from other placements.
         """
         finest, chains = self.config.finest, min(self.config.chains, self._survivors)
         rounds = rounds_within(evaluations, self.problem) if chains > 1 else 1
+        self._scatters = evaluations >= SCATTERED_FROM * self.problem.graph.num_ops
         self.plan = make_plan(self.problem, finest=finest, evaluations=evaluations)
         self.plan_in_rounds = make_plan(self.problem, finest=finest, evaluations=evaluations, rounds=rounds)
 
@@ -425,7 +430,7 @@ class MoveSearch:
 
     def _first_of_round(self, chain: int, field: Field, first: tuple[Ops, float]) -> tuple[Ops, float]:
         """Where a chain begins a round, and its cost: the first two where the run began, the others at random."""
-        if chain < 2:
+        if chain < 2 or not self._scatters:
             return first if self._round == 0 or self._home is None else self._home
         rng = np.random.default_rng([self.seed, 2, self._round, chain])
         placed = np.where(field.allowed, rng.random(field.allowed.shape), -1.0).argmax(axis=1)

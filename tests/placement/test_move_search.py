@@ -502,6 +502,21 @@ def test_in_rounds_the_first_chain_goes_on_and_the_others_begin_elsewhere() -> N
     assert search.best_cost_s == cost_s(problem, search.best_ops)
 
 
+def test_chains_begin_at_random_only_where_there_are_moves_enough_to_catch_up() -> None:
+    problem = training_problem(80, 3, seed=2)
+    search = new_search(problem, chains=4, survivors=2)
+    field = make_field(problem, problem.groups)
+    best_ops = search.best_ops
+    assert best_ops is not None
+
+    def begin_at_random(evaluations: float) -> list[bool]:
+        search.expect(evaluations)
+        return [search._first_of_round(i, field, (best_ops, 1.0))[0] is not best_ops for i in range(4)]
+
+    assert begin_at_random(0.49 * problem.graph.num_ops) == [False] * 4
+    assert begin_at_random(0.51 * problem.graph.num_ops) == [False, False, True, True]
+
+
 def test_a_plan_of_more_rounds_begins_none_where_the_run_is_already_over() -> None:
     problem = training_problem(80, 3, seed=2)
     search = new_search(problem, chains=4, survivors=2)
