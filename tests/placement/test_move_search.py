@@ -502,6 +502,64 @@ def test_in_rounds_the_first_chain_goes_on_and_the_others_begin_elsewhere() -> N
     assert search.best_cost_s == cost_s(problem, search.best_ops)
 
 
+def test_a_round_is_planned_for_the_evaluations_that_it_has() -> None:
+    graph = zoo.load("rnnlm:layers=2,hidden=8,steps=8,vocabulary=9,batch=2")
+    problem = PlacementProblem(graph, colocate(graph, wanted_groups=12), load_cluster("k80x2"))
+
+    def stages(evaluations: float, rounds: int) -> list[list[str]]:
+        plan = make_plan(problem, finest="ops", evaluations=evaluations, rounds=rounds)
+        return [list(dict.fromkeys(cycle.stage for cycle in cycles)) for cycles in plan.rounds]
+
+    assert stages(440, 1) == [["groups", "twofold", "sixfold"]]
+    assert stages(440, 2) == [["groups", "twofold"]] * 2
+    assert stages(880, 2) == stages(440, 1) * 2
+
+
+def still_walk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], float]]:
+    """Let chains stand still; what comes back fills with where they stand and the temperatures they are given."""
+    seen: list[tuple[list[int], float]] = []
+
+    def walk(self: _Walker, moves: int, temperature_s: float) -> None:
+        assert self.chain is not None
+        seen.append((self.chain.op_device[0].tolist(), temperature_s))
+
+    monkeypatch.setattr(_Walker, "walk", walk)
+    return seen
+
+
+def test_temperatures_are_in_units_of_what_one_unit_adds_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = zoo.load("rnnlm:layers=2,hidden=8,steps=8,vocabulary=9,batch=2")
+    problem = PlacementProblem(graph, colocate(graph, wanted_groups=12), load_cluster("k80x2"))
+    seen = still_walk(monkeypatch)
+    search = new_search(problem, chains=1)
+    run(search, moves=1, first=0, last=UNTIL_THE_END)
+    for stage in ("groups", "ops"):
+        units = search._field(stage).num_movable
+        assert units > 256 or stage == "groups"
+        cycles = [cycle for cycle in search.plan.rounds[0] if cycle.stage == stage]
+        update = int(np.ceil(cycles[0].begin * UNTIL_THE_END))
+        wanted = search.plan.cycle_at(update / UNTIL_THE_END, 0).temperature(update / UNTIL_THE_END)
+        assert seen[update][1] == pytest.approx(wanted * search.best_cost_s / units)
+
+
+def test_chains_go_their_own_ways_until_single_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = training_problem(80, 3, seed=2)
+    seen = still_walk(monkeypatch)
+    search = new_search(problem, chains=2)
+    assert search.best_ops is not None
+    own, best_s = search.best_ops, search.best_cost_s
+    run(search, moves=1, first=0, last=1)
+    elsewhere = problem.to_ops(problem.allowed.argmax(axis=1)).astype(np.int32)
+    assert elsewhere.tolist() != own.tolist()
+    search.offer(elsewhere, best_s / 2)
+    for stage, stand in (("groups", own), ("ops", elsewhere)):
+        begin = next(cycle.begin for cycle in search.plan.rounds[0] if cycle.stage == stage)
+        update = int(np.ceil(begin * UNTIL_THE_END))
+        seen.clear()
+        run(search, moves=1, first=update, last=update + 1)
+        assert [place for place, _ in seen] == [stand.tolist()] * 2
+
+
 def test_chains_begin_at_random_only_where_there_are_moves_enough_to_catch_up() -> None:
     problem = training_problem(80, 3, seed=2)
     search = new_search(problem, chains=4, survivors=2)
