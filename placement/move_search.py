@@ -1,15 +1,16 @@
 """Chains of moves that learn, while they walk, which moves pay; from coarse units down to single ops.
 
-A chain holds one placement of ops; until they move single ops, chains go their own ways. Which units move when, and at
-what temperatures, is the plan's to say (`placement.move_plan`). A move gives a unit (some
-groups, a group, or what the graph's constraints leave of one: an op, mostly), or a run of units along one of two
-orders, another device; the chain accepts it by Metropolis' rule at a temperature that falls. Which unit and which
-device is drawn from a softmax over linear scores of eleven features (`placement.move_kernel` has them): what the unit
-adds to the critical path of the step, what it waits for there and makes wait, transfers that the move would spare,
-load, the policy's opinion. **The weights are learned by REINFORCE during the walk**: the action is the move, the reward
-is the step time that an accepted move saves, in units of the temperature and between -1 and 1, and 0 where the move is
-rejected; a move that loses time costs as much as undoing it earns, so nothing is won by going back and forth. The
-baseline is a running mean. What kind of move (one unit, a run, a segment, a swap, ...) is learned likewise.
+A chain holds one placement of ops. Which units move when, at what temperatures, and how often from coarse to fine, is
+the plan's to say (`placement.move_plan`); chains go their own ways until, at the end, they move single ops. A move
+gives a unit (some groups, a group, or what the graph's constraints leave of one: an op, mostly), or a run of units
+along one of two orders, another device; the chain accepts it by Metropolis' rule at a temperature that falls. Which
+unit and which device is drawn from a softmax over linear scores of eleven features (`placement.move_kernel` has them):
+what the unit adds to the critical path of the step, what it waits for there and makes wait, transfers that the move
+would spare, load, the policy's opinion. **The weights are learned by REINFORCE during the walk**: the action is the
+move, the reward is the step time that an accepted move saves, in units of the temperature and between -1 and 1, and 0
+where the move is rejected; a move that loses time costs as much as undoing it earns, so nothing is won by going back
+and forth. The baseline is a running mean. What kind of move (one unit, a run, a segment, a swap, ...) is learned
+likewise.
 
 References:
     Williams, "Simple statistical gradient-following algorithms", 1992.
@@ -37,6 +38,7 @@ from envs.simulator import available_cores
 from placement import move_kernel as kernel
 from placement.move_field import Field, make_field
 from placement.move_plan import Cycle, make_plan, rounds_within, units_of
+from placement.placers.random import draw
 
 FIRST_WEIGHTS = np.array([1.0, 1.0, 0.7, 0.7, 0.7, 0.7, -0.7, 1.5, -0.5, -0.7, 0.0])
 """Weights of the features at first, set by hand from what each means; learning moves them (see docs/learning.md)."""
@@ -431,10 +433,12 @@ class MoveSearch:
     def _first_of_round(self, chain: int, field: Field, first: tuple[Ops, float]) -> tuple[Ops, float]:
         """Where a chain begins a round, and its cost: the first two where the run began, the others at random."""
         if chain < 2 or not self._scatters:
-            return first if self._round == 0 or self._home is None else self._home
+            if self._round == 0:
+                return first
+            assert self._home is not None
+            return self._home
         rng = np.random.default_rng([self.seed, 2, self._round, chain])
-        placed = np.where(field.allowed, rng.random(field.allowed.shape), -1.0).argmax(axis=1)
-        return placed[field.unit_of_op].astype(np.int32), np.inf
+        return draw(field.allowed, 1, rng)[0, field.unit_of_op].astype(np.int32), np.inf
 
     def state(self) -> dict[str, Any]:
         """All that changes and that later moves depend on: arrays, numbers, strings and lists and dicts of them."""

@@ -57,7 +57,8 @@ class ReinforceConfig:
         search_moves: Moves that each chain of the search (`placement.move_search`) makes an update, while the policy
             learns; fewer on graphs of many ops, so that updates stay short. 0 is no search.
         search_chains: Chains that begin, each on a core of its own where there are so many.
-        search_survivors: Of these, how many go on after a quarter of the run: those that stand best by then.
+        search_survivors: Of these, how many go on after a quarter of the run, or of each of its rounds
+            (`placement.move_plan`): those that stand best by then, and in rounds the first chain in any case.
         search_learning_rate: Of the weights by which the search draws its moves; 0 keeps those that were set by hand.
         search_kind_rate: Of the kinds of move; 0 keeps all equally likely.
         search_uniform_share: Share of the moves that are drawn uniformly; 1 leaves learning out of the search.
