@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import signal
@@ -27,6 +28,7 @@ from graphs.errors import InputError
 from placement import trainer as trainer_module
 from placement.checkpoint import FILE_NAME
 from placement.move_kernel import FEATURE_NAMES
+from placement.move_plan import MOVES_AN_OP
 from placement.move_search import MoveSearch
 from placement.placers import PLACERS
 from placement.placers.base import Budget
@@ -337,6 +339,27 @@ def test_a_run_too_short_for_single_ops_does_not_search_them(monkeypatch: pytest
     Trainer(problem, config=PRESETS["moves"]).run(time_limit_s=1.2)
     Trainer(problem, config=PRESETS["paper"]).run(time_limit_s=0.1)
     assert asked == [1.2], "once a run, and only where there is a search"
+
+
+def test_a_long_run_goes_through_its_rounds_and_a_resumed_one_goes_on_in_them(tmp_path: Path) -> None:
+    graph = zoo.load("rnnlm:layers=1,hidden=4,steps=2,vocabulary=5,batch=1")
+    problem = PlacementProblem(graph, colocate(graph, wanted_groups=12), load_cluster("k80x2"))
+    config = dataclasses.replace(PRESETS["moves"], search_moves=100)
+    evaluations = int(2.5 * MOVES_AN_OP * graph.num_ops)
+    walking: list[tuple[int, int]] = []
+
+    def look(stats: UpdateStats) -> None:
+        walking.append((whole._search.state()["round"], whole._search.num_walking))
+
+    whole = Trainer(problem, config=config)
+    whole.run(evaluations=evaluations, on_update=look)
+    assert list(dict.fromkeys(walking)) == [(0, 4), (0, 2), (1, 4), (1, 2)]
+    stopped = Trainer(problem, config=config, run_dir=tmp_path)
+    stopped.run(evaluations=evaluations, should_stop=lambda: stopped.updates >= walking.index((1, 4)) + 1)
+    resumed = Trainer.resume(problem, tmp_path)
+    resumed.run(evaluations=evaluations)
+    assert (resumed.updates, resumed.best_s) == (whole.updates, whole.best_s)
+    assert np.array_equal(resumed.best_placement, whole.best_placement)
 
 
 def test_memory_is_learned_too() -> None:
