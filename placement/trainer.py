@@ -10,27 +10,16 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from envs.problem import Evaluation, PlacementProblem
 from graphs.errors import InputError
 from placement import checkpoint
 from placement.best_known import BestKnown, as_groups, nearest_groups
-from placement.features import make_features
+from placement.learner import Learner
 from placement.move_search import MoveConfig, MoveSearch
-from placement.policy import Encoded, Seq2SeqPolicy, chosen_log_probability, entropy, gumbel_noise
-from placement.reinforce import (
-    ReinforceConfig,
-    advantage,
-    charged_s,
-    clip_gradient,
-    failing_signal_s,
-    leave_one_out,
-    moving_average,
-    reinforce_loss,
-    reward_of,
-)
+from placement.policy import Encoded, Seq2SeqPolicy
+from placement.reinforce import ReinforceConfig, charged_s
 from placement.runtime import deferred_interrupt, one_torch_thread
 from placement.stats import UpdateStats
 from placement.training_record import TrainingRecord
@@ -71,9 +60,9 @@ class _BudgetSpentError(Exception):
 
 
 class Trainer:
-    """A policy, its optimizer and baseline, and the best placement so far.
+    """A policy that learns (`placement.learner`), the search beside it, and the best placement so far.
 
-    All randomness comes from two generators of its own, made from the seed; all torch work runs on one thread. So the
+    All randomness comes from generators of its own, made from the seed; all torch work runs on one thread. So the
     same seed and number of updates give the same placements, byte for byte, whatever else runs.
 
     Args:
@@ -91,7 +80,6 @@ class Trainer:
         elapsed_s: Seconds of training so far.
         seconds: Seconds so far by `PARTS`.
         interrupted: True where the last `run` was ended by Ctrl-C.
-        policy: The policy; its weights are those after the last update.
     """
 
     def __init__(
@@ -113,21 +101,8 @@ class Trainer:
         self.elapsed_s = 0.0
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.interrupted = False
-        self._generator = torch.Generator().manual_seed(seed)
         self._rng = np.random.default_rng(seed)
-        features = make_features(problem)
-        self.policy = Seq2SeqPolicy(
-            features,
-            hidden_size=config.hidden_size,
-            embedding_size=config.embedding_size,
-            paper=config.paper_policy,
-            generator=self._generator,
-        )
-        self._features = self.policy.tensors(features)
-        self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.learning_rate)
-        self._failing_s = failing_signal_s(problem, config.failing_ratio)
-        # The paper's moving average starts at the failing signal.
-        self._baseline = float(reward_of(np.array([self._failing_s]), config.reward)[0])
+        self._learner = Learner(problem, config=config, seed=seed)
         self._known = BestKnown(problem, config.elites)
         self._search = MoveSearch(
             problem,
@@ -304,19 +279,17 @@ class Trainer:
         config = self.config
         if not config.learns or not self._policy_has_time():
             return self._search_alone(beside)
-        shape = (config.samples + 1, self.problem.num_groups, self.problem.num_devices)
         began = time.perf_counter()
         self._policy_works = True
         with self._timed("sample"):
-            encoded = self.policy.encode(self._features)  # read once: what is sampled is learned from by these weights
+            encoded = self._learner.encode()  # read once: what is sampled is learned from by these weights
             search = self._start_search(beside, encoded)
-            noise = gumbel_noise(*shape, self._generator)
-            noise[0] = 0.0  # row 0 is decoded greedily: it is reported, and not learned from
-            sampled = self.policy.sample(encoded, noise)
+            sampled = self._learner.sample(encoded)
         try:
             evaluation = self._evaluate(sampled.numpy())
             with self._timed("learn"):
-                numbers = self._learn(encoded, sampled[1:], _without_first(evaluation))
+                elite = [placement for _, placement in self._known.elite]
+                numbers = self._learner.learn(encoded, sampled[1:], _without_first(evaluation), elite, self.updates)
             self._policy_s = time.perf_counter() - began
             self._policy_in_run_s += self._policy_s
         finally:
@@ -369,9 +342,7 @@ class Trainer:
             return []
         if encoded is not None and config.search_advice:
             # What the policy would give each group, had it given the earlier ones what the search gives them.
-            now = torch.from_numpy(nearest_groups(self.problem, self._search.best_ops)[None])
-            with torch.no_grad():
-                self._advice = self.policy.score(encoded, now)[0].numpy()
+            self._advice = self._learner.advise(encoded, nearest_groups(self.problem, self._search.best_ops))
         progress, late = self._progress(moves)
         return self._search.start(
             moves, progress=progress, should_stop=late, log_probability=self._advice, executor=beside
@@ -420,49 +391,6 @@ class Trainer:
         if self._search.best_cost_s < self.best_s:
             evaluation = self.problem.evaluate_ops(self._search.best_ops[None], threads=1)
             self._known.keep(as_groups(self.problem, self._search.best_ops)[None], evaluation)
-
-    def _learn(self, encoded: Encoded, sampled: torch.Tensor, evaluation: Evaluation) -> dict[str, float]:
-        """One step of Adam on ``int64[B, G]`` samples and their evaluation, and on the elite."""
-        config = self.config
-        charged = charged_s(evaluation, self.problem.cluster.memory_bytes, failing_signal_s=self._failing_s)
-        rewards = reward_of(charged, config.reward)
-        if config.baseline == "leave_one_out":
-            baseline: NDArray[np.float64] | float = leave_one_out(rewards)
-        else:
-            baseline = self._baseline
-            self._baseline = moving_average(self._baseline, rewards, config.baseline_decay)
-        spread = float((rewards - baseline).std())
-        advantages = advantage(rewards, baseline, normalise=config.normalise_advantage)
-        if 0 < config.feasible_only_after <= self.updates:
-            advantages = np.where(evaluation.feasible, advantages, 0.0)
-        imitating = self.updates < config.imitation_updates and len(self._known.elite) > 0
-        if imitating:
-            advantages = np.zeros_like(advantages)
-        bonus = config.entropy_bonus
-        if config.entropy_half_life:
-            bonus *= 0.5 ** (self.updates / config.entropy_half_life)
-
-        count = len(sampled)
-        elite = [torch.from_numpy(placement) for _, placement in self._known.elite]
-        placements = torch.cat([sampled, torch.stack(elite)]) if elite else sampled
-        log_probabilities = self.policy.score(encoded, placements)  # [B + elite, G, D]
-        chosen = chosen_log_probability(log_probabilities, placements).sum(dim=1)  # [B + elite]
-        randomness = entropy(log_probabilities[:count])  # [B, G]
-        loss = reinforce_loss(chosen[:count], torch.from_numpy(advantages).float())
-        loss = loss - bonus * randomness.sum(dim=1).mean()
-        if elite:
-            loss = loss - (1.0 if imitating else config.imitation_weight) * chosen[count:].mean()
-        self._optimizer.zero_grad()
-        loss.backward()
-        norm = clip_gradient(list(self.policy.parameters()), config.clip_norm)
-        self._optimizer.step()
-        return {
-            "loss": loss.item(),
-            "entropy": randomness.mean().item(),
-            "advantage_std": spread,
-            "grad_norm": norm,
-            "baseline": float(np.mean(baseline)),
-        }
 
     def _evaluate(self, placements: IntArray) -> Evaluation:
         """Evaluate ``int64[B, G]``, count them, and keep the best and the elite.
@@ -516,6 +444,11 @@ class Trainer:
         )
 
     @property
+    def policy(self) -> Seq2SeqPolicy:
+        """The policy; its weights are those after the last update."""
+        return self._learner.policy
+
+    @property
     def best_placement(self) -> IntArray | None:
         """The best feasible placement so far, ``int64[G]``, or ``int64[N]`` where it parts groups.
 
@@ -542,10 +475,10 @@ class Trainer:
             elapsed_s=self.elapsed_s,
             seconds=self.seconds,
             policy=self.policy.state_dict(),
-            optimizer=self._optimizer.state_dict(),
-            generator=self._generator.get_state(),
+            optimizer=self._learner.optimizer.state_dict(),
+            generator=self._learner.generator.get_state(),
             rng=self._rng.bit_generator.state,
-            baseline=self._baseline,
+            baseline=self._learner.baseline,
             best_s=self.best_s,
             best_placement=self.best_placement,
             least_overflow=self._known.least_overflow,
@@ -559,10 +492,10 @@ class Trainer:
         self.elapsed_s = state.elapsed_s
         self.seconds = dict(state.seconds)
         self.policy.load_state_dict(state.policy)
-        self._optimizer.load_state_dict(state.optimizer)
-        self._generator.set_state(state.generator)
+        self._learner.optimizer.load_state_dict(state.optimizer)
+        self._learner.generator.set_state(state.generator)
+        self._learner.baseline = state.baseline
         self._rng.bit_generator.state = state.rng
-        self._baseline = state.baseline
         self._known.step_time_s, self._known.placement = state.best_s, state.best_placement
         self._known.least_overflow, self._known.elite = state.least_overflow, list(state.elite)
         self._search.restore(state.search)
