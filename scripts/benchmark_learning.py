@@ -120,11 +120,11 @@ def _run(asked: argparse.Namespace) -> int:
 
 def _measure(asked: argparse.Namespace, rows: list[Row], curves: list[Curve]) -> None:
     """Run what is missing; `rows` and `curves` grow, and so do their files."""
-    cells = [_split(cell) for cell in asked.cells]
+    cells = [split_cell(cell) for cell in asked.cells]
     placers = {name: find_placer(name) for name in asked.placers.split(",") if name}
-    seeds = [_whole(seed, "seeds") for seed in asked.seeds.split(",")]
+    seeds = [whole(seed, "seeds") for seed in asked.seeds.split(",")]
     budgets = [Budget(time_limit_s=_positive(text)) for text in _listed(asked.budgets_s)]
-    counts = [_whole(text, "budgets-evaluations") for text in _listed(asked.budgets_evaluations)]
+    counts = [whole(text, "budgets-evaluations") for text in _listed(asked.budgets_evaluations)]
     budgets += [Budget(evaluations=count) for count in counts]
     done = {row.key for row in rows}
     began = time.perf_counter()
@@ -232,7 +232,7 @@ def _warm_up(placers: dict[str, Placer]) -> None:
             run_placer(problem, name, placer, Budget(evaluations=200), 0, graph="", cluster="")
 
 
-def _split(cell: str) -> tuple[str, str, str]:
+def split_cell(cell: str) -> tuple[str, str, str]:
     """Graph, cluster and schedule of a cell's name; a path may stand for the graph."""
     parts = cell.rsplit("/", 2)
     if len(parts) == 3 and parts[2] in ("fifo", "program_order", "priority"):
@@ -247,7 +247,7 @@ def _listed(text: str) -> list[str]:
     return [] if text in ("", "none") else text.split(",")
 
 
-def _whole(text: str, what: str) -> int:
+def whole(text: str, what: str) -> int:
     if not text.strip().isdigit():
         raise InputError(f"--{what}: '{text}' is no whole number")
     return int(text)

@@ -5,7 +5,8 @@
 Each chain goes from coarse to fine once, by the plan that a run of so many evaluations has, and none knows of another.
 Printed are, by stage, the median and the best over the chains of the best step so far at the stage's end, and the rank
 correlation (Spearman) of that with where the chain ends: where it is near 0, choosing among chains by then is drawing
-lots. Times are of the simulator, so nothing here depends on the machine's speed.
+lots. Budgets are of evaluations and times are the simulator's, so nothing here depends on the machine's speed; a
+placement that does not fit is charged more than its step time, as in training.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from placement.api import make_problem
 from placement.move_search import MoveConfig, MoveSearch
 from placement.placers.random import draw
 from placement.reinforce import charged_s
+from scripts.benchmark_learning import split_cell, whole
 
 UPDATES = 200
 """Blocks of moves that a chain's run is cut into, about; a stage's end is seen after the block."""
@@ -36,21 +38,22 @@ UPDATES = 200
 
 def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cells", nargs="+", help="GRAPH/CLUSTER ...")
+    parser.add_argument("cells", nargs="+", help="GRAPH/CLUSTER[/SCHEDULE] ...")
     parser.add_argument("--evaluations", default="30000", help="of each chain, separated by commas: %(default)s")
     parser.add_argument("--chains", type=int, default=12, help="how many: %(default)s")
     asked = parser.parse_args(args)
     try:
         if asked.chains < 3:
             raise InputError(f"--chains is {asked.chains}; a rank correlation needs at least 3")
-        counts = [_whole(text) for text in asked.evaluations.split(",")]
+        counts = [whole(text, "evaluations") for text in asked.evaluations.split(",")]
+        if min(counts) == 0:
+            raise InputError("--evaluations: 0 leaves a chain nothing to do; give a number above 0")
         for cell in asked.cells:
-            graph, slash, cluster = cell.rpartition("/")
-            if not slash or not graph or not cluster:
-                raise InputError(f"cell '{cell}' is not of the form GRAPH/CLUSTER")
-            problem = make_problem(graph, cluster)
+            graph, cluster, schedule = split_cell(cell)
+            problem = make_problem(graph, cluster, schedule=schedule)
             for count in counts:
-                _show(cell, count, *spread(problem, evaluations=count, chains=asked.chains))
+                print(f"{cell}, {asked.chains} chains of {count:,} evaluations", flush=True)
+                _show(*spread(problem, evaluations=count, chains=asked.chains))
     except InputError as error:
         print(f"chain_spread: {error}", file=sys.stderr)
         return 2
@@ -65,13 +68,13 @@ def spread(problem: PlacementProblem, *, evaluations: int, chains: int) -> tuple
 
 
 def _go(problem: PlacementProblem, evaluations: int, seed: int) -> dict[str, float]:
-    """Let one chain go; the cost of its best placement by the stage that it was reached in."""
+    """Let one chain go; what its best placement costs at the end of each stage, by the stage."""
     search = MoveSearch(problem, config=MoveConfig(chains=1), seed=seed)
     placement = draw(problem.allowed, 1, np.random.default_rng([seed, 4]))
     cost_s = charged_s(problem.evaluate(placement), problem.cluster.memory_bytes, failing_signal_s=0.0)
     search.offer(problem.to_ops(placement[0]).astype(np.int32), float(cost_s[0]))
     search.expect(evaluations)
-    ends = {search.plan.cycle_at(0.0, 0).stage: search.best_cost_s}
+    costs_s: dict[str, float] = {}
     moves = max(evaluations // UPDATES, 1)
     with ThreadPoolExecutor(1) as executor:
         while (done := search.evaluations) < evaluations:
@@ -86,22 +89,19 @@ def _go(problem: PlacementProblem, evaluations: int, seed: int) -> dict[str, flo
             search.finish(started)
             if search.evaluations == done:  # nothing can move
                 break
-            ends[search.plan.cycle_at(progress, 0).stage] = search.best_cost_s
+            costs_s[search.plan.cycle_at(progress, 0).stage] = search.best_cost_s
+    ends, last_s = {}, float(cost_s[0])
+    for cycle in search.plan.rounds[0]:  # a stage that so few evaluations skipped ends as the one before it
+        ends[cycle.stage] = last_s = costs_s.get(cycle.stage, last_s)
     return ends
 
 
-def _show(cell: str, evaluations: int, stages: list[str], costs_s: NDArray[np.float64]) -> None:
-    print(f"{cell}, {len(costs_s)} chains of {evaluations:,} evaluations")
+def _show(stages: list[str], costs_s: NDArray[np.float64]) -> None:
     print(f"  {'after':<10}{'median':>10}{'best':>10}{'correlation with the end':>26}")
     for stage, column in zip(stages, costs_s.T, strict=True):
-        ranks = float(spearmanr(column, costs_s[:, -1])[0])
-        print(f"  {stage:<10}{np.median(column) * 1e3:>7.1f} ms{column.min() * 1e3:>7.1f} ms{ranks:>26.2f}", flush=True)
-
-
-def _whole(text: str) -> int:
-    if not text.strip().isdigit() or int(text) == 0:
-        raise InputError(f"--evaluations: '{text}' is no whole number above 0")
-    return int(text)
+        differ = np.ptp(column) > 0 and np.ptp(costs_s[:, -1]) > 0
+        ranks = f"{float(spearmanr(column, costs_s[:, -1])[0]):.2f}" if differ else "all equal"
+        print(f"  {stage:<10}{np.median(column) * 1e3:>7.1f} ms{column.min() * 1e3:>7.1f} ms{ranks:>26}", flush=True)
 
 
 if __name__ == "__main__":
