@@ -1,4 +1,4 @@
-"""Merging co-location groups to a wanted number, so that a placer has less to decide.
+"""Merging co-location groups to a wanted number, or ops by their type, so that a placer has less to decide.
 
 Letters: ``N`` ops, ``G`` groups, ``E`` edges.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from graphs.computation_graph import ANY_KIND, INPUT, PARAMETER, PHASES, ComputationGraph
 from graphs.errors import InputError
-from graphs.groups import Groups, make_groups
+from graphs.groups import Groups, make_groups, one_group_an_op
 
 _FLOPS_PER_BYTE = 10.0
 """Balance of a usual accelerator: this many FLOPs take as long as one byte of memory traffic."""
@@ -95,6 +95,35 @@ def coarsen(graph: ComputationGraph, groups: Groups, wanted_groups: int) -> Grou
             weight[a] += weight[b]
             left -= 1
     return _merged(groups, [find(root, g) for g in range(groups.num_groups)])
+
+
+def merge_types(graph: ComputationGraph, groups: Groups) -> Groups:
+    """One group for all ops of a type, in one phase of one module family, at whatever time step.
+
+    Where a network is unrolled over time that makes few groups, which no co-location group is a part of: the forward
+    products of a layer can be on another device than its backward ones, and than its sums.
+
+    Args:
+        graph: The graph.
+        groups: Its groups, for the module families.
+
+    Returns:
+        Groups that respect what the graph binds together; bound ops go with the first of them.
+    """
+    finest = one_group_an_op(graph)
+    first = np.unique(finest.group_of_op, return_index=True)[1]
+    keys = [
+        groups.family[groups.group_of_op[first]].astype(np.int64),
+        graph.phase[first].astype(np.int64),
+        graph.op_type[first].astype(np.int64),
+        _classes(graph, finest),
+    ]
+    distinct, label = np.unique(np.stack(keys, axis=1), axis=0, return_inverse=True)
+    names = [
+        f"{groups.family_names[family]}/{PHASES[phase]}/{graph.type_names[op_type]}"
+        for family, phase, op_type, _ in distinct.tolist()
+    ]
+    return make_groups(label.ravel()[finest.group_of_op], unique_names(names), names, [0] * len(names))
 
 
 def _size(weight: float) -> int:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from envs.problem import PlacementProblem
-from graphs.coarsening import coarsen
+from graphs.coarsening import coarsen, merge_types
 from graphs.groups import Groups, one_group_an_op
 
 COARSE_UNITS = 32
@@ -17,6 +17,18 @@ COARSE_UNITS = 32
 
 STAGES = (("coarse", 0.08, 2), ("groups", 0.17, 3), ("twofold", 0.2, 3), ("sixfold", 0.25, 4), ("ops", 0.3, 4))
 """Stages of the search with the share of a round that each takes, and its cycles of cooling."""
+
+TYPES_STAGE = ("types", 0.25, 4)
+"""Stage in place of coarse units and groups where a chain goes by types (`goes_by_types`)."""
+
+MOVES_AN_OP_BY_TYPES = 10
+"""Chains go by types only in a run that can move every op so often."""
+
+LEAST_GROUPS_A_TYPE = 2
+"""Nor do they where types are more than groups divided by this: the network is not unrolled over time, then."""
+
+LEAST_ACCELERATORS_BY_TYPES = 3
+"""Nor between fewer devices that are no CPUs."""
 
 UNITS_A_GROUP = {"twofold": 2, "sixfold": 6}
 """Units of the stages between groups and single ops, for each group; they are made anew from the ops."""
@@ -48,7 +60,7 @@ class Cycle:
     """One cooling.
 
     Attributes:
-        stage: What moves, one of `STAGES`.
+        stage: What moves, one of `STAGES`, or `TYPES_STAGE`.
         begin: Where in the run it begins, from 0 to 1.
         end: Where it ends.
         hot: Its first temperature, in the unit of `HOT`.
@@ -96,7 +108,9 @@ class Plan:
         return Cycle(last.stage, begin, begin + AFTER_SHARE, HOT[after % len(HOT)], last.alone)
 
 
-def make_plan(problem: PlacementProblem, *, finest: str, evaluations: float, rounds: int = 1) -> Plan:
+def make_plan(
+    problem: PlacementProblem, *, finest: str, evaluations: float, rounds: int = 1, by_types: bool = False
+) -> Plan:
     """Lay out a run.
 
     Args:
@@ -104,8 +118,10 @@ def make_plan(problem: PlacementProblem, *, finest: str, evaluations: float, rou
         finest: ``"groups"`` plans no finer stage.
         evaluations: Of the whole run, about; finer stages for which they are too few are left out.
         rounds: How often to go from coarse to fine.
+        by_types: Whether to begin each with types of op instead of coarse units and groups.
     """
-    stages = [stage for stage in STAGES if _is_wanted(problem, finest, stage[0], stage[1] * evaluations / rounds)]
+    asked = (TYPES_STAGE, *(stage for stage in STAGES if stage[0] not in ("coarse", "groups"))) if by_types else STAGES
+    stages = [stage for stage in asked if _is_wanted(problem, finest, stage[0], stage[1] * evaluations / rounds)]
     total = sum(share for _, share, _ in stages)
     made = []
     at = 0.0
@@ -128,6 +144,21 @@ def rounds_within(evaluations: float, problem: PlacementProblem) -> int:
     return min(max(int(evaluations / (MOVES_AN_OP * problem.graph.num_ops)), 1), MOST_ROUNDS)
 
 
+def goes_by_types(problem: PlacementProblem, *, finest: str, evaluations: float) -> bool:
+    """Whether some chains of a run of about so many evaluations begin with types of op.
+
+    Chains that begin so end farther apart, and the best of them ends lower, where a network is unrolled over time, on
+    more than two accelerators, in runs that can move every op ten times: measured, see docs/learning.md.
+    """
+    graph, cluster = problem.graph, problem.cluster
+    accelerators = sum(device.spec.kind != "cpu" for device in cluster.devices)
+    if finest != "ops" or accelerators < LEAST_ACCELERATORS_BY_TYPES:
+        return False
+    if math.isinf(evaluations) or evaluations < MOVES_AN_OP_BY_TYPES * graph.num_ops:
+        return False
+    return LEAST_GROUPS_A_TYPE * merge_types(graph, problem.groups).num_groups <= problem.num_groups
+
+
 def units_of(problem: PlacementProblem, stage: str) -> Groups:
     """What moves in a stage."""
     graph, groups = problem.graph, problem.groups
@@ -135,6 +166,8 @@ def units_of(problem: PlacementProblem, stage: str) -> Groups:
         return groups
     if stage == "coarse":
         return coarsen(graph, groups, COARSE_UNITS)
+    if stage == "types":
+        return merge_types(graph, groups)
     ops = one_group_an_op(graph)
     return ops if stage == "ops" else coarsen(graph, ops, UNITS_A_GROUP[stage] * groups.num_groups)
 
@@ -143,7 +176,7 @@ def _is_wanted(problem: PlacementProblem, finest: str, stage: str, moves: float)
     """Whether a stage that would have about so many moves is worth its time."""
     if stage == "coarse":
         return problem.num_groups >= 2 * COARSE_UNITS
-    if stage == "groups":
+    if stage in ("groups", "types"):
         return True
     if finest != "ops":
         return False

@@ -37,7 +37,7 @@ from envs.problem import PlacementProblem
 from envs.simulator import available_cores
 from placement import move_kernel as kernel
 from placement.move_field import Field, make_field
-from placement.move_plan import Cycle, make_plan, rounds_within, units_of
+from placement.move_plan import Cycle, Plan, goes_by_types, make_plan, rounds_within, units_of
 from placement.placers.random import draw
 
 FIRST_WEIGHTS = np.array([1.0, 1.0, 0.7, 0.7, 0.7, 0.7, -0.7, 1.5, -0.5, -0.7, 0.0])
@@ -48,6 +48,9 @@ SHARE_OF_A_STEP = 0.6
 
 THIN_OUT_AT = 0.25
 """Share of a round after which only the best chains go on: when the coarse stages, which decide the most, are over."""
+
+FIRST_SCATTERED = 2
+"""Number of the first chain that begins elsewhere than the run: at a random placement, and by types where that pays."""
 
 SCATTERED_FROM = 0.5
 """Moves of each op that a run must have room for, or no chain begins at a random placement: it would not catch up."""
@@ -243,6 +246,7 @@ class MoveSearch:
         best_cost_s: What it is charged (`placement.reinforce.charged_s`).
         plan: Of the first chain, which goes from coarse to fine once.
         plan_in_rounds: Of the others; the same where there is time for one round only.
+        plan_by_types: Of chains from `FIRST_SCATTERED` on where these begin with types of op; None where they do not.
     """
 
     def __init__(self, problem: PlacementProblem, *, config: MoveConfig, seed: int) -> None:
@@ -254,6 +258,7 @@ class MoveSearch:
         self._walkers = [_Walker(problem, config, [seed, 1, i]) for i in range(config.chains)]
         self._walking = list(range(config.chains))  # numbers of the chains that still walk
         self.plan = self.plan_in_rounds = make_plan(problem, finest=config.finest, evaluations=np.inf)
+        self.plan_by_types: Plan | None = None
         self._scatters = True
         self._round = 0
         self._home: tuple[Ops, float] | None = None  # where the first round began, and its cost
@@ -302,6 +307,11 @@ class MoveSearch:
         self._scatters = evaluations >= SCATTERED_FROM * self.problem.graph.num_ops
         self.plan = make_plan(self.problem, finest=finest, evaluations=evaluations)
         self.plan_in_rounds = make_plan(self.problem, finest=finest, evaluations=evaluations, rounds=rounds)
+        self.plan_by_types = None
+        if self.config.chains > FIRST_SCATTERED and goes_by_types(self.problem, finest=finest, evaluations=evaluations):
+            self.plan_by_types = make_plan(
+                self.problem, finest=finest, evaluations=evaluations, rounds=rounds, by_types=True
+            )
 
     def expect_seconds(self, limit_s: float) -> None:
         """The same by the clock: as many evaluations as the cores that the surviving chains use manage in a time."""
@@ -359,18 +369,24 @@ class MoveSearch:
     def go_on(self, progress: float) -> None:
         """Where the run has come so far, begin a round that is due, and leave off the chains that stand worst in it.
 
-        The first chain, where it has a plan of its own, walks on in any case.
+        The first chain, where it has a plan of its own, walks on in any case. Where chains go by types, the best of
+        these does, whatever the others found: how they stand then says little about where they end.
         """
         number, done = self.plan_in_rounds.round_at(progress)
+        own_plan, by_types = len(self.plan_in_rounds.rounds) > 1, self.plan_by_types is not None
         if number > self._round and progress < 1.0:
             self._round = number
             self._walking = list(range(self.config.chains))
             for walker in self._walkers[1:]:
                 walker.forget()
+        if own_plan and by_types:  # one chain on one core goes as always, those by types share the other
+            self._walking = [i for i in self._walking if i == 0 or i >= FIRST_SCATTERED]
         if done >= THIN_OUT_AT and self.num_walking > self._survivors:
-            own_plan = len(self.plan_in_rounds.rounds) > 1
             best = {i: float(self._walkers[i].scalars[kernel.BEST]) for i in self._walking}
             ranked = sorted(self._walking, key=lambda i: (i > 0 or not own_plan, best[i]))
+            if by_types:
+                firsts = {i < FIRST_SCATTERED: i for i in reversed(ranked)}
+                ranked.sort(key=lambda i: i not in firsts.values())
             self._walking = sorted(ranked[: self._survivors])
 
     def begin_again(self) -> None:
@@ -428,11 +444,12 @@ class MoveSearch:
     def _cycle_at(self, progress: float, chain: int) -> Cycle:
         if chain == 0:
             return self.plan.cycle_at(progress, 0)
-        return self.plan_in_rounds.cycle_at(progress, min(self._round, len(self.plan_in_rounds.rounds) - 1))
+        plan = self.plan_by_types if self.plan_by_types and chain >= FIRST_SCATTERED else self.plan_in_rounds
+        return plan.cycle_at(progress, min(self._round, len(plan.rounds) - 1))
 
     def _first_of_round(self, chain: int, field: Field, first: tuple[Ops, float]) -> tuple[Ops, float]:
         """Where a chain begins a round, and its cost: the first two where the run began, the others at random."""
-        if chain < 2 or not self._scatters:
+        if chain < FIRST_SCATTERED or not self._scatters:
             if self._round == 0:
                 return first
             assert self._home is not None

@@ -2,11 +2,12 @@
 
     python scripts/chain_spread.py nmt/k80x4 --evaluations 30000,90000 --chains 12
 
-Each chain goes from coarse to fine once, by the plan that a run of so many evaluations has, and none knows of another.
-Printed are, by stage, the median and the best over the chains of the best step so far at the stage's end, and the rank
-correlation (Spearman) of that with where the chain ends: where it is near 0, choosing among chains by then is drawing
-lots. Budgets are of evaluations and times are the simulator's, so nothing here depends on the machine's speed; a
-placement that does not fit is charged more than its step time, as in training.
+Each chain goes from coarse to fine once, by the plan that a run of so many evaluations has, and none knows of another;
+with --by-types they begin with types of op instead of coarse units and groups. Printed are, by stage, the median and
+the best over the chains of the best step so far at the stage's end, and the rank correlation (Spearman) of that with
+where the chain ends: where it is near 0, choosing among chains by then is drawing lots. Budgets are of evaluations and
+times are the simulator's, so nothing here depends on the machine's speed; a placement that does not fit is charged
+more than its step time, as in training.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from envs.problem import PlacementProblem
 from envs.simulator import available_cores
 from graphs.errors import InputError
 from placement.api import make_problem
+from placement.move_plan import make_plan
 from placement.move_search import MoveConfig, MoveSearch
 from placement.placers.random import draw
 from placement.reinforce import charged_s
@@ -41,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("cells", nargs="+", help="GRAPH/CLUSTER[/SCHEDULE] ...")
     parser.add_argument("--evaluations", default="30000", help="of each chain, separated by commas: %(default)s")
     parser.add_argument("--chains", type=int, default=12, help="how many: %(default)s")
+    parser.add_argument("--by-types", action="store_true", help="begin with types of op, not coarse units and groups")
     asked = parser.parse_args(args)
     try:
         if asked.chains < 3:
@@ -53,27 +56,31 @@ def main(args: Sequence[str] | None = None) -> int:
             problem = make_problem(graph, cluster, schedule=schedule)
             for count in counts:
                 print(f"{cell}, {asked.chains} chains of {count:,} evaluations", flush=True)
-                _show(*spread(problem, evaluations=count, chains=asked.chains))
+                _show(*spread(problem, evaluations=count, chains=asked.chains, by_types=asked.by_types))
     except InputError as error:
         print(f"chain_spread: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def spread(problem: PlacementProblem, *, evaluations: int, chains: int) -> tuple[list[str], NDArray[np.float64]]:
+def spread(
+    problem: PlacementProblem, *, evaluations: int, chains: int, by_types: bool = False
+) -> tuple[list[str], NDArray[np.float64]]:
     """The stages, and ``float64[chains, stages]``, what the best placement costs at the end of each, in seconds."""
     with ThreadPoolExecutor(available_cores()) as executor:
-        found = list(executor.map(lambda seed: _go(problem, evaluations, seed), range(chains)))
+        found = list(executor.map(lambda seed: _go(problem, evaluations, seed, by_types), range(chains)))
     return list(found[0]), np.array([list(ends.values()) for ends in found])
 
 
-def _go(problem: PlacementProblem, evaluations: int, seed: int) -> dict[str, float]:
+def _go(problem: PlacementProblem, evaluations: int, seed: int, by_types: bool) -> dict[str, float]:
     """Let one chain go; what its best placement costs at the end of each stage, by the stage."""
     search = MoveSearch(problem, config=MoveConfig(chains=1), seed=seed)
     placement = draw(problem.allowed, 1, np.random.default_rng([seed, 4]))
     cost_s = charged_s(problem.evaluate(placement), problem.cluster.memory_bytes, failing_signal_s=0.0)
     search.offer(problem.to_ops(placement[0]).astype(np.int32), float(cost_s[0]))
     search.expect(evaluations)
+    if by_types:
+        search.plan = make_plan(problem, finest="ops", evaluations=evaluations, by_types=True)
     costs_s: dict[str, float] = {}
     moves = max(evaluations // UPDATES, 1)
     with ThreadPoolExecutor(1) as executor:

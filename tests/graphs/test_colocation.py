@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphs.coarsening import coarsen
+from graphs.coarsening import coarsen, merge_types
 from graphs.colocation import colocate, natural_groups
 from graphs.computation_graph import ANY_KIND, INPUT, PARAMETER, ComputationGraph, OpRecord, TensorRecord, build
 from graphs.errors import InputError
@@ -411,6 +411,34 @@ def test_coarse_groups_are_unions_of_finer_ones(graph: ComputationGraph, wanted:
         coarser = coarsen(graph, finer, number)
         _check_nested(coarser, finer)
         finer = coarser
+
+
+@settings(max_examples=50)
+@given(graphs())
+def test_ops_merged_by_type_stay_bound_and_apart_by_kind_of_device(graph: ComputationGraph) -> None:
+    groups = natural_groups(graph)
+    merged = merge_types(graph, groups)
+    _check_constraints(graph, merged)
+    _check_nested(merged, one_group_an_op(graph))
+    free = graph.colocation < 0
+    family, pinned = groups.family[groups.group_of_op], _is_pinned(graph)
+    columns = (family, graph.phase, graph.op_type, graph.allowed_kinds, pinned)
+    keys = list(zip(*(column.tolist() for column in columns), strict=True))
+    group_of_key: dict[tuple[int, ...], int] = {}
+    for i in np.flatnonzero(free):  # one group a key, and one key a group
+        assert group_of_key.setdefault(keys[i], int(merged.group_of_op[i])) == merged.group_of_op[i]
+    assert len(set(group_of_key.values())) == len(group_of_key)
+
+
+def test_types_of_an_unrolled_model_hold_all_its_time_steps() -> None:
+    few, many = (load(f"rnnlm:steps={steps},hidden=8,vocabulary=9,batch=2") for steps in (6, 12))
+    of_few, of_many = (merge_types(graph, natural_groups(graph)) for graph in (few, many))
+    assert of_few.num_groups == of_many.num_groups
+    assert set(of_few.names) == set(of_many.names)
+    assert len(set(of_many.names)) == of_many.num_groups
+    product = of_many.names.index("softmax/forward/addmm")
+    mine = np.flatnonzero(of_many.group_of_op == product)
+    assert sorted(many.module_call[mine].tolist()) == list(range(12))
 
 
 def _is_pinned(graph: ComputationGraph) -> np.ndarray:

@@ -22,7 +22,15 @@ from graphs.groups import one_group_an_op
 from graphs.synthetic import random_graph
 from placement import move_kernel as kernel
 from placement.move_field import Field, make_field
-from placement.move_plan import MOST_ROUNDS, MOVES_AN_OP, Cycle, make_plan, rounds_within, units_of
+from placement.move_plan import (
+    MOST_ROUNDS,
+    MOVES_AN_OP,
+    MOVES_AN_OP_BY_TYPES,
+    Cycle,
+    make_plan,
+    rounds_within,
+    units_of,
+)
 from placement.move_search import Chain, MoveConfig, MoveSearch, _Walker
 from placement.reinforce import charged_s
 from tests.placement.critical_path_plain import critical_path
@@ -583,6 +591,86 @@ def test_a_plan_of_more_rounds_begins_none_where_the_run_is_already_over() -> No
     search.go_on(1.1)
     assert search.state()["round"] == 0
     assert all(np.isfinite(chain["scalars"][kernel.BEST]) for chain in search.state()["chains"])
+
+
+def unrolled_problem(cluster_name: str = "k80x4", steps: int = 40) -> PlacementProblem:
+    graph = zoo.load(f"rnnlm:layers=2,hidden=8,steps={steps},vocabulary=9,batch=2")
+    return PlacementProblem(graph, colocate(graph), load_cluster(cluster_name))
+
+
+def test_chains_go_by_types_where_a_network_is_unrolled_and_there_is_much_to_choose() -> None:
+    problem = unrolled_problem()
+    enough = MOVES_AN_OP_BY_TYPES * problem.graph.num_ops
+
+    def by_types(problem: PlacementProblem, evaluations: float, **config: Any) -> bool:
+        search = new_search(problem, **{"chains": 4, "survivors": 2, **config})
+        search.expect(evaluations)
+        return search.plan_by_types is not None
+
+    assert by_types(problem, enough)
+    assert not by_types(problem, enough - 1)
+    assert not by_types(problem, np.inf)
+    assert not by_types(problem, enough, finest="groups")
+    assert not by_types(problem, enough, chains=2)
+    assert not by_types(unrolled_problem("k80x2"), enough)
+    assert not by_types(unrolled_problem(steps=4), enough)
+
+
+def test_chains_that_go_by_types_move_all_ops_of_a_type_first_and_then_finer_units() -> None:
+    problem = unrolled_problem()
+    search = new_search(problem, chains=4, survivors=2)
+    search.expect(MOVES_AN_OP_BY_TYPES * problem.graph.num_ops)
+    stages = [
+        list(dict.fromkeys(search._cycle_at(progress, chain).stage for progress in np.linspace(0.0, 0.99, 100)))
+        for chain in range(4)
+    ]
+    assert stages[:2] == [["coarse", "groups", "twofold", "sixfold", "ops"]] * 2
+    assert stages[2:] == [["types", "twofold", "sixfold", "ops"]] * 2
+    run(search, moves=30, last=1)
+    types = units_of(problem, "types").group_of_op
+    placed = [chain["ops"] for chain in search.state()["chains"]]
+    for ops in placed[2:]:
+        assert all(len(set(ops[types == t].tolist())) == 1 for t in range(types.max() + 1))
+    assert placed[2].tolist() != placed[3].tolist()
+
+
+def test_the_best_chain_by_types_goes_on_even_where_the_others_stand_better() -> None:
+    problem = unrolled_problem()
+    search = new_search(problem, chains=4, survivors=2)
+    search.expect(MOVES_AN_OP_BY_TYPES * problem.graph.num_ops)
+    run(search, moves=5, last=1)
+    for walker, best_s in zip(search._walkers, (2.0, 1.0, 4.0, 3.0), strict=True):
+        walker.scalars[kernel.BEST] = best_s
+    search.go_on(0.2)
+    assert search.state()["walking"] == [0, 1, 2, 3]
+    search.go_on(0.25)
+    assert search.state()["walking"] == [1, 3]
+
+
+def test_in_rounds_those_by_types_share_the_core_that_the_first_chain_leaves() -> None:
+    problem = unrolled_problem()
+    search = new_search(problem, chains=4, survivors=2)
+    search.expect(2.5 * MOVES_AN_OP * problem.graph.num_ops)
+    assert search.plan_by_types is not None
+    assert len(search.plan_by_types.rounds) == 2
+    search.go_on(0.0)
+    assert search.state()["walking"] == [0, 2, 3]
+    run(search, moves=5, last=1)
+    for walker, best_s in zip(search._walkers, (4.0, np.inf, 3.0, 2.0), strict=True):
+        walker.scalars[kernel.BEST] = best_s
+    search.go_on(0.2)
+    assert search.state()["walking"] == [0, 3]
+    search.go_on(0.5)
+    assert search.state()["walking"] == [0, 2, 3]
+    assert [search._cycle_at(0.5, i).stage for i in (2, 3)] == ["types", "types"]
+    resumed = new_search(problem, chains=4, survivors=2)
+    resumed.restore(search.state())
+    resumed.expect(2.5 * MOVES_AN_OP * problem.graph.num_ops)
+    for both in (search, resumed):
+        run(both, moves=20, first=8, last=9)
+    for key in ("ops", "best_ops", "rejected"):
+        ends = [both.state()["chains"][3][key].tolist() for both in (search, resumed)]
+        assert ends[0] == ends[1]
 
 
 def test_between_groups_and_ops_units_of_a_few_ops_are_moved() -> None:

@@ -21,6 +21,14 @@ def test_chains_get_better_stage_by_stage_and_each_begins_elsewhere() -> None:
     assert again.tolist() == costs_s.tolist()
 
 
+def test_chains_by_types_begin_with_types_of_op() -> None:
+    problem = training_problem(80, 3, seed=2)
+    stages, costs_s = chain_spread.spread(problem, evaluations=3000, chains=4, by_types=True)
+    assert stages[0] == "types"
+    assert not {"coarse", "groups"} & set(stages)
+    assert costs_s.shape == (4, len(stages))
+
+
 def test_so_few_evaluations_that_stages_are_skipped_still_make_a_table() -> None:
     problem = training_problem(80, 3, seed=2)
     stages, costs_s = chain_spread.spread(problem, evaluations=1, chains=4)
