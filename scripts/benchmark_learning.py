@@ -71,6 +71,9 @@ DEFAULT_PLACERS = (
     "reinforce,reinforce_uniform,annealing,annealing_ops,local_search,local_search_ops,genetic,cross_entropy,heuristics"
 )
 
+WARM_UP_S = 0.5
+"""Seconds of each placer on a tiny problem before anything is measured."""
+
 
 def main(args: Sequence[str] | None = None) -> int:
     asked = _parse(args)
@@ -230,6 +233,8 @@ def _warm_up(placers: dict[str, Placer]) -> None:
         problem = make_problem(random_graph(30, seed=1), "k80x2", schedule=schedule)
         for name, placer in placers.items():
             run_placer(problem, name, placer, Budget(evaluations=200), 0, graph="", cluster="")
+    for name, placer in placers.items():  # few evaluations and a time limit import different things
+        run_placer(problem, name, placer, Budget(time_limit_s=WARM_UP_S), 0, graph="", cluster="")
 
 
 def split_cell(cell: str) -> tuple[str, str, str]:
