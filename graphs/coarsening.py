@@ -100,7 +100,7 @@ def coarsen(graph: ComputationGraph, groups: Groups, wanted_groups: int) -> Grou
 def merge_types(graph: ComputationGraph, groups: Groups) -> Groups:
     """One group for all ops of a type, in one phase of one module family, at whatever time step.
 
-    Where a network is unrolled over time that makes few groups, which no co-location group is a part of: the forward
+    Where a network is unrolled over time that makes few groups, and they cut across co-location groups: the forward
     products of a layer can be on another device than its backward ones, and than its sums.
 
     Args:

@@ -25,7 +25,7 @@ MOVES_AN_OP_BY_TYPES = 10
 """Chains go by types only in a run that can move every op so often."""
 
 LEAST_GROUPS_A_TYPE = 2
-"""Nor do they where types are more than groups divided by this: the network is not unrolled over time, then."""
+"""Nor where groups are fewer than so many a type: the network is not unrolled over time, then."""
 
 LEAST_ACCELERATORS_BY_TYPES = 3
 """Nor between fewer devices that are no CPUs."""
