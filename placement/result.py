@@ -23,6 +23,8 @@ from graphs.files import write_atomically
 FORMAT: Final = "device-placement"
 VERSION: Final = 1
 
+_REMEDY = "copy it again from where it was written, or write a new one with 'placement train'"
+
 
 class GraphReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which graph was placed: `ComputationGraph.name`, its digest, and ``N``."""
@@ -143,7 +145,7 @@ def read_placement(path: str | Path) -> PlacementResult:
     try:
         header = msgspec.json.decode(data, type=_Header)
         if header.format != FORMAT:
-            raise InputError(f"'{path}' is not a placement file: its field format is not '{FORMAT}'")
+            raise InputError(f"'{path}' is not a placement file: its field format is not '{FORMAT}'; {_REMEDY}")
         if header.version != VERSION:
             raise InputError(
                 f"placement file '{path}' has version {header.version}, but this program reads version {VERSION}; "
@@ -151,7 +153,7 @@ def read_placement(path: str | Path) -> PlacementResult:
             )
         result = msgspec.json.decode(data, type=PlacementResult)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError
-        raise InputError(f"'{path}' is not a valid placement file: {error}") from error
+        raise InputError(f"'{path}' is not a valid placement file: {error}; {_REMEDY}") from error
     _check_consistent(path, result)
     return result
 
@@ -215,10 +217,11 @@ def _check_consistent(path: str | Path, result: PlacementResult) -> None:
     if len(result.ops) != result.graph.num_ops:
         raise InputError(
             f"placement file '{path}' places {len(result.ops)} ops, but its field graph.num_ops is "
-            f"{result.graph.num_ops}; the file is incomplete"
+            f"{result.graph.num_ops}, so it is incomplete; {_REMEDY}"
         )
     for op, device in result.ops.items():
         if device not in result.cluster.devices:
             raise InputError(
-                f"placement file '{path}': op '{op}' is on device '{device}', which its field cluster.devices lacks"
+                f"placement file '{path}': op '{op}' is on device '{device}', which its field cluster.devices lacks; "
+                f"correct the one or the other, or {_REMEDY}"
             )

@@ -45,8 +45,10 @@ class Standing:
 
     @property
     def budget(self) -> str:
-        """For people."""
-        return f"{self.budget_s:g} s" if self.budget_s is not None else f"{self.budget_evaluations:,} evaluations"
+        """For people; with the schedule where it is another than `priority`."""
+        limit = f"{self.budget_s:g} s" if self.budget_s is not None else f"{self.budget_evaluations:,} evaluations"
+        schedule = self.cluster.partition("/")[2]
+        return f"{limit}, schedule {schedule}" if schedule else limit
 
     def median_s(self, placer: str) -> float:
         """Median over the seeds."""
@@ -71,12 +73,14 @@ class Standing:
         """Who wins.
 
         ``ahead`` or ``behind`` where the medians differ by more than half of the spread (slowest less fastest seed) of
-        either placer, else ``level``.
+        either placer, else ``level``; ``one seed`` where neither has more, and so no spread.
         """
         other, ratio = self.best_other, self.ratio
         if other is None or ratio is None:
             return ""
         ours, theirs = self.times_s[LEARNED], self.times_s[other]
+        if len(ours) == len(theirs) == 1 and np.isfinite(ours[0]) and np.isfinite(theirs[0]):
+            return "one seed"
         spread_s = max(_spread_s(ours), _spread_s(theirs)) / 2
         gap_s = self.median_s(other) - self.median_s(LEARNED)
         if np.isnan(gap_s) or abs(gap_s) <= spread_s:
@@ -108,6 +112,7 @@ def standings(rows: Iterable[Row]) -> list[Standing]:
             s.budget_s is None,
             s.budget_s or 0,
             s.budget_evaluations or 0,
+            s.cluster.partition("/")[2],
             cells.index((s.graph, s.cluster)),
         ),
     )
@@ -117,7 +122,7 @@ _LEGEND = (
     "Of each placer, the median over the seeds of the step time, over the best placer's median and, in brackets, the "
     "same of the slowest seed. Ratio: reinforce over the best placer that does not learn, medians; it is ahead or "
     "behind where they differ by more than half of the seeds' spread (slowest less fastest, of the placer that varies "
-    "more)."
+    "more). Entries without brackets are of one seed; where both have only one, nobody is called ahead."
 )
 
 
@@ -158,11 +163,12 @@ def tables_text(rows: Sequence[Row], *, json_name: str) -> str:
     lines: list[str] = []
     for budget, group in _by_budget(standings(rows)):
         names = _placers(group)
-        seeds = max(len(times) for standing in group for times in standing.times_s.values())
+        counts = {len(times) for standing in group for times in standing.times_s.values()}
+        shown = f"{'at most ' if len(counts) > 1 else ''}{max(counts)} seed{'s' if max(counts) > 1 else ''}"
         lines += [
             f"### {budget}",
             "",
-            f"| graph | cluster | best | {' | '.join(names)} | ratio | {seeds} seed{'s' if seeds > 1 else ''} |",
+            f"| graph | cluster | best | {' | '.join(names)} | ratio | {shown} |",
             f"|---|---|--:|{'--:|' * len(names)}--:|---|",
         ]
         for standing in group:
@@ -225,7 +231,7 @@ def _outcome(standing: Standing) -> tuple[str, str]:
     ratio = standing.ratio
     if ratio is None:
         return "-", ""
-    preposition = {"ahead": "of", "level": "with", "behind": ""}[standing.verdict]
+    preposition = {"ahead": "of", "level": "with", "behind": "", "one seed": "beside"}[standing.verdict]
     note = " ".join(word for word in (standing.verdict, preposition, standing.best_other or "") if word)
     if standing.overrun is not None and standing.overrun > 1.1:
         note += f"; took up to {standing.overrun:.2f} of the time"
@@ -239,9 +245,11 @@ def _summary(group: Sequence[Standing]) -> str:
         return f"{len(group)} cells; nothing to compare."
     ratios = [ratio for standing in compared if (ratio := standing.ratio) is not None]
     count = Counter(standing.verdict for standing in compared)
+    alone = f", of one seed in {count['one seed']}" if count["one seed"] else ""
+    cells = f"{len(compared)} cell{'s' if len(compared) > 1 else ''}"
     text = (
-        f"{len(compared)} cells: reinforce is ahead in {count['ahead']}, level in {count['level']}, behind in "
-        f"{count['behind']}; its median is the smaller one in {sum(ratio < 1 for ratio in ratios)}; ratio from "
+        f"{cells}: reinforce is ahead in {count['ahead']}, level in {count['level']}, behind in "
+        f"{count['behind']}{alone}; its median is the smaller one in {sum(ratio < 1 for ratio in ratios)}; ratio from "
         f"{min(ratios):.4f} to {max(ratios):.4f}, geometric mean {_geometric_mean(ratios):.4f}"
     )
     for name in _placers(compared):

@@ -167,7 +167,7 @@ def test_a_damaged_file_is_refused_in_one_sentence(tmp_path: Path, damage: dict[
 def test_a_truncated_or_missing_file_is_refused(tmp_path: Path) -> None:
     whole = encode_placement(result_of(problem_of(chain()), [1, 2]))
     (tmp_path / "short.json").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="truncated"):
+    with pytest.raises(InputError, match="truncated; copy it again from where it was written, or write a new one"):
         read_placement(tmp_path / "short.json")
     (tmp_path / "binary.json").write_bytes(b'{"format": "\xff\xfe"}')
     with pytest.raises(InputError, match="not a valid placement file"):

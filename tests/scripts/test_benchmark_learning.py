@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,9 @@ from graphs.files import save_graph_file
 from graphs.synthetic import random_graph
 from placement.api import make_problem
 from placement.placers.base import Budget, Progress
-from scripts.benchmark_learning import CELLS, find_placer, main
+from scripts.benchmark_learning import CELLS, find_placer, main, run_placer
 from scripts.learning_plot import plot_curves
-from scripts.learning_report import BEGIN, END, standings
+from scripts.learning_report import BEGIN, END, standings, tables_text
 from scripts.learning_rows import MOST_POINTS, Curve, Row, read_rows, thinned
 
 KEYS = {
@@ -82,6 +84,26 @@ def test_it_runs_what_is_missing_and_every_row_is_evaluated_again(
     again = [line for line in capsys.readouterr().out.splitlines() if ", seed " in line]
     assert len(again) == 4
     assert all("annealing" in line for line in again)
+
+
+def test_every_placer_has_run_with_and_without_a_clock_before_one_is_timed(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, str, bool]] = []
+
+    def recorded(*args: Any, graph: str, cluster: str) -> tuple[Row, Curve]:
+        _, name, _, budget, _ = args
+        ran.append((graph, name, budget.time_limit_s is not None))
+        return run_placer(*args, graph=graph, cluster=cluster)
+
+    monkeypatch.setattr("scripts.benchmark_learning.run_placer", recorded)
+    cells = ["--cells", "g.graph.json/k80x2", "--placers", "annealing,local_search", "--seeds", "0", "--json", "l.json"]
+    assert main([*cells, "--budgets-s", "0.2", "--budgets-evaluations", "none"]) == 0
+    first = next(i for i, (graph, _, _) in enumerate(ran) if graph)
+    assert {(name, timed) for _, name, timed in ran[:first]} == {
+        (name, timed) for name in ("annealing", "local_search") for timed in (False, True)
+    }
+    assert ran[first:] == [("g.graph.json", name, True) for name in ("annealing", "local_search")]
 
 
 def test_the_report_fills_a_page_and_draws_every_cell(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +175,8 @@ def row(placer: str, seed: int, step_time_s: float | None, *, feasible: bool = T
         ((1.0, 1.01, 1.5), (1.10, 1.11, 1.12), "level"),  # one slow seed: the spread covers the gap
         ((1.2, 1.21, 1.22), (1.10, 1.11, 1.12), "behind"),
         ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), "level"),
+        ((1.0,), (1.1,), "one seed"),  # no spread to hold the gap against
+        ((1.0,), (1.10, 1.11, 1.12), "ahead"),
     ],
 )
 def test_who_wins_is_a_matter_of_medians_and_spread(ours: tuple, theirs: tuple, verdict: str) -> None:
@@ -162,7 +186,7 @@ def test_who_wins_is_a_matter_of_medians_and_spread(ours: tuple, theirs: tuple, 
     rows += [row("reinforce_uniform", i, 0.5) for i in range(3)]  # made of its parts: none of the others
     (standing,) = standings(rows)
     assert standing.best_other == "annealing"
-    assert standing.ratio == pytest.approx(ours[1] / theirs[1])
+    assert standing.ratio == pytest.approx(statistics.median(ours) / statistics.median(theirs))
     assert standing.verdict == verdict
 
 
@@ -170,6 +194,22 @@ def test_a_placer_that_finds_nothing_that_fits_loses() -> None:
     rows = [row("reinforce", 0, 5.0), row("annealing", 0, 1.0, feasible=False), row("genetic", 0, None, feasible=False)]
     (standing,) = standings(rows)
     assert (standing.ratio, standing.verdict) == (0.0, "ahead")
+
+
+def test_another_schedule_has_a_table_of_its_own_and_single_seeds_are_not_counted_as_wins() -> None:
+    rows = [
+        Row("g", cluster, placer, seed, 10.0, None, 10.0, 5, step_time_s, True)
+        for cluster, seeds in (("c/fifo", 1), ("c", 2), ("d", 1))
+        for placer, step_time_s in (("reinforce", 1.0), ("annealing", 2.0))
+        for seed in range(seeds)
+    ]
+    text = tables_text(rows, json_name="l.json")
+    priority, fifo = text.split("### 10 s\n")[1].split("### 10 s, schedule fifo\n")
+    assert "| at most 2 seeds |" in priority
+    assert "| 1 seed |" in fifo
+    assert "2 cells: reinforce is ahead in 1, level in 0, behind in 0, of one seed in 1; its median is the" in priority
+    assert "| g | d | 1.000 s | 1.000 | 2.000 | 0.5000 | one seed beside annealing |" in priority
+    assert "1 cell: reinforce is ahead in 0, level in 0, behind in 0, of one seed in 1; its median is the" in fifo
 
 
 def test_a_thinned_curve_keeps_its_ends_and_what_was_best_when() -> None:
@@ -200,7 +240,7 @@ def test_a_search_of_single_ops_parts_groups_and_is_no_part_of_the_learner() -> 
     rows = [Row("g", "c", name, 0, 1.0, None, 1.0, 9, s, True) for name, s in (("reinforce", 3.0), ("annealing", 4.0))]
     rows.append(Row("g", "c", "annealing_ops", 0, 1.0, None, 1.0, 9, 2.0, True))
     assert standings(rows)[0].best_other == "annealing_ops"
-    assert standings(rows)[0].verdict == "behind"
+    assert standings(rows)[0].ratio == 1.5
 
 
 def test_the_budget_that_most_runs_had_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
