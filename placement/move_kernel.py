@@ -44,6 +44,9 @@ UNKNOWN, RESTORED, SIMULATED, SUMMED = range(4)
 workspace holds its trace; what the features need was summed up from that."""
 NUM_COUNTS = 3
 
+_UNIFORM_KINDS = 0.5
+"""Share of the moves drawn uniformly whose kind is, too: learning may not give up a kind that will be needed later."""
+
 _WEIGHT_LIMIT = 8.0
 _REFRESH = 24
 """Rejections after which a chain that stands still draws by renewed shares."""
@@ -378,13 +381,15 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
                     field.near_s, field.orders, field.rank, chain.critical_s, chain.transfer_s, chain.waited_s,
                     chain.delayed_s, chain.rejected, chain.log_probability, chain.weights,
                 )  # fmt: skip
-            kind = _draw_kind(chain.kinds, chain.kind_share, _random(rng))
             total = 0.0
             if count_active > 0:
                 total = shares[count_active * devices - 1]
             uniform = _random(rng) < scalars[UNIFORM_SHARE] or total <= 0.0
+            kind = _draw_kind(chain.kinds, chain.kind_share, _random(rng))
             u = _random(rng)
             if uniform:
+                if _random(rng) < _UNIFORM_KINDS:
+                    kind = min(int(_random(rng) * NUM_KINDS), NUM_KINDS - 1)
                 index = min(int(u * len(shares)), len(shares) - 1)
                 unit = index // devices
             else:
