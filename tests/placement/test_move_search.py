@@ -403,6 +403,27 @@ def test_nothing_is_learned_where_all_moves_are_drawn_uniformly() -> None:
         assert not equal(first["kinds"], learned["kinds"])
 
 
+def test_half_of_the_uniform_moves_are_of_a_kind_that_learning_may_have_given_up() -> None:
+    graph = random_graph(40, seed=3)
+    problem = PlacementProblem(graph, one_group_an_op(graph), host_and_gpus(3))
+    here, draws = random_ops(problem, 1), 3000
+    given_up = np.where(np.arange(kernel.NUM_KINDS) == kernel.SINGLE, 0.0, -1000.0)  # all but moves of one unit
+
+    def share_of_many(uniform_share: float, kinds: NDArray[np.float64]) -> float:
+        """Of moves, that of those that give more than one op another device."""
+        walker, field, chain = walker_at(problem, here, uniform_share=uniform_share, learning_rate=0.0, kind_rate=0.0)
+        chain.kinds[:] = kinds
+        many = 0
+        for _ in range(draws):
+            chain.placed[:], chain.op_device[0] = field.from_ops(here), here
+            walker.walk(1, 1e9)  # hot enough to accept whatever is drawn
+            many += (chain.op_device[0] != here).sum() > 1
+        return many / draws
+
+    assert share_of_many(0.0, given_up) == 0.0
+    assert share_of_many(1.0, given_up) == pytest.approx(share_of_many(1.0, np.zeros(kernel.NUM_KINDS)) / 2, rel=0.15)
+
+
 def test_what_the_policy_says_is_averaged_over_the_ops_of_a_unit() -> None:
     problem = training_problem(6, 2, seed=0)
     log_probability = np.random.default_rng(0).normal(size=(problem.num_groups, problem.num_devices)).astype(np.float32)
