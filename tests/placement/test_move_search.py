@@ -410,14 +410,13 @@ def test_half_of_the_uniform_moves_are_of_a_kind_that_learning_may_have_given_up
     given_up = np.where(np.arange(kernel.NUM_KINDS) == kernel.SINGLE, 0.0, -1000.0)  # all but moves of one unit
 
     def share_of_many(uniform_share: float, kinds: NDArray[np.float64]) -> float:
-        """Of moves, that of those that give more than one op another device."""
+        """Of moves, that of those that give more than one unit another device."""
         walker, field, chain = walker_at(problem, here, uniform_share=uniform_share, learning_rate=0.0, kind_rate=0.0)
-        chain.kinds[:] = kinds
-        many = 0
+        placed, many = field.from_ops(here), 0
         for _ in range(draws):
-            chain.placed[:], chain.op_device[0] = field.from_ops(here), here
+            chain.placed[:], chain.op_device[0], chain.kinds[:] = placed, placed[field.unit_of_op], kinds
             walker.walk(1, 1e9)  # hot enough to accept whatever is drawn
-            many += (chain.op_device[0] != here).sum() > 1
+            many += (chain.placed != placed).sum() > 1
         return many / draws
 
     assert share_of_many(0.0, given_up) == 0.0
