@@ -115,7 +115,8 @@ class MoveConfig:
         survivors: Of these, how many go on after `THIN_OUT_AT` of a round; None for all.
         learning_rate: Of the features' weights; 0 keeps those that were set by hand.
         kind_rate: Of the kinds of move; 0 keeps all equally likely.
-        uniform_share: Share of the moves whose unit and device are drawn uniformly; 1 leaves learning out.
+        uniform_share: Share of the moves whose unit and device are drawn uniformly, and for half of which the kind is,
+            too; 1 leaves learning out.
         finest: Last stage: ``"groups"`` moves groups only, ``"ops"`` what the graph's constraints allow.
     """
 

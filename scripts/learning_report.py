@@ -47,8 +47,12 @@ class Standing:
     def budget(self) -> str:
         """For people; with the schedule where it is another than `priority`."""
         limit = f"{self.budget_s:g} s" if self.budget_s is not None else f"{self.budget_evaluations:,} evaluations"
-        schedule = self.cluster.partition("/")[2]
-        return f"{limit}, schedule {schedule}" if schedule else limit
+        return f"{limit}, schedule {self.schedule}" if self.schedule else limit
+
+    @property
+    def schedule(self) -> str:
+        """As named after the cluster; nothing for `priority`."""
+        return self.cluster.partition("/")[2]
 
     def median_s(self, placer: str) -> float:
         """Median over the seeds."""
@@ -112,7 +116,7 @@ def standings(rows: Iterable[Row]) -> list[Standing]:
             s.budget_s is None,
             s.budget_s or 0,
             s.budget_evaluations or 0,
-            s.cluster.partition("/")[2],
+            s.schedule,
             cells.index((s.graph, s.cluster)),
         ),
     )
