@@ -194,7 +194,8 @@ def check_placement(result: PlacementResult, graph: ComputationGraph, cluster: C
         if device not in index:
             raise InputError(
                 f"the placement was made for cluster '{result.cluster.name}' and uses device '{device}', which cluster "
-                f"'{cluster.name}' lacks; its devices: {', '.join(cluster.device_names)}"
+                f"'{cluster.name}' lacks; its devices: {', '.join(cluster.device_names)}; give the cluster that the "
+                "placement was made for, or place the graph for this one"
             )
     placement = np.array([index[result.ops[name]] for name in graph.op_names], dtype=np.int32)  # [N]
     kind = np.array([DEVICE_KINDS.index(device.spec.kind) for device in cluster.devices])
@@ -203,7 +204,7 @@ def check_placement(result: PlacementResult, graph: ComputationGraph, cluster: C
         op, device = int(refused[0]), cluster.devices[placement[refused[0]]]
         raise InputError(
             f"the placement puts op '{graph.op_names[op]}' on device '{device.name}', but the op may not run on a "
-            f"{device.spec.kind}"
+            f"{device.spec.kind}; give it another device, or place the graph again"
         )
     return placement
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,7 +128,8 @@ def test_a_device_that_the_cluster_lacks_is_named() -> None:
     problem = problem_of(chain(), "k80x4")
     result = result_of(problem, [1, 4])
     message = (
-        r"made for cluster 'k80x4' and uses device 'gpu:3', which cluster 'k80x2' lacks; its devices: cpu:0, gpu:0"
+        r"made for cluster 'k80x4' and uses device 'gpu:3', which cluster 'k80x2' lacks; its devices: cpu:0, gpu:0, "
+        r"gpu:1; give the cluster that the placement was made for, or place the graph for this one"
     )
     with pytest.raises(InputError, match=message):
         check_placement(result, problem.graph, load_cluster("k80x2"))
@@ -138,14 +140,14 @@ def test_an_op_on_a_kind_of_device_that_it_does_not_allow_is_named() -> None:
     problem = problem_of(graph)
     result = result_of(problem, [1, 1])
     wrong = msgspec.structs.replace(result, ops={"first": "gpu:0", "second": "cpu:0"})
-    with pytest.raises(InputError, match=r"op 'second' on device 'cpu:0', but the op may not run on a cpu"):
+    with pytest.raises(InputError, match=r"op 'second' on device 'cpu:0', .* not run on a cpu; give it another"):
         check_placement(wrong, graph, problem.cluster)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"version": 2}, "has version 2, but this program reads version 1"),
+        ({"version": 2}, "has version 2, but this program reads version 1; write it again with this program"),
         ({"format": "computation-graph"}, "is not a placement file: its field format"),
         ({"feasible": "yes"}, r"not a valid placement file: Expected `bool`, got `str` - at `\$.feasible`"),
         ({"extra": 1}, "unknown field `extra`"),
@@ -162,6 +164,7 @@ def test_a_damaged_file_is_refused_in_one_sentence(tmp_path: Path, damage: dict[
         read_placement(path)
     assert "placement.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert re.search("; (write it again|copy it again|correct the one)", str(caught.value))
 
 
 def test_a_truncated_or_missing_file_is_refused(tmp_path: Path) -> None:
