@@ -24,7 +24,7 @@ TYPES_STAGE = ("types", 0.25, 4)
 MOVES_AN_OP_BY_TYPES = 10
 """Chains go by types only in a run that can move every op so often."""
 
-LEAST_GROUPS_A_TYPE = 2
+LEAST_GROUPS_A_TYPE = 1.5
 """Nor where groups are fewer than so many a type: the network is not unrolled over time, then."""
 
 LEAST_ACCELERATORS_BY_TYPES = 3
