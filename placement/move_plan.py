@@ -22,7 +22,7 @@ TYPES_STAGE = ("types", 0.25, 4)
 """Stage in place of coarse units and groups where a chain goes by types (`goes_by_types`)."""
 
 MOVES_AN_OP_BY_TYPES = 10
-"""Chains go by types only in a run that can move every op so often."""
+"""Chains go by types only in a run that can move every op so often, and in one round more for each time that it can."""
 
 LEAST_GROUPS_A_TYPE = 1.5
 """Nor where groups are fewer than so many a type: the network is not unrolled over time, then."""
@@ -137,11 +137,15 @@ def make_plan(
     return Plan(tuple(made))
 
 
-def rounds_within(evaluations: float, problem: PlacementProblem) -> int:
-    """How many rounds a run of about so many evaluations has room for; 1 where that is not known (infinite)."""
+def rounds_within(evaluations: float, problem: PlacementProblem, *, by_types: bool = False) -> int:
+    """How many rounds a run of about so many evaluations has room for; 1 where that is not known (infinite).
+
+    Where some of its chains go by types there are more of them, for what these find differs more.
+    """
     if math.isinf(evaluations):
         return 1
-    return min(max(int(evaluations / (MOVES_AN_OP * problem.graph.num_ops)), 1), MOST_ROUNDS)
+    moves_an_op = MOVES_AN_OP_BY_TYPES if by_types else MOVES_AN_OP
+    return min(max(int(evaluations / (moves_an_op * problem.graph.num_ops)), 1), MOST_ROUNDS)
 
 
 def goes_by_types(problem: PlacementProblem, *, finest: str, evaluations: float) -> bool:

@@ -304,12 +304,15 @@ class MoveSearch:
         first chain goes from coarse to fine once, slowly, and the others in several rounds, each from other placements.
         """
         finest, chains = self.config.finest, min(self.config.chains, self._survivors)
-        rounds = rounds_within(evaluations, self.problem) if chains > 1 else 1
+        by_types = self.config.chains > FIRST_SCATTERED and goes_by_types(
+            self.problem, finest=finest, evaluations=evaluations
+        )
+        rounds = rounds_within(evaluations, self.problem, by_types=by_types) if chains > 1 else 1
         self._scatters = evaluations >= SCATTERED_FROM * self.problem.graph.num_ops
         self.plan = make_plan(self.problem, finest=finest, evaluations=evaluations)
         self.plan_in_rounds = make_plan(self.problem, finest=finest, evaluations=evaluations, rounds=rounds)
         self.plan_by_types = None
-        if self.config.chains > FIRST_SCATTERED and goes_by_types(self.problem, finest=finest, evaluations=evaluations):
+        if by_types:
             self.plan_by_types = make_plan(
                 self.problem, finest=finest, evaluations=evaluations, rounds=rounds, by_types=True
             )

@@ -476,6 +476,10 @@ def test_a_run_has_as_many_rounds_as_it_can_move_all_ops_often() -> None:
     each = MOVES_AN_OP * problem.graph.num_ops
     assert [rounds_within(share * each, problem) for share in (0.1, 1.5, 2.5, 1000.0)] == [1, 1, 2, MOST_ROUNDS]
     assert rounds_within(np.inf, problem) == 1
+    assert rounds_within(np.inf, problem, by_types=True) == 1
+    each = MOVES_AN_OP_BY_TYPES * problem.graph.num_ops
+    shares = (0.1, 1.5, 2.5, 1000.0)
+    assert [rounds_within(share * each, problem, by_types=True) for share in shares] == [1, 1, 2, MOST_ROUNDS]
 
 
 def test_in_rounds_the_first_chain_goes_on_and_the_others_begin_elsewhere() -> None:
@@ -633,7 +637,8 @@ def test_chains_go_by_types_where_a_network_is_unrolled_and_there_is_much_to_cho
     assert not by_types(problem, enough, finest="groups")
     assert not by_types(problem, enough, chains=2)
     assert not by_types(unrolled_problem("k80x2"), enough)
-    assert not by_types(unrolled_problem(steps=4), enough)
+    assert by_types(unrolled_problem(steps=24), enough)  # 77 groups, 46 types
+    assert not by_types(unrolled_problem(steps=20), enough)  # 65 groups
 
 
 def test_chains_that_go_by_types_move_all_ops_of_a_type_first_and_then_finer_units() -> None:
@@ -670,9 +675,9 @@ def test_the_best_chain_by_types_goes_on_even_where_the_others_stand_better() ->
 def test_in_rounds_those_by_types_share_the_core_that_the_first_chain_leaves() -> None:
     problem = unrolled_problem()
     search = new_search(problem, chains=4, survivors=2)
-    search.expect(2.5 * MOVES_AN_OP * problem.graph.num_ops)
+    search.expect(2.5 * MOVES_AN_OP_BY_TYPES * problem.graph.num_ops)
     assert search.plan_by_types is not None
-    assert len(search.plan_by_types.rounds) == 2
+    assert (len(search.plan_by_types.rounds), len(search.plan_in_rounds.rounds)) == (2, 2)
     search.go_on(0.0)
     assert search.state()["walking"] == [0, 2, 3]
     run(search, moves=5, last=1)
@@ -685,7 +690,7 @@ def test_in_rounds_those_by_types_share_the_core_that_the_first_chain_leaves() -
     assert [search._cycle_at(0.5, i).stage for i in (2, 3)] == ["types", "types"]
     resumed = new_search(problem, chains=4, survivors=2)
     resumed.restore(search.state())
-    resumed.expect(2.5 * MOVES_AN_OP * problem.graph.num_ops)
+    resumed.expect(2.5 * MOVES_AN_OP_BY_TYPES * problem.graph.num_ops)
     for both in (search, resumed):
         run(both, moves=20, first=8, last=9)
     for key in ("ops", "best_ops", "rejected"):
