@@ -22,7 +22,7 @@ TYPES_STAGE = ("types", 0.25, 4)
 """Stage in place of coarse units and groups where a chain goes by types (`goes_by_types`)."""
 
 MOVES_AN_OP_BY_TYPES = 10
-"""Chains go by types only in a run that can move every op so often, and in one round more for each time that it can."""
+"""Chains go by types only in a run that can move every op so often; where it can twice, they do so in two rounds."""
 
 LEAST_GROUPS_A_TYPE = 1.5
 """Nor where groups are fewer than so many a type: the network is not unrolled over time, then."""
@@ -140,12 +140,13 @@ def make_plan(
 def rounds_within(evaluations: float, problem: PlacementProblem, *, by_types: bool = False) -> int:
     """How many rounds a run of about so many evaluations has room for; 1 where that is not known (infinite).
 
-    Where some of its chains go by types there are more of them, for what these find differs more.
+    Where some of its chains go by types it has two as soon as each has room for that: what they find differs by luck.
     """
     if math.isinf(evaluations):
         return 1
-    moves_an_op = MOVES_AN_OP_BY_TYPES if by_types else MOVES_AN_OP
-    return min(max(int(evaluations / (moves_an_op * problem.graph.num_ops)), 1), MOST_ROUNDS)
+    moves_an_op = evaluations / problem.graph.num_ops
+    least = 2 if by_types and moves_an_op >= 2 * MOVES_AN_OP_BY_TYPES else 1
+    return min(max(int(moves_an_op / MOVES_AN_OP), least), MOST_ROUNDS)
 
 
 def goes_by_types(problem: PlacementProblem, *, finest: str, evaluations: float) -> bool:

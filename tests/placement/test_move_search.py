@@ -477,9 +477,9 @@ def test_a_run_has_as_many_rounds_as_it_can_move_all_ops_often() -> None:
     assert [rounds_within(share * each, problem) for share in (0.1, 1.5, 2.5, 1000.0)] == [1, 1, 2, MOST_ROUNDS]
     assert rounds_within(np.inf, problem) == 1
     assert rounds_within(np.inf, problem, by_types=True) == 1
-    each = MOVES_AN_OP_BY_TYPES * problem.graph.num_ops
-    shares = (0.1, 1.5, 2.5, 1000.0)
-    assert [rounds_within(share * each, problem, by_types=True) for share in shares] == [1, 1, 2, MOST_ROUNDS]
+    two = 2 * MOVES_AN_OP_BY_TYPES * problem.graph.num_ops
+    asked = (0.1 * two, two - 1, two, 2.5 * each, 3.5 * each, 1000.0 * each)
+    assert [rounds_within(count, problem, by_types=True) for count in asked] == [1, 1, 2, 2, 3, MOST_ROUNDS]
 
 
 def test_in_rounds_the_first_chain_goes_on_and_the_others_begin_elsewhere() -> None:
