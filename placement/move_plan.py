@@ -25,7 +25,7 @@ MOVES_AN_OP_BY_TYPES = 10
 """Chains go by types only in a run that can move every op so often; where it can twice, they do so in two rounds."""
 
 LEAST_GROUPS_A_TYPE = 1.5
-"""Nor where groups are fewer than so many a type: the network is not unrolled over time, then."""
+"""Nor where groups are fewer than so many a type: types are hardly coarser than groups, then."""
 
 LEAST_ACCELERATORS_BY_TYPES = 3
 """Nor between fewer devices that are no CPUs."""

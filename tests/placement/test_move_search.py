@@ -637,6 +637,7 @@ def test_chains_go_by_types_where_a_network_is_unrolled_and_there_is_much_to_cho
     assert not by_types(problem, enough, finest="groups")
     assert not by_types(problem, enough, chains=2)
     assert not by_types(unrolled_problem("k80x2"), enough)
+    assert not by_types(unrolled_problem(steps=4), enough)
     assert by_types(unrolled_problem(steps=24), enough)  # 77 groups, 46 types
     assert not by_types(unrolled_problem(steps=20), enough)  # 65 groups
 
