@@ -39,7 +39,7 @@ _TOLERANCE = 2
 """Two groups are merged though they grew by up to this many sizes since they were compared; it bounds comparisons."""
 
 
-def coarsen(graph: ComputationGraph, groups: Groups, wanted_groups: int) -> Groups:
+def coarsen(graph: ComputationGraph, groups: Groups, wanted_groups: int, *, within: Groups | None = None) -> Groups:
     """Merge groups until there are at most as many as wanted; each new group is a union of old ones.
 
     The lightest merge comes first. A group weighs its share of the step's work, plus its share of the resident bytes
@@ -60,24 +60,31 @@ def coarsen(graph: ComputationGraph, groups: Groups, wanted_groups: int) -> Grou
         graph: The graph.
         groups: Its groups.
         wanted_groups: At least 1. More remain where kinds of device force more.
+        within: Coarser groups of the same graph: nothing is merged across them, so each of these is split. More remain
+            than wanted where these are more.
 
     Raises:
-        InputError: `wanted_groups` is less than 1, or the groups are of another graph.
+        InputError: `wanted_groups` is less than 1, the groups or `within` are of another graph, or one of the groups
+            has ops in two of `within`.
     """
     if wanted_groups < 1:
         raise InputError(f"the wanted number of groups is {wanted_groups}; it must be at least 1")
-    if len(groups.group_of_op) != graph.num_ops:
-        raise InputError(
-            f"the groups cover {len(groups.group_of_op)} ops, but graph '{graph.name}' has {graph.num_ops}; "
-            "group this graph again"
-        )
+    for given in (groups,) if within is None else (groups, within):
+        if len(given.group_of_op) != graph.num_ops:
+            raise InputError(
+                f"the groups cover {len(given.group_of_op)} ops, but graph '{graph.name}' has {graph.num_ops}; "
+                "group this graph again"
+            )
+    kind = _classes(graph, groups)
+    if within is not None:
+        kind = np.unique(np.stack([kind, _inside(groups, within)]), axis=1, return_inverse=True)[1].ravel()
     if groups.num_groups <= wanted_groups:
         return groups
     weight = _weights(graph, groups)
     root = list(range(groups.num_groups))
     heap = sorted(
         (_size(factor * (weight[a] + weight[b])), order, factor, a, b)
-        for order, (factor, a, b) in enumerate(_pairs(graph, groups))
+        for order, (factor, a, b) in enumerate(_pairs(graph, groups, kind))
     )
     left = groups.num_groups
     while heap and left > wanted_groups:
@@ -172,9 +179,19 @@ def _classes(graph: ComputationGraph, groups: Groups) -> NDArray[np.int64]:
     return kinds + holds_inputs * (ANY_KIND + 1)
 
 
-def _pairs(graph: ComputationGraph, groups: Groups) -> Iterator[tuple[float, int, int]]:
-    """``(factor, group, group)`` that may be merged; all groups of a class are connected by them."""
-    kind = _classes(graph, groups)
+def _inside(groups: Groups, within: Groups) -> NDArray[np.int64]:
+    """``int64[G]``: the coarser group that each group is part of."""
+    coarser = np.zeros(groups.num_groups, dtype=np.int64)
+    coarser[groups.group_of_op] = within.group_of_op
+    parted = np.flatnonzero(coarser[groups.group_of_op] != within.group_of_op)
+    if len(parted):
+        name = groups.names[groups.group_of_op[parted[0]]]
+        raise InputError(f"group '{name}' has ops in two of the groups that it should be within; give finer groups")
+    return coarser
+
+
+def _pairs(graph: ComputationGraph, groups: Groups, kind: NDArray[np.int64]) -> Iterator[tuple[float, int, int]]:
+    """``(factor, group, group)`` of the same kind, ``int64[G]``; all groups of a kind are connected by them."""
     families = [groups.family_names[f] for f in groups.family]
     runs = _runs(graph, groups)
     in_family = groups.family_order[runs[groups.family_order]]

@@ -31,7 +31,8 @@ LEAST_ACCELERATORS_BY_TYPES = 3
 """Nor between fewer devices that are no CPUs."""
 
 UNITS_A_GROUP = {"twofold": 2, "sixfold": 6}
-"""Units of the stages between groups and single ops, for each group; they are made anew from the ops."""
+"""Units of the stages between groups and single ops, for each group; they split groups, so that moving them goes on
+from what groups had found, and does not begin with the nearest placement of other units."""
 
 LEAST_OPS_A_UNIT = 1.5
 """Such a stage is left out where its units would be smaller: the next one moves about the same."""
@@ -174,7 +175,9 @@ def units_of(problem: PlacementProblem, stage: str) -> Groups:
     if stage == "types":
         return merge_types(graph, groups)
     ops = one_group_an_op(graph)
-    return ops if stage == "ops" else coarsen(graph, ops, UNITS_A_GROUP[stage] * groups.num_groups)
+    if stage == "ops":
+        return ops
+    return coarsen(graph, ops, UNITS_A_GROUP[stage] * groups.num_groups, within=groups)
 
 
 def _is_wanted(problem: PlacementProblem, finest: str, stage: str, moves: float) -> bool:

@@ -413,6 +413,26 @@ def test_coarse_groups_are_unions_of_finer_ones(graph: ComputationGraph, wanted:
         finer = coarser
 
 
+@settings(max_examples=100)
+@given(graphs(), st.integers(1, 12), st.integers(1, 25))
+def test_groups_can_be_split_into_a_wanted_number(graph: ComputationGraph, coarse: int, wanted: int) -> None:
+    finest, groups = one_group_an_op(graph), colocate(graph, wanted_groups=coarse)
+    parts = coarsen(graph, finest, wanted, within=groups)
+    _check_nested(parts, finest)
+    _check_nested(groups, parts)
+    _check_constraints(graph, parts)
+    assert parts.num_groups == min(max(wanted, _least(graph, groups)), finest.num_groups)
+
+
+def test_only_what_lies_within_groups_splits_them() -> None:
+    graph = random_graph(5)
+    finest = one_group_an_op(graph)
+    with pytest.raises(InputError, match="group this graph again"):
+        coarsen(graph, finest, 1, within=one_group_an_op(random_graph(6)))
+    with pytest.raises(InputError, match="has ops in two of the groups that it should be within; give finer groups"):
+        coarsen(graph, coarsen(graph, finest, 1), 1, within=finest)
+
+
 @settings(max_examples=50)
 @given(graphs())
 def test_ops_merged_by_type_stay_bound_and_apart_by_kind_of_device(graph: ComputationGraph) -> None:
@@ -464,12 +484,13 @@ def _check_nested(coarse: Groups, fine: Groups) -> None:
         assert len(set(coarse.group_of_op[fine.group_of_op == g].tolist())) == 1
 
 
-def _least(graph: ComputationGraph) -> int:
-    """How many groups kinds of device and inputs force (constraints in these graphs only join)."""
+def _least(graph: ComputationGraph, within: Groups | None = None) -> int:
+    """How many groups kinds of device, inputs and coarser groups force (constraints in these graphs only join)."""
     pinned = _is_pinned(graph)
     holds_inputs = {n for n, p in zip(graph.colocation.tolist(), pinned, strict=True) if p and n >= 0}
     with_inputs = pinned | np.isin(graph.colocation, sorted(holds_inputs))
-    return len(set(zip(graph.allowed_kinds.tolist(), with_inputs.tolist(), strict=True)))
+    coarser = [0] * graph.num_ops if within is None else within.group_of_op.tolist()
+    return len(set(zip(graph.allowed_kinds.tolist(), with_inputs.tolist(), coarser, strict=True)))
 
 
 def test_an_unrolled_language_model_of_the_zoo() -> None:
