@@ -709,11 +709,10 @@ def test_between_groups_and_ops_units_of_a_few_ops_are_moved() -> None:
     units = [search._field(stage).allowed.shape[0] for stage in stages]
     assert units == sorted(units)
     assert units[1] <= 24 < units[2] <= 72 < units[3] <= graph.num_ops
-    by_group = draw(problem.allowed, 1, np.random.default_rng(0))[0]
-    for stage in stages:  # each splits groups, so that a chain goes on from the placement that it has
-        field = search._field(stage)
-        ops = by_group[problem.groups.group_of_op].astype(np.int32)
-        assert field.from_ops(ops)[field.unit_of_op].tolist() == ops.tolist()
+    fields = [search._field(stage) for stage in stages]
+    for before, after in itertools.pairwise(fields):  # a chain goes on from exactly the placement that it has
+        ops = draw(before.allowed, 1, np.random.default_rng(0))[0, before.unit_of_op]
+        assert after.from_ops(ops.astype(np.int32))[after.unit_of_op].tolist() == ops.tolist()
     by_groups = new_search(problem, finest="groups")
     assert {cycle.stage for cycle in by_groups.plan.rounds[0]} == {"groups"}
     few_ops = training_problem(70, 2, seed=1)  # a group has so few ops that single ones come next
