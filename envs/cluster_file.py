@@ -47,6 +47,7 @@ CLUSTER_FILE_SUFFIXES = (".yaml", ".yml")
 """How the name of a cluster file ends."""
 
 _MOST_DEVICES = 1024
+_REMEDY = "correct it there, or begin with a copy of the example in docs/clusters.md"
 
 
 class _SpecRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -111,9 +112,9 @@ def parse_cluster(text: str, specs: Mapping[str, DeviceSpec], *, where: str = "c
         content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{where} is not YAML: {error.problem or 'it cannot be parsed'}{line}") from None
+        raise InputError(f"{where} is not YAML: {error.problem or 'it cannot be parsed'}{line}; {_REMEDY}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}; {_REMEDY}") from None
     if not isinstance(content, dict):
         raise InputError(f"{where} must be a mapping with the keys format, version, name, devices and links")
     try:

@@ -80,6 +80,7 @@ def _draw(curves: Sequence[Curve], title: str, limit: str, path: Path) -> None:
     panels[1].set_title(
         f"median of {seeds} seeds, bands over all" if seeds > 1 else "one seed", loc="right", fontsize=9
     )
+    _mark_unseen(panels[0])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=8)
     for axes in panels:
@@ -104,6 +105,14 @@ def _limit_axes(panels: Sequence[Axes], final_s: Sequence[float]) -> None:
         seen = [x for line in axes.lines for x, y in _points_of(line) if y <= high + 2 * margin]
         if seen:
             axes.set_xlim(left=min(seen) * 0.9)
+
+
+def _mark_unseen(axes: Axes) -> None:
+    """Say in the legend which lines are above all that is shown."""
+    top = axes.get_ylim()[1]
+    for line in axes.lines:
+        if not (np.asarray(line.get_ydata(), dtype=float) <= top).any():
+            line.set_label(f"{line.get_label()} (above)")
 
 
 def _points_of(line: Line2D) -> Iterable[tuple[float, float]]:

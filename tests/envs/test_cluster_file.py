@@ -78,9 +78,9 @@ def own(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("devices: [", ["is not YAML", "line 1"]),
+        ("devices: [", ["is not YAML", "line 1", "; correct it there"]),
         ("a: b: c", ["is not YAML"]),
-        ("\x00", ["is not YAML"]),
+        ("\x00", ["is not YAML", "; correct it there"]),
         ("x: 2001-99-99", ["is not YAML"]),
         ("[" * 5000, ["is not YAML"]),
         ("!!python/object/apply:os.system ['true']", ["is not YAML"]),

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from graphs.files import save_graph_file
 from graphs.synthetic import random_graph
 from placement.api import make_problem
 from placement.placers.base import Budget, Progress
 from scripts.benchmark_learning import CELLS, find_placer, main, run_placer
-from scripts.learning_plot import plot_curves
+from scripts.learning_plot import _mark_unseen, plot_curves
 from scripts.learning_report import BEGIN, END, standings, tables_text
 from scripts.learning_rows import MOST_POINTS, Curve, Row, read_rows, thinned
 
@@ -230,6 +231,15 @@ def test_a_cell_where_nothing_fits_is_drawn_as_well(tmp_path: Path) -> None:
         Curve("g", "c", "annealing", seed, 1.0, None, [[0.5, 3, None, None], [1.0, 9, None, None]]) for seed in (0, 1)
     ]
     assert [path.name for path in plot_curves(curves, tmp_path)] == ["learning-g-c.png"]
+
+
+def test_the_legend_says_which_curves_are_above_the_picture() -> None:
+    axes = Figure().subplots()
+    axes.plot([1.0, 2.0], [5.0, 1.0], label="seen at its end")
+    axes.plot([1.0, 2.0], [math.nan, 3.0], label="never seen")
+    axes.set_ylim(0.0, 2.0)
+    _mark_unseen(axes)
+    assert axes.get_legend_handles_labels()[1] == ["seen at its end", "never seen (above)"]
 
 
 def test_a_search_of_single_ops_parts_groups_and_is_no_part_of_the_learner() -> None:
