@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.cluster import OP_CLASSES, DeviceSpec
+from envs.clusters.cluster import OP_CLASSES, DeviceSpec
 from graphs.computation_graph import DTYPES, ComputationGraph
 
 _PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addbmm", "linear", "matmul", "gemm", "einsum", "dot", "mv", "addmv")
@@ -30,7 +30,7 @@ _RECURRENT = ("gru", "lstm", "rnn")
 
 
 def op_class(op_type: str) -> str:
-    """Which of `envs.cluster.OP_CLASSES` an op type belongs to.
+    """Which of `envs.clusters.cluster.OP_CLASSES` an op type belongs to.
 
     A name space and an overload are ignored, so ``"aten.addmm.default"`` is a product; a backward op is in its forward
     op's class. Operators of the ONNX standard are known too; a recurrent layer is its products.

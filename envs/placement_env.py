@@ -15,11 +15,11 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from envs.bounds import upper_bound_s
-from envs.catalog import load_cluster
+from envs.clusters.catalog import load_cluster
 from envs.observation import Observer
 from envs.problem import Evaluation, PlacementProblem, divide_by_dtype
+from graphs.colocation.groups import one_group_an_op
 from graphs.errors import InputError
-from graphs.groups import one_group_an_op
 from graphs.synthetic import random_graph
 
 Info = dict[str, Any]
@@ -354,7 +354,7 @@ def _problem(
         small = random_graph(16, edges_per_op=1.3, locality=4)
         return PlacementProblem(small, one_group_an_op(small), load_cluster(cluster), schedule)
     # Named graphs may be captured with PyTorch: reached only here, so that `import envs` stays light.
-    from graphs.colocation import colocate
+    from graphs.colocation.rules import colocate
     from graphs.sources import load_graph
 
     named = load_graph(graph)

@@ -11,13 +11,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.checkpoints import StepCheckpoints
-from envs.cluster import Cluster, DeviceSpec
+from envs.clusters.cluster import Cluster, DeviceSpec
 from envs.cost_model import op_times_s
-from envs.simulator import SCHEDULES, SimulatorInput, Trace, make_input, simulate, simulate_batch
+from envs.simulator.checkpoints import StepCheckpoints
+from envs.simulator.simulate import SCHEDULES, SimulatorInput, Trace, make_input, simulate, simulate_batch
+from graphs.colocation.groups import Groups, make_groups
 from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, DTYPES, INPUT, ComputationGraph
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
-from graphs.groups import Groups, make_groups
 
 _MOST_INDICES = 2**24
 """How many device indices of ops are made at once: 64 MiB."""
@@ -57,7 +57,7 @@ class PlacementProblem:
         graph: The step to place.
         groups: What is placed: a placement is ``int[G]``, a device index for each group.
         cluster: Where to.
-        schedule: Which ready op a device runs first: one of `envs.simulator.SCHEDULES`.
+        schedule: Which ready op a device runs first: one of `envs.simulator.simulate.SCHEDULES`.
 
     Raises:
         InputError: The schedule is unknown, no accelerator computes in the graph's dtypes, or a group has no device

@@ -17,8 +17,8 @@ from typing import Any
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 from graphs.files import SUFFIXES, load_graph_file
-from graphs.onnx_import import SUFFIX as ONNX_SUFFIX
-from graphs.onnx_import import load_onnx_file
+from graphs.onnx_import.importer import SUFFIX as ONNX_SUFFIX
+from graphs.onnx_import.importer import load_onnx_file
 from graphs.zoo import ZOO, build, canonical_name, parse
 from graphs.zoo import load as load_zoo
 
@@ -42,7 +42,7 @@ def load_graph(source: str) -> ComputationGraph:
     ============================  ====================================================================================
     ``nmt``, ``nmt:layers=4``     a workload of the zoo, captured once and then cached; see `graphs.zoo.load`
     ``step.graph.json[.gz]``      a graph file; see `graphs.files.load_graph_file`
-    ``model.onnx``                an ONNX model's inference step; see `graphs.onnx_import.load_onnx_file`
+    ``model.onnx``                an ONNX model's inference step; see `graphs.onnx_import.importer.load_onnx_file`
     ``model.onnx:batch=8``        the same, with sizes for dimensions that the file only names
     ``python:pkg.mod:function``   the model that a function returns, captured; the only source that runs user code
     ============================  ====================================================================================

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from placement.api import compare, make_problem, simulate, train
-    from placement.result import check_placement, make_result, read_placement, write_placement
-    from placement.running import apply
+    from placement.apply_placement import apply
+    from placement.results.placement_file import check_placement, make_result, read_placement, write_placement
 
 _HOME = {
-    "apply": "placement.running",
-    "check_placement": "placement.result",
+    "apply": "placement.apply_placement",
+    "check_placement": "placement.results.placement_file",
     "compare": "placement.api",
     "make_problem": "placement.api",
-    "make_result": "placement.result",
-    "read_placement": "placement.result",
+    "make_result": "placement.results.placement_file",
+    "read_placement": "placement.results.placement_file",
     "simulate": "placement.api",
     "train": "placement.api",
-    "write_placement": "placement.result",
+    "write_placement": "placement.results.placement_file",
 }
 
 __all__ = [

@@ -24,25 +24,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from envs.catalog import load_cluster
-from envs.cluster import Cluster
+from envs.clusters.catalog import load_cluster
+from envs.clusters.cluster import Cluster
 from envs.problem import PlacementProblem, divide_by_dtype
-from graphs.colocation import colocate
+from graphs.colocation.rules import colocate
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 from graphs.files import write_atomically
 from graphs.sources import load_graph
-from placement import run_directory
-from placement.comparison import Comparison, Row, ask, check_seed, compare_placers
-from placement.comparison_file import encode_comparison, read_finished
 from placement.placers import PLACERS, get_placer
 from placement.placers.base import Budget, Granularity, SearchOptions, StartAt
-from placement.result import PlacementResult, check_placement, read_placement
-from placement.simulated import Simulated, simulate_ops
+from placement.results.comparison import Comparison, Row, ask, check_seed, compare_placers
+from placement.results.comparison_file import encode_comparison, read_finished
+from placement.results.placement_file import PlacementResult, check_placement, read_placement
+from placement.results.simulated import Simulated, simulate_ops
+from placement.runs import directory
 
 if TYPE_CHECKING:
-    from placement.stats import UpdateStats
-    from placement.training_run import TrainedRun
+    from placement.learning.stats import UpdateStats
+    from placement.runs.training import TrainedRun
 
 DEFAULT_TRAIN_S = 60.0
 """Seconds of training where neither a time limit nor a number of updates is given."""
@@ -60,7 +60,7 @@ def make_problem(
         graph: A graph, or what names one on the command line: a zoo name with optional sizes, a graph file, or
             ``python:package.module:function``.
         cluster: A cluster, or a known name with optional overrides, or a YAML file.
-        schedule: One of `envs.simulator.SCHEDULES`.
+        schedule: One of `envs.simulator.simulate.SCHEDULES`.
         groups: Wanted number of co-location groups.
 
     Raises:
@@ -93,18 +93,18 @@ def train(
         time_limit_s: Seconds in all, those of the other placers included; by default a minute where `updates` is None,
             too. The default preset starts from what the other placers answer.
         updates: Updates in all. Only where they alone limit the run does the same seed give the same placement.
-        preset: A name in `placement.reinforce.PRESETS`.
+        preset: A name in `placement.learning.reinforce.PRESETS`.
         seed: Of all random numbers.
         out: The run directory; None writes no files.
         resume: Go on with the run in `out`: `updates` then counts those before, `time_limit_s` does not.
-        on_update: Called with `placement.stats.UpdateStats` after each update.
+        on_update: Called with `placement.learning.stats.UpdateStats` after each update.
 
     Raises:
         InputError: Bad input; the message says what.
         NoFeasiblePlacementError: Nothing fits; the message says which memory is short by how much.
     """
-    from placement.compile_ahead import compile_ahead  # here, because these load torch
-    from placement.training_run import compare_others, make_trainer, run_training
+    from placement.runs.compile_ahead import compile_ahead  # here, because these load torch
+    from placement.runs.training import compare_others, make_trainer, run_training
 
     if time_limit_s is None and updates is None:
         time_limit_s = DEFAULT_TRAIN_S
@@ -112,20 +112,20 @@ def train(
     if resume:
         if run_dir is None:
             raise InputError("resume needs the run's directory: give it as out")
-        config = run_directory.read_config(run_dir)
-        run_directory.check_same_problem(run_dir, config, problem)
+        config = directory.read_config(run_dir)
+        directory.check_same_problem(run_dir, config, problem)
         preset, seed = config.preset, config.seed
     elif run_dir is not None:
-        run_directory.check_free(run_dir)
+        directory.check_free(run_dir)
     compile_ahead(problem.schedule)
     began = time.perf_counter()
     with contextlib.ExitStack() as held:
         if resume and run_dir is not None:
-            held.enter_context(run_directory.hold(run_dir))
+            held.enter_context(directory.hold(run_dir))
         others = compare_others(problem, seed=seed, time_limit_s=time_limit_s, run_dir=run_dir if resume else None)
         trainer = make_trainer(problem, others, preset=preset, seed=seed, run_dir=run_dir, resume=resume)
         if run_dir is not None and not resume:
-            config = run_directory.make_run_config(
+            config = directory.make_run_config(
                 problem,
                 graph=problem.graph.name,
                 cluster=problem.cluster.name,
@@ -135,8 +135,8 @@ def train(
                 updates=updates,
                 time_limit_s=time_limit_s,
             )
-            held.enter_context(run_directory.hold(run_dir))
-            run_directory.create(run_dir, config)
+            held.enter_context(directory.hold(run_dir))
+            directory.create(run_dir, config)
         return run_training(
             trainer,
             others,
@@ -174,7 +174,7 @@ def compare(
         json: A file for the rows, written whole after each: a comparison that was killed and is started again with the
             same settings takes the finished rows from there.
         restart: Do not look at what is in that file.
-        on_start: As in `placement.comparison.compare_placers`.
+        on_start: As in `placement.results.comparison.compare_placers`.
         on_row: Likewise.
 
     Raises:

@@ -33,9 +33,9 @@ from placement.api import make_problem
 from placement.placers import PLACERS, get_placer
 from placement.placers.base import Budget, Placed, Placer, Progress, SearchOptions
 from placement.text import clock
-from scripts.learning_plot import plot_curves
-from scripts.learning_report import fill_page, print_tables
-from scripts.learning_rows import Curve, Row, read_curves, read_rows, thinned, write_curves, write_rows
+from scripts.learning.plot import plot_curves
+from scripts.learning.report import fill_page, print_tables
+from scripts.learning.rows import Curve, Row, read_curves, read_rows, thinned, write_curves, write_rows
 
 PAPER_CELLS = tuple(f"{graph}/{k80}" for graph in ("rnnlm", "nmt", "inception_v3") for k80 in ("k80x2", "k80x4"))
 # Short of memory: on one GPU they would need 1.6, 3.1 and 2.7 times what it has. All GPUs together have 1.2, 1.3 and
@@ -195,8 +195,8 @@ def find_placer(name: str) -> Placer:
         return partial(info.search_function, options=SearchOptions(granularity="op"))
     if not name.startswith(LEARNED_PREFIX):
         return get_placer(name).function
-    from placement.placers.reinforce import place_with
-    from placement.reinforce import PRESETS
+    from placement.learning.placer import place_with
+    from placement.learning.reinforce import PRESETS
 
     preset = name.removeprefix(LEARNED_PREFIX)
     if preset not in PRESETS:

@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a clone runs 
 from envs.problem import PlacementProblem
 from graphs.files import write_atomically
 from placement.api import make_problem
-from placement.features import make_features
-from placement.policy import (
+from placement.learning.features import make_features
+from placement.learning.policy import (
     Encoded,
     FeatureTensors,
     Seq2SeqPolicy,
@@ -41,10 +41,10 @@ from placement.policy import (
     entropy,
     gumbel_noise,
 )
-from placement.reinforce import PRESETS
-from placement.runtime import one_torch_thread
+from placement.learning.reinforce import PRESETS
+from placement.learning.threads import one_torch_thread
+from placement.learning.trainer import Trainer
 from placement.text import table
-from placement.trainer import Trainer
 
 GRAPHS = {100: "nmt", 300: "nmt:steps=60", 1000: "nmt:steps=180"}
 """By the number of groups: graphs that have as many."""

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a clone runs without being installed
 
-from envs.catalog import load_cluster
+from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
-from envs.simulator import SCHEDULES, available_cores, simulate_batch
-from graphs.groups import one_group_an_op
+from envs.simulator.simulate import SCHEDULES, available_cores, simulate_batch
+from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
 from scripts.plain_event_loop import as_lists, simulate_in_a_loop
 
@@ -133,8 +133,8 @@ def print_compile_time() -> None:
     """The first call in a new process, with an empty and with a full cache of machine code."""
     code = (
         "import time, numpy as np\n"
-        "from graphs.synthetic import random_graph; from graphs.groups import one_group_an_op\n"
-        "from envs.catalog import load_cluster; from envs.problem import PlacementProblem\n"
+        "from graphs.synthetic import random_graph; from graphs.colocation.groups import one_group_an_op\n"
+        "from envs.clusters.catalog import load_cluster; from envs.problem import PlacementProblem\n"
         "g = random_graph(50); p = PlacementProblem(g, one_group_an_op(g), load_cluster('k80x2'))\n"
         "t = time.perf_counter(); p.evaluate(np.ones((1, 50), int)); print(time.perf_counter() - t)"
     )
@@ -149,7 +149,7 @@ def print_compile_time() -> None:
 
 def print_bound(name: str) -> None:
     """What `abort_above_s` saves a simulated annealing, early, midway and late."""
-    from graphs.colocation import colocate
+    from graphs.colocation.rules import colocate
     from graphs.sources import load_graph
 
     graph = load_graph(name)
@@ -211,7 +211,7 @@ def anneal(problem: PlacementProblem, steps: int) -> tuple[NDArray[Any], NDArray
 
 def print_moves() -> None:
     """What checkpoints save evaluations of one move, by where in the graph it is, and a whole local search."""
-    from graphs.colocation import colocate
+    from graphs.colocation.rules import colocate
     from graphs.sources import load_graph
 
     cluster = load_cluster(CLUSTER)

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from envs.problem import PlacementProblem
-from envs.simulator import available_cores
+from envs.simulator.simulate import available_cores
 from graphs.errors import InputError
 from placement.api import make_problem
-from placement.move_plan import make_plan
-from placement.move_search import MoveConfig, MoveSearch
+from placement.learning.reinforce import charged_s
+from placement.move_search.plan import make_plan
+from placement.move_search.search import MoveConfig, MoveSearch
 from placement.placers.random import draw
-from placement.reinforce import charged_s
 from scripts.benchmark_learning import split_cell, whole
 
 UPDATES = 200

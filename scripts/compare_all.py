@@ -26,10 +26,10 @@ from graphs.errors import InputError, NoFeasiblePlacementError
 from graphs.files import write_atomically
 from graphs.zoo import ZOO
 from placement.api import make_problem
-from placement.comparison import SINGLE_DEVICE, Comparison, choose_placers, compare_placers
-from placement.comparison_file import ComparisonRecord, RowRecord, finished_rows, make_record
 from placement.placers import PLACERS
 from placement.placers.base import Budget
+from placement.results.comparison import SINGLE_DEVICE, Comparison, choose_placers, compare_placers
+from placement.results.comparison_file import ComparisonRecord, RowRecord, finished_rows, make_record
 from placement.text import clock, seconds
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,13 +21,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a clone runs without being installed
 
-from envs.catalog import load_cluster
-from envs.cluster import Cluster
+from envs.clusters.catalog import load_cluster
+from envs.clusters.cluster import Cluster
 from envs.problem import PlacementProblem
-from envs.simulator import SCHEDULES
+from envs.simulator.simulate import SCHEDULES
+from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError
-from graphs.groups import one_group_an_op
 from graphs.replicate import BUCKET_BYTES, replica_placement, replicate
 from graphs.sources import load_graph
 

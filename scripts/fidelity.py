@@ -4,7 +4,7 @@
     python scripts/fidelity.py --workloads rnnlm --placements 104 --out runs/fidelity
     python scripts/fidelity.py --json docs/fidelity.json --plot docs/fidelity.png   # of what was measured before
 
-For each workload the machine is profiled with real steps (`envs.profile`); placements are drawn at random, in blocks,
+For each workload the machine is profiled with real steps; placements are drawn at random, in blocks,
 by heuristics, and learned on the profiled graph; each is run, in random order, until two runs agree. What was measured
 is kept in the ``--out`` folder and never measured twice: a run that was stopped goes on. Then the table: the relative
 error of the simulated step time and the rank correlations, and what the error comes from.
@@ -25,21 +25,21 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from envs.cluster_file import cluster_to_yaml, load_cluster_file
-from envs.device_specs import DEVICE_SPECS
-from envs.measured import machine_cluster
-from envs.measured_devices import parse_devices
-from envs.measured_process import MeasuringProcess
+from envs.clusters.device_specs import DEVICE_SPECS
+from envs.clusters.file import cluster_to_yaml, load_cluster_file
+from envs.measured.machine import parse_devices
+from envs.measured.problem import machine_cluster
+from envs.measured.process import MeasuringProcess
+from envs.measured.profile import observe, profile
 from envs.problem import PlacementProblem
-from envs.profile import observe, profile
 from graphs.errors import InputError
 from graphs.files import load_graph_file, save_graph_file, write_atomically
 from graphs.sources import load_graph
 from placement import api
+from placement.runs.training import compare_others, make_trainer
 from placement.text import table
-from placement.training_run import compare_others, make_trainer
-from scripts.fidelity_report import Measurements, Row, plot_rows, row_of
-from scripts.fidelity_workloads import WORKLOADS
+from scripts.fidelity_study.report import Measurements, Row, plot_rows, row_of
+from scripts.fidelity_study.workloads import WORKLOADS
 
 Placements = list[tuple[str, NDArray[np.int64]]]
 

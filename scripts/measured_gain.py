@@ -20,17 +20,17 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from envs.measured import MeasuredProblem, interquartile_mean, measured
-from envs.measured_protocol import Failed
+from envs.measured.problem import MeasuredProblem, interquartile_mean, measured
+from envs.measured.protocol import Failed
 from graphs.errors import InputError, NoFeasiblePlacementError
 from graphs.files import write_atomically
-from placement.measured_training import MeasuredRun, train_measured
-from placement.result import check_placement
+from placement.results.placement_file import check_placement
+from placement.runs.measured import MeasuredRun, train_measured
+from placement.runs.training import compare_others
 from placement.text import seconds, table
-from placement.training_run import compare_others
 from scripts.fidelity import Workload, folder_name
-from scripts.fidelity_workloads import WORKLOADS
-from scripts.receiver_copies import step_time_s
+from scripts.fidelity_study.receiver_copies import step_time_s
+from scripts.fidelity_study.workloads import WORKLOADS
 
 ONE_CORE, LEARNED = "one core", "learned"
 _RUNS, _LIMIT_S = 5, 60.0

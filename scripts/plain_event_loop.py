@@ -1,6 +1,6 @@
 """The step simulator as one tight loop of plain Python: what `scripts/benchmark_simulator.py` measures ratios against.
 
-`envs.simulator_plain` is written to be read, and several times slower than Python need be; a ratio to it would flatter
+`envs.simulator.plain` is written to be read, and several times slower than Python need be; a ratio to it would flatter
 the compiled simulator. This is the same event loop as a Python programmer in a hurry would write it: local names, lists
 and `heapq`, no classes, no trace. It gives the same step time and peak memory to the last bit.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator import SimulatorInput
+from envs.simulator.simulate import SimulatorInput
 
 
 def as_lists(problem: SimulatorInput) -> dict[str, Any]:

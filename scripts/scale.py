@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from graphs.colocation import colocate
+from graphs.colocation.rules import colocate
 from graphs.computation_graph import ComputationGraph
 from graphs.files import load_graph_file, save_graph_file
 from graphs.synthetic import random_graph

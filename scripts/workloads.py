@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import msgspec
 import numpy as np
 
-from envs.catalog import DEVICE_SPECS
-from envs.cluster import Cluster, Device
+from envs.clusters.catalog import DEVICE_SPECS
+from envs.clusters.cluster import Cluster, Device
 from envs.cost_model import op_times_s
 from envs.problem import PlacementProblem
-from graphs.colocation import colocate, natural_groups
+from graphs.colocation.rules import colocate, natural_groups
 from graphs.computation_graph import ComputationGraph
 from graphs.files import write_atomically
 from graphs.zoo import ZOO, load

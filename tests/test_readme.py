@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from envs.catalog import load_cluster
+from envs.clusters.catalog import load_cluster
 from graphs.files import load_graph_file
-from placement.comparison_file import ComparisonRecord
-from placement.result import PlacementResult
-from placement.run_directory import RunConfig
+from placement.results.comparison_file import ComparisonRecord
+from placement.results.placement_file import PlacementResult
+from placement.runs.directory import RunConfig
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -39,7 +39,7 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_model_of_ones_own_is_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from placement.cli import main
+    from placement.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     Path("my_model.py").write_text(next(block for block in blocks("python") if "def make():" in block))

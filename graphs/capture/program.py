@@ -2,7 +2,7 @@
 
 A *value* is one content of a storage, or of a slice of it (see `graphs.capture.recorder`). A call names every tensor
 that it is given by the values that make it up and by how it looks at their storage, so views need no call: whoever has
-the values can look at them in the same way. Nothing here runs anything; `envs.measured_engine` does.
+the values can look at them in the same way. Nothing here runs anything; `envs.measured.engine` does.
 """
 
 from __future__ import annotations

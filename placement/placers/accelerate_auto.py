@@ -13,7 +13,7 @@ import numpy as np
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Placed, Search
 from placement.placers.footprint import group_bytes
-from placement.placers.repair import repair
+from placement.placers.searching.repair import repair
 
 MARGIN = 1.25
 """Accelerate's factor on the largest block, which is added to each device's share."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Placed, Search
 from placement.placers.footprint import group_bytes
-from placement.placers.repair import repair
+from placement.placers.searching.repair import repair
 
 BISECTIONS = 40
 ROOM = (1.0, 0.8, 0.6)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
-from placement.placers.moves import STAGES, Units
-from placement.placers.starts import Begun, start_of
+from placement.placers.searching.moves import STAGES, Units
+from placement.placers.searching.starts import Begun, start_of
 
 SAMPLES = 64
 ELITE = 8

@@ -18,7 +18,7 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.placers import annealing
 from placement.placers.base import Budget, Placed, Search
-from placement.placers.starts import start_of
+from placement.placers.searching.starts import start_of
 
 MOST_CHOICES = 2_000
 """Ops times devices; beyond it the model alone takes longer to build than searches take to find good placements."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Placed, Search
-from placement.placers.list_scheduling import insertion_schedule, place_both_ways, priority_order, upward_rank
-from placement.placers.task_graph import TaskGraph
+from placement.placers.list_scheduling.schedule import insertion_schedule, place_both_ways, priority_order, upward_rank
+from placement.placers.list_scheduling.task_graph import TaskGraph
 
 
 def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
-from placement.placers.moves import Moves, Units
-from placement.placers.starts import Begun, start_of
+from placement.placers.searching.moves import Moves, Units
+from placement.placers.searching.starts import Begun, start_of
 
 BATCH = 8
 KICK_MOVES = 3

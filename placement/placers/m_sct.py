@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Placed, Search, accelerators_first
-from placement.placers.list_scheduling import earliest_start_schedule, mean_transfer_s, place_both_ways, upward_rank
-from placement.placers.task_graph import TaskGraph
+from placement.placers.list_scheduling.schedule import (
+    earliest_start_schedule,
+    mean_transfer_s,
+    place_both_ways,
+    upward_rank,
+)
+from placement.placers.list_scheduling.task_graph import TaskGraph
 
 THRESHOLD = 0.1
 """An edge whose variable is below this makes its reader the favourite child (Baechi's rounding)."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Placed, Search, accelerators_first
-from placement.placers.list_scheduling import SPARE, place_both_ways
-from placement.placers.task_graph import TaskGraph
+from placement.placers.list_scheduling.schedule import SPARE, place_both_ways
+from placement.placers.list_scheduling.task_graph import TaskGraph
 
 
 def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:

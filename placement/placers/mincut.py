@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from envs.problem import PlacementProblem
 from placement.placers.affinity import exchanged_bytes
 from placement.placers.base import Budget, Placed, Search
-from placement.placers.repair import repair
+from placement.placers.searching.repair import repair
 from placement.placers.single_device import all_on
 
 TOTAL_WEIGHT = 10_000_000

@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Placed, Search
-from placement.placers.list_scheduling import insertion_schedule, optimistic_cost_s, place_both_ways, priority_order
-from placement.placers.task_graph import TaskGraph
+from placement.placers.list_scheduling.schedule import (
+    insertion_schedule,
+    optimistic_cost_s,
+    place_both_ways,
+    priority_order,
+)
+from placement.placers.list_scheduling.task_graph import TaskGraph
 
 
 def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:

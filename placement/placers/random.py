@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Placed, Search, accelerators_first
-from placement.placers.repair import repair
+from placement.placers.searching.repair import repair
 
 DRAWS = 256
 """Placements drawn: fixed, so that the row means the same whatever the time limit."""

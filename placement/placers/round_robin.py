@@ -6,7 +6,7 @@ import numpy as np
 
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Placed, Search, accelerators_first
-from placement.placers.repair import repair
+from placement.placers.searching.repair import repair
 
 
 def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:

@@ -20,7 +20,7 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.placers.base import Budget, Placed, Search
 from placement.placers.mincut import integer_weights, subgraph
-from placement.placers.repair import repair
+from placement.placers.searching.repair import repair
 from placement.placers.single_device import all_on, seconds_per_mebibyte
 
 PROGRAM = "scotch_gmap"

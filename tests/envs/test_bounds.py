@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.bounds import lower_bound_s, upper_bound_s
-from envs.catalog import load_cluster
-from envs.cluster import Cluster, Device, DeviceSpec, Link
+from envs.clusters.catalog import load_cluster
+from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
+from graphs.colocation.groups import make_groups, one_group_an_op
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
 from graphs.errors import NoFeasiblePlacementError
-from graphs.groups import make_groups, one_group_an_op
 from graphs.synthetic import random_graph
 
 GB = 10**9

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from envs.cluster import DeviceSpec
+from envs.clusters.cluster import DeviceSpec
 from envs.cost_model import op_class, op_times_s
 from graphs.computation_graph import ComputationGraph, OpRecord, build
 

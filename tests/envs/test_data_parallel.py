@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from envs.catalog import load_cluster
-from envs.cluster import Cluster, Device, DeviceSpec, Link
+from envs.clusters.catalog import load_cluster
+from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
+from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
-from graphs.groups import one_group_an_op
 from graphs.replicate import replica_placement, replicate
 
 COMPUTE_BYTES, PARAMETER_BYTES = 1000, 120

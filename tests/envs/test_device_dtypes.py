@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from envs.catalog import DEVICE_SPECS, load_cluster
+from envs.clusters.catalog import DEVICE_SPECS, load_cluster
 from envs.cost_model import op_times_s
 from envs.problem import PlacementProblem, divide_by_dtype
 from graphs.capture import capture
+from graphs.colocation.groups import make_groups, one_group_an_op
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
 from graphs.errors import InputError
-from graphs.groups import make_groups, one_group_an_op
 
 
 class Perceptron(nn.Module):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import envs.cluster_file
-from envs.catalog import DEVICE_SPECS
-from envs.cluster_file import _SpecRecord, parse_cluster
+import envs.clusters.file
+from envs.clusters.catalog import DEVICE_SPECS
+from envs.clusters.file import _SpecRecord, parse_cluster
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -28,7 +28,7 @@ def test_python_examples_run(page: str, number: int) -> None:
 
 def test_the_cluster_file_is_read_and_is_the_one_of_the_docstring() -> None:
     (text,) = blocks("clusters.md", "yaml")
-    (documented,) = re.findall(r"```yaml\n(.*?)```", str(envs.cluster_file.__doc__), re.DOTALL)
+    (documented,) = re.findall(r"```yaml\n(.*?)```", str(envs.clusters.file.__doc__), re.DOTALL)
     assert parse_cluster(text, DEVICE_SPECS).sha256 == parse_cluster(documented, DEVICE_SPECS).sha256
 
 

@@ -14,19 +14,19 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import envs.cluster_file
+import envs.clusters.file
 from envs.bounds import lower_bound_s
-from envs.catalog import DEVICE_SPECS, load_cluster
-from envs.cluster import Cluster, Device, DeviceSpec, Link
-from envs.cluster_file import parse_cluster
+from envs.clusters.catalog import DEVICE_SPECS, load_cluster
+from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
+from envs.clusters.file import parse_cluster
 from envs.placement_env import default_failing_s
 from envs.problem import PlacementProblem
-from envs.simulator import SCHEDULES
+from envs.simulator.simulate import SCHEDULES
+from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
 from graphs.errors import InputError, NoFeasiblePlacementError
-from graphs.groups import one_group_an_op
 
-EXAMPLE = textwrap.dedent(str(envs.cluster_file.__doc__).split("```yaml\n")[1].split("```")[0])
+EXAMPLE = textwrap.dedent(str(envs.clusters.file.__doc__).split("```yaml\n")[1].split("```")[0])
 MOST = 2**63 - 1
 
 

@@ -16,14 +16,14 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 import envs  # noqa: F401  (registers the ids)
-from envs.catalog import load_cluster
+from envs.clusters.catalog import load_cluster
 from envs.observation import Observer, fields, static_fields
 from envs.placement_env import DevicePlacementEnv, DevicePlacementOneShotVectorEnv, default_failing_s
 from envs.problem import PlacementProblem
+from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
 from graphs.errors import InputError
 from graphs.files import save_graph_file
-from graphs.groups import one_group_an_op
 from graphs.synthetic import random_graph
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphs.colocation import colocate
+from graphs.colocation.rules import colocate
 from graphs.computation_graph import DEVICE_KINDS, PHASES, ComputationGraph, OpRecord, TensorRecord, build
 from graphs.errors import InputError
 from graphs.files import decode_graph, encode_graph

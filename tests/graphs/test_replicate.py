@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from graphs.capture import capture
-from graphs.colocation import colocate
+from graphs.colocation.rules import colocate
 from graphs.computation_graph import INPUT, PHASES, ComputationGraph, OpRecord, TensorRecord, build
 from graphs.errors import InputError
 from graphs.files import load_graph_file, save_graph_file

@@ -161,7 +161,7 @@ def test_an_interrupt_is_passed_on(here: Path) -> None:
 def test_importing_and_reading_files_loads_no_torch(tmp_path: Path) -> None:
     save_graph_file(random_graph(5), tmp_path / "g.graph.json")
     code = (
-        "import sys, graphs, graphs.sources, graphs.colocation\n"
+        "import sys, graphs, graphs.sources, graphs.colocation.rules\n"
         f"graphs.sources.load_graph({str(tmp_path / 'g.graph.json')!r})\n"
         "sys.exit('torch' in sys.modules)"
     )

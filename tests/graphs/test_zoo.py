@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphs import zoo
-from graphs.colocation import colocate
+from graphs.colocation.rules import colocate
 from graphs.computation_graph import DTYPES, RESIDENT_PARTS
 from graphs.errors import InputError
 from graphs.zoo.cache import cache_file

@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from envs.cluster import Cluster, Device, DeviceSpec, Link
+from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
+from graphs.colocation.groups import Groups, make_groups, one_group_an_op
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
-from graphs.groups import Groups, make_groups, one_group_an_op
 from graphs.synthetic import random_graph
 
 GPU = DeviceSpec("tiny_gpu", "gpu", 10**12, {"float32": 1e12}, 1e11, launch_overhead_s=5e-6)

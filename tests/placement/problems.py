@@ -6,10 +6,10 @@ import itertools
 
 import numpy as np
 
-from envs.cluster import Cluster, Device, DeviceSpec, Link
+from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
+from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
-from graphs.groups import one_group_an_op
 
 
 def cluster(num_devices: int, *, memory_bytes: int = 10**9, speeds: tuple[float, ...] = ()) -> Cluster:

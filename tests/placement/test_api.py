@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import placement
-from envs.catalog import load_cluster
+from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from graphs.files import save_graph_file
 from graphs.synthetic import random_graph
 from placement.placers import get_placer
 from placement.placers.base import Budget, Placed
-from placement.result import encode_placement
+from placement.results.placement_file import encode_placement
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,7 +68,7 @@ def test_the_learner_starts_from_the_placers_that_ran_before_it_and_the_limit_in
         return replace(round_robin(problem, budget=budget, rng=rng), search_s=0.5, evaluations=1000)
 
     monkeypatch.setattr("placement.placers.round_robin.place", slow)
-    monkeypatch.setattr("placement.compile_ahead.compile_ahead", lambda schedule: None)  # it asks the placers, too
+    monkeypatch.setattr("placement.runs.compile_ahead.compile_ahead", lambda schedule: None)  # it asks the placers, too
     run = placement.train(problem, updates=1)
     assert asked == [None]  # once, and with no limit that could change its answer
     assert run.training_s >= 0.5
@@ -95,7 +95,7 @@ def test_two_processes_cannot_work_on_one_run(problem: PlacementProblem, tmp_pat
     run = tmp_path / "run"
     placement.train(problem, updates=1, out=run)
     code = (
-        "import sys, time; from pathlib import Path; from placement.run_directory import hold\n"
+        "import sys, time; from pathlib import Path; from placement.runs.directory import hold\n"
         "with hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -144,7 +144,7 @@ def test_simulating_a_placer_is_simulating_its_placement(problem: PlacementProbl
 
 def test_importing_the_package_and_making_a_problem_loads_no_torch() -> None:
     code = (
-        "import sys, placement, placement.comparison; from graphs.synthetic import random_graph; "
+        "import sys, placement, placement.results.comparison; from graphs.synthetic import random_graph; "
         "problem = placement.make_problem(random_graph(5), 'k80x2'); "
         "rows = placement.compare(problem, ['heft']).rows; "
         "assert callable(placement.compare) and len(rows) == 1 and 'torch' not in sys.modules"

@@ -17,9 +17,9 @@ from graphs.synthetic import random_graph
 from placement.api import make_problem
 from placement.placers.base import Budget, Progress
 from scripts.benchmark_learning import CELLS, find_placer, main, run_placer
-from scripts.learning_plot import _mark_unseen, plot_curves
-from scripts.learning_report import BEGIN, END, standings, tables_text
-from scripts.learning_rows import MOST_POINTS, Curve, Row, read_rows, thinned
+from scripts.learning.plot import _mark_unseen, plot_curves
+from scripts.learning.report import BEGIN, END, standings, tables_text
+from scripts.learning.rows import MOST_POINTS, Curve, Row, read_rows, thinned
 
 KEYS = {
     "graph",
@@ -259,7 +259,7 @@ def test_the_budget_that_most_runs_had_is_drawn(tmp_path: Path, monkeypatch: pyt
     longer = [Curve("g", "c", "annealing", 0, 2.0, None, points)]
     evaluations = [Curve("g", "c", "annealing", seed, None, 9, points) for seed in range(5)]
     drawn: list[str] = []
-    monkeypatch.setattr("scripts.learning_plot._draw", lambda curves, title, limit, path: drawn.append(limit))
+    monkeypatch.setattr("scripts.learning.plot._draw", lambda curves, title, limit, path: drawn.append(limit))
     plot_curves([*longer, *seconds, *evaluations], tmp_path)
     plot_curves([*longer, *seconds[:1]], tmp_path)
     plot_curves(evaluations, tmp_path)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from envs.catalog import load_cluster
+from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
-from graphs.groups import one_group_an_op
+from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
-from placement.features import make_features
-from placement.policy import Seq2SeqPolicy, gumbel_noise
+from placement.learning.features import make_features
+from placement.learning.policy import Seq2SeqPolicy, gumbel_noise
 from scripts.benchmark_policy import PlainDecoder, loss_of, main
 
 

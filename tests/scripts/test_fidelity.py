@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.measured_process import MeasuringProcess
+from envs.measured.process import MeasuringProcess
 from scripts import fidelity, measured_gain
-from scripts.fidelity_report import fit_of
-from tests.envs.measured_problems import two_cores
-from tests.placement.test_measured_training import DEVICES, MODEL
+from scripts.fidelity_study.report import fit_of
+from tests.envs.measured.measured_problems import two_cores
+from tests.placement.runs.test_measured_training import DEVICES, MODEL
 
 KEYS = {"graph", "devices", "placements", "median_error", "p95_error", "spearman", "kendall"}
 

@@ -1,0 +1,292 @@
+"""The question of `envs.problem` answered by running the step: `MeasuredProblem.evaluate`. No torch is loaded here.
+
+A placement is run on real devices (`envs.measured.engine`) in a process of its own (`envs.measured.process`). Its step
+time is the interquartile mean of the steps that count: neither a hiccup of the machine nor a lucky step decides.
+A placement that cannot be run to the end in time, for whatever reason, is infeasible and costs the failing signal.
+
+Reference:
+    Mirhoseini et al., ICML 2017, section 4.2, arXiv 1706.04972: 10 steps, the first dropped, more where steps are
+    short; the failing signal for placements that cannot be executed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
+from envs.clusters.device_specs import CPU_CORES, DEVICE_SPECS, cpu_core
+from envs.measured.machine import RealDevice, parse_devices
+from envs.measured.process import MeasuringProcess
+from envs.measured.protocol import Failed, Protocol
+from envs.problem import Evaluation, PlacementProblem
+from envs.simulator.checkpoints import StepCheckpoints
+from graphs.errors import InputError
+
+DEFAULT_LIMIT_S = 60.0
+"""Seconds that one measurement may take where nothing else is said; it is the failing signal, too."""
+
+_LEAST_LIMIT_S = 1.0
+"""Where the time is nearly over, a last placement gets this long."""
+
+_PCIE = (12e9, 15e-6)
+_CORE_TO_CORE_LATENCY_S = 1e-6
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What running one placement came to.
+
+    Attributes:
+        step_times_s: Of the steps that count; empty where it failed.
+        peak_memory_bytes: By device; zeros where it failed.
+        reason: Why it failed; empty where it did not.
+    """
+
+    step_times_s: tuple[float, ...]
+    peak_memory_bytes: tuple[int, ...]
+    reason: str = ""
+
+    @property
+    def step_time_s(self) -> float:
+        """The interquartile mean of the step times; NaN where it failed."""
+        return interquartile_mean(self.step_times_s)
+
+    @property
+    def spread_s(self) -> float:
+        """From the first to the third quartile of the step times; NaN where it failed."""
+        if not self.step_times_s:
+            return float("nan")
+        low, high = np.percentile(self.step_times_s, [25, 75])
+        return float(high - low)
+
+
+def interquartile_mean(values: tuple[float, ...]) -> float:
+    """The mean of the middle half of some numbers; NaN of none."""
+    if not values:
+        return float("nan")
+    ordered = np.sort(np.array(values))
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+class MeasurementsOverError(Exception):
+    """The time for measuring is over; see `Measurer.until_s`."""
+
+
+class Measurer:
+    """Runs placements, remembers what it has run, and tells who wants to know.
+
+    Args:
+        process: What runs them.
+        time_limit_s: Seconds that one measurement may take.
+        how: How many steps.
+
+    Attributes:
+        count: Placements run so far.
+        failures: How many of them failed.
+        on_measure: Called after each, with what it came to.
+        until_s: When measuring ends, by `time.monotonic`; a placement that is asked for later raises
+            `MeasurementsOverError`.
+    """
+
+    def __init__(
+        self, process: MeasuringProcess, *, time_limit_s: float = DEFAULT_LIMIT_S, how: Protocol | None = None
+    ) -> None:
+        self.process = process
+        self.time_limit_s = time_limit_s
+        self.how = how or Protocol()
+        self.count = 0
+        self.failures = 0
+        self.on_measure: Callable[[Measurement], None] | None = None
+        self.until_s = float("inf")
+        self._known: dict[tuple[str, bytes], Measurement] = {}
+
+    def measure(self, op_placement: NDArray[np.integer], schedule: str, *, again: bool = False) -> Measurement:
+        """Run a placement of ops, ``int[N]``; one that was run before only if asked to do it `again`.
+
+        Where it is run again, the step times of both count, so that luck evens out.
+
+        Raises:
+            InputError: The model cannot be built, or the placement is not one of its graph.
+            MeasurementsOverError: It was not run before, and the time is over.
+        """
+        placement = np.ascontiguousarray(op_placement, dtype=np.int32)
+        key = (schedule, placement.tobytes())
+        if key in self._known and not again:
+            return self._known[key]
+        left_s = self.until_s - time.monotonic()
+        if left_s <= 0:
+            raise MeasurementsOverError
+        limit_s = min(self.time_limit_s, max(left_s, _LEAST_LIMIT_S))
+        reply = self.process.measure(placement, schedule=schedule, time_limit_s=limit_s, how=self.how)
+        if isinstance(reply, Failed) and limit_s < self.time_limit_s and time.monotonic() >= self.until_s:
+            raise MeasurementsOverError  # it might have been done in the time that others have
+        if isinstance(reply, Failed):
+            found = Measurement((), (0,) * len(self.process.devices), reply.reason)
+            self.failures += 1
+        else:
+            before = self._known[key].step_times_s if key in self._known else ()
+            found = Measurement((*before, *reply.step_times_s), tuple(reply.peak_memory_bytes))
+        self.count += 1
+        self._known[key] = found
+        if self.on_measure is not None:
+            self.on_measure(found)
+        return found
+
+    def is_known(self, op_placement: NDArray[np.integer], schedule: str) -> bool:
+        """Whether a placement of ops was run before."""
+        return (schedule, np.ascontiguousarray(op_placement, dtype=np.int32).tobytes()) in self._known
+
+    def best(self, schedule: str) -> list[NDArray[np.int32]]:
+        """The placements of ops, ``int32[N]``, that were run to the end under a schedule, fastest first."""
+        done = [(f.step_time_s, ops) for (s, ops), f in self._known.items() if s == schedule and not f.reason]
+        return [np.frombuffer(ops, dtype=np.int32) for _, ops in sorted(done)]
+
+    def failed(self) -> list[Measurement]:
+        """What failed."""
+        return [found for found in self._known.values() if found.reason]
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.close()
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredProblem(PlacementProblem):
+    """A problem that is evaluated by running the step. Everything else, also its `trace`, is that of the simulator.
+
+    Make one with `measured`; end its process with `close`, or use it in a ``with`` statement.
+
+    Attributes:
+        measurer: What runs the placements; shared with the problems that are made from this one.
+    """
+
+    measurer: Measurer = field(default=None)  # type: ignore[assignment]  # the fields before it have defaults
+
+    def __enter__(self) -> MeasuredProblem:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process that measures."""
+        self.measurer.close()
+
+    @property
+    def failing_s(self) -> float:
+        """The failing signal: what an infeasible placement is charged."""
+        return self.measurer.time_limit_s
+
+    @property
+    def simulated(self) -> PlacementProblem:
+        """The same problem, evaluated by the simulator."""
+        return PlacementProblem(self.graph, self.groups, self.cluster, self.schedule)
+
+    def _evaluate(
+        self,
+        ops: NDArray[np.int32],
+        allowed: NDArray[np.bool_],
+        threads: int | None,
+        abort_above_s: float | NDArray[np.float64] | None,
+        checkpoints: StepCheckpoints | None = None,
+    ) -> Evaluation:
+        """Run each placement; bounds and checkpoints save nothing, since a step must be run to be known."""
+        count = len(ops)
+        step_time_s = np.full(count, self.failing_s)
+        peak = np.zeros((count, self.num_devices), dtype=np.int64)
+        feasible = np.zeros(count, dtype=np.bool_)
+        for row in np.flatnonzero(allowed):
+            found = self.measurer.measure(ops[row], self.schedule)
+            peak[row] = found.peak_memory_bytes
+            if not found.reason:
+                step_time_s[row] = found.step_time_s
+                feasible[row] = (peak[row] <= self.cluster.memory_bytes).all()
+        return Evaluation(step_time_s, peak, feasible)
+
+
+def measured(
+    problem: PlacementProblem,
+    source: str,
+    devices: str | tuple[RealDevice, ...],
+    *,
+    time_limit_s: float = DEFAULT_LIMIT_S,
+    how: Protocol | None = None,
+) -> MeasuredProblem:
+    """The same problem, evaluated by running the step on real devices.
+
+    Args:
+        problem: Its cluster's devices are called as the real ones; `machine_cluster` makes such a cluster.
+        source: What the model is built from: a workload of the zoo or ``python:module:function``.
+        devices: Names of real devices, ``"cpu:0,cpu:1"``.
+        time_limit_s: Seconds that one measurement may take; the failing signal.
+        how: How many steps.
+
+    Raises:
+        InputError: The devices are not those of the cluster, or do not exist.
+    """
+    real = parse_devices(devices) if isinstance(devices, str) else devices
+    names = tuple(device.name for device in real)
+    if names != problem.cluster.device_names:
+        raise InputError(
+            f"the devices to run on are {', '.join(names)}, but those of cluster '{problem.cluster.name}' are "
+            f"{', '.join(problem.cluster.device_names)}; give the same names in the same order"
+        )
+    if not 0 < time_limit_s < float("inf"):
+        raise InputError(f"the time limit of a measurement is {time_limit_s}; it must be positive")
+    process = MeasuringProcess(source, problem.graph.untimed.sha256, real, problem.simulator_input.remaining_path_s)
+    measurer = Measurer(process, time_limit_s=time_limit_s, how=how)
+    return MeasuredProblem(problem.graph, problem.groups, problem.cluster, problem.schedule, measurer)
+
+
+def machine_cluster(
+    devices: tuple[RealDevice, ...], *, memory_bytes: int | None = None, names: tuple[str, ...] | None = None
+) -> Cluster:
+    """A cluster of these devices with the catalogue's figures: a guess, where nobody has profiled the machine.
+
+    Args:
+        devices: What it consists of.
+        memory_bytes: Memory of the host; by default what it has. Devices that are cores share it equally.
+        names: What the cluster calls the devices; by default as they are called.
+    """
+    cores = sum(len(device.cores) for device in devices)
+    cpus = sum(device.kind == "cpu" for device in devices)
+    host_bytes = memory_bytes or host_memory_bytes()
+    core = cpu_core(min(max(cores, 1), CPU_CORES))
+    made, links = [], []
+    for device, name in zip(devices, names or [device.name for device in devices], strict=True):
+        if device.kind == "cpu":
+            width = len(device.cores)
+            spec = DeviceSpec(
+                name=f"{core.name}_x{width}",
+                kind="cpu",
+                memory_bytes=host_bytes // cpus,
+                peak_flops_per_s={dtype: rate * width for dtype, rate in core.peak_flops_per_s.items()},
+                memory_bytes_per_s=core.memory_bytes_per_s * width,
+                launch_overhead_s=core.launch_overhead_s,
+                efficiency=core.efficiency,
+                source="The catalogue's core; not measured.",
+            )
+            links.append(Link(name, "memory:0", spec.memory_bytes_per_s / 2, _CORE_TO_CORE_LATENCY_S))
+        else:
+            spec = DEVICE_SPECS["a100"]
+            links.append(Link(name, "memory:0", *_PCIE))
+        made.append(Device(name, spec))
+    return Cluster(
+        name="+".join(device.name for device in devices),
+        devices=tuple(made),
+        links=tuple(links),
+        switches=("memory:0",),
+        source="This machine's devices with figures of the catalogue: a guess, not a profile.",
+    )
+
+
+def host_memory_bytes() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

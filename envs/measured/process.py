@@ -1,0 +1,258 @@
+"""The parent's side of measuring: a process of its own runs the placements, so that none can take the training down.
+
+A measurement that hangs, crashes or eats all memory costs that process; it is replaced for the next one. Nothing is
+pickled: both sides exchange the structs of `envs.measured.protocol` over pipes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import IO, Any, BinaryIO
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.measured import protocol
+from envs.measured.machine import RealDevice
+from graphs.errors import InputError
+
+START_LIMIT_S = 600.0
+"""Seconds that building and capturing the model may take."""
+
+_KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""For the C library's allocator: freed memory is used again, not given back to the system and asked for anew, page by
+page, in every step, which costs more than many an op and makes two threads wait for each other."""
+
+
+class MeasuringProcess:
+    """Measures placements of one graph on real devices, in a process that is started when it is first needed.
+
+    To be closed, or used in a ``with`` statement; where that is forgotten, the process ends with this object or with
+    the program, however it ends. One thread at a time may ask; others wait.
+
+    Args:
+        source: A workload of the zoo or ``python:module:function``: what the process builds the model from.
+        graph_sha256: Of the graph that placements are for.
+        devices: Where to run.
+        remaining_path_s: ``float64[N]``, for the schedule ``priority``, see `envs.simulator.simulate.SimulatorInput`.
+        start_limit_s: Seconds that the start may take.
+
+    Attributes:
+        starts: How many processes were started so far.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        graph_sha256: str,
+        devices: Sequence[RealDevice],
+        remaining_path_s: NDArray[np.float64],
+        *,
+        start_limit_s: float = START_LIMIT_S,
+    ) -> None:
+        self.source = source
+        self.devices = tuple(devices)
+        self.starts = 0
+        self._load = protocol.Load(
+            source,
+            graph_sha256,
+            [device.name for device in devices],
+            np.ascontiguousarray(remaining_path_s, dtype=np.float64).tobytes(),
+            [os.getcwd() if path == "" else path for path in dict.fromkeys([*sys.path, ""])],
+        )
+        self._start_limit_s = start_limit_s
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+        self._closed = False
+
+    def __enter__(self) -> MeasuringProcess:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the process now, rather than with the first measurement.
+
+        Raises:
+            InputError: The model cannot be built or its graph is another one.
+        """
+        with self._lock:
+            self._running()
+
+    def measure(
+        self,
+        op_placement: NDArray[np.integer],
+        *,
+        schedule: str,
+        time_limit_s: float,
+        how: protocol.Protocol | None = None,
+        keep_tasks: bool = False,
+    ) -> protocol.Measured | protocol.Failed:
+        """Run a placement of ops, ``int[N]``; a failure of whatever kind is an answer, too.
+
+        Args:
+            op_placement: Device numbers.
+            schedule: Which ready op a device runs first.
+            time_limit_s: Seconds that it may take, not counting the start of a process where one is needed.
+            how: How many steps.
+            keep_tasks: Ask when each op and copy of each step that counts started and ended.
+
+        Raises:
+            InputError: The model cannot be built, or the placement is not one of its graph.
+        """
+        request = protocol.Measure(
+            np.ascontiguousarray(op_placement, dtype=np.int32).tobytes(),
+            schedule,
+            time_limit_s,
+            how or protocol.Protocol(),
+            keep_tasks,
+        )
+        with self._lock:
+            child = self._running()
+            reply = child.ask(request, time_limit_s)
+            if isinstance(reply, protocol.Failed):
+                if reply.is_last:
+                    self._stop()
+                if reply.is_input:
+                    raise InputError(reply.reason)
+            assert not isinstance(reply, protocol.Ready)
+            return reply
+
+    def close(self) -> None:
+        """End the process; measuring afterwards is refused."""
+        self._closed = True
+        with self._lock:
+            self._stop()
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the process, None where none runs."""
+        return None if self._child is None else self._child.process.pid
+
+    def _running(self) -> _Child:
+        if self._closed:
+            raise InputError("the measuring process was closed; make a new measured problem")
+        if self._child is not None:
+            return self._child
+        child = self._child = _Child()
+        self.starts += 1
+        try:
+            reply = child.ask(self._load, self._start_limit_s)
+        except BaseException:
+            self._stop()
+            raise
+        if isinstance(reply, protocol.Failed):
+            self._stop()
+            raise InputError(f"graph '{self.source}' cannot be run: {reply.reason}")
+        return child
+
+    def _stop(self) -> None:
+        if self._child is not None:
+            self._child.stop()
+            self._child = None
+
+
+class _Child:
+    """A running process and the pipes to it."""
+
+    def __init__(self) -> None:
+        request_read, request_write = os.pipe()
+        reply_read, reply_write = os.pipe()
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "envs.measured.child", str(request_read), str(reply_write)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+            pass_fds=(request_read, reply_write),
+            env={**os.environ, **_KEEP_MEMORY, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is for the parent, which then closes the pipe
+        )
+        os.close(request_read)
+        os.close(reply_write)
+        self._requests: BinaryIO = os.fdopen(request_write, "wb")
+        self._replies: int = reply_read
+        os.set_blocking(reply_read, False)
+        self._end = weakref.finalize(self, _end, self.process, self._requests, reply_read, self._stderr)
+
+    def ask(self, request: protocol.Request, time_limit_s: float) -> protocol.Reply:
+        """Send a request and wait for the reply; a process that dies or is late has failed, and is ended."""
+        until_s = time.monotonic() + time_limit_s
+        try:
+            protocol.write(self._requests, request)
+            data = self._receive(until_s)
+        except (BrokenPipeError, EOFError):
+            return protocol.Failed(self._death(), is_last=True)
+        except TimeoutError:
+            return protocol.Failed(
+                f"it was not done after {time_limit_s:g} s, and the measuring process was ended", is_last=True
+            )
+        return msgspec.msgpack.decode(data, type=protocol.Reply)
+
+    def stop(self) -> None:
+        """End the process and wait for its end."""
+        self._end()
+
+    def _receive(self, until_s: float) -> bytes:
+        """One message.
+
+        Raises:
+            TimeoutError: It did not come in time.
+            EOFError: The process closed the pipe.
+        """
+        received = b""
+        wanted = protocol.LENGTH_BYTES
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._replies, selectors.EVENT_READ)
+            while len(received) < wanted:
+                if not selector.select(max(until_s - time.monotonic(), 0.0)):
+                    raise TimeoutError
+                data = os.read(self._replies, 1 << 20)
+                if not data:
+                    raise EOFError
+                received += data
+                if len(received) >= protocol.LENGTH_BYTES:
+                    length = int.from_bytes(received[: protocol.LENGTH_BYTES], "big")
+                    wanted = protocol.LENGTH_BYTES + length
+        return received[protocol.LENGTH_BYTES :]
+
+    def _death(self) -> str:
+        """How the process ended, and the last that it said."""
+        try:
+            code = self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return "the measuring process closed its pipe"
+        if code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            hint = ", as the kernel does where memory runs out" if -code == signal.SIGKILL else ""
+            text = f"the measuring process was killed by {name}{hint}"
+        else:
+            text = f"the measuring process ended with status {code}"
+        self._stderr.seek(0)
+        said = self._stderr.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(said) if line.strip()), "")
+        return f"{text}; it said: {last[:200]}" if last else text
+
+
+def _end(process: subprocess.Popen[bytes], requests: BinaryIO, replies: int, stderr: IO[bytes]) -> None:
+    """Kill a process and free what belongs to it."""
+    process.kill()
+    process.wait()
+    with contextlib.suppress(OSError):  # what was not sent has no reader any more
+        requests.close()
+    os.close(replies)
+    stderr.close()

@@ -1,0 +1,278 @@
+"""What `envs.simulator.choosing_kernel` works on: the problem and the state of a step as records, and their making.
+
+Nothing here is compiled. Letters: ``B`` placements in a batch, ``N`` ops, ``E`` edges, ``T`` tensors, ``D`` devices,
+``S`` distinct device specs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.simulator.choosing_kernel import BLOCK, FIFO, PRIORITY
+
+if TYPE_CHECKING:
+    from envs.simulator.simulate import SimulatorInput
+
+OP = np.dtype(
+    [
+        ("missing", np.int32),  # inputs that are not yet there
+        ("num_inputs", np.int32),
+        ("device", np.uint32),
+        ("rank", np.uint32),  # by priority, or the op's index
+        ("first_tensor", np.uint32),  # up to the next op's
+        ("first_input", np.uint32),  # of `Work.holders`, up to the next op's
+        ("next_op", np.uint32),  # chain of a device's ready ops (fifo)
+        ("start_s", np.float64),
+        ("end_s", np.float64),
+        ("output_bytes", np.int64),  # sum of `local_bytes` of its tensors
+        ("remaining_s", np.float64),  # longest path to the end of the step, see the schedule ``priority``
+    ],
+    align=True,
+)
+TENSOR = np.dtype(
+    [
+        ("bytes", np.int64),
+        ("local_bytes", np.int64),  # 0 where the tensor is resident
+        ("first_edge", np.uint32),  # up to the next tensor's
+        ("uses", np.int32),  # readers at home and departures that have not ended
+        ("producer", np.uint32),
+    ],
+    align=True,
+)
+EDGE = np.dtype(
+    [
+        ("reader", np.uint32),
+        ("input", np.uint32),  # position in `Work.holders`
+        ("next_edge", np.uint32),  # chain of the edges that a transfer serves
+    ],
+    align=True,
+)
+TRANSFER = np.dtype(
+    [
+        ("start_s", np.float64),
+        ("end_s", np.float64),
+        ("bytes", np.int64),
+        ("tensor", np.uint32),
+        ("destination", np.uint32),
+        ("uses", np.int32),  # readers of the copy that have not ended
+        ("first_edge", np.uint32),
+        ("next_arrival", np.uint32),  # chain of a queue
+        ("first_hooked", np.uint32),  # chain of the transfers that start when this one arrives
+        ("next_hooked", np.uint32),
+    ],
+    align=True,
+)
+DEVICE = np.dtype(
+    [
+        ("memory", np.int64),
+        ("work_left_s", np.float64),  # of ops that have not started; kept only where there is a limit
+        ("running", np.uint32),  # an op, or `NONE`
+        ("spec", np.uint32),
+        ("first_op", np.uint32),  # chain of ops, see `OP.next_op`
+        ("last_op", np.uint32),
+        ("awake", np.int32),  # 1 where it stands in `Work.wake`
+        ("touched", np.int32),  # 1 where it stands in `Work.touched`
+        ("readers", np.int32),  # of the tensor that is being sent
+        ("first_edge", np.uint32),  # chain of the edges to these readers
+    ],
+    align=True,
+)
+ROUTE = np.dtype(
+    [
+        ("latency_s", np.float64),
+        ("bytes_per_s", np.float64),
+        ("begin", np.uint32),  # of `Work.route_directions`
+        ("end", np.uint32),
+        ("queue", np.uint32),  # transfers whose routes end with the same link direction share a queue
+    ],
+    align=True,
+)
+DIRECTION = np.dtype([("free_s", np.float64), ("last_transfer", np.uint32)], align=True)
+QUEUE = np.dtype([("first", np.uint32), ("last", np.uint32)], align=True)
+STATE = np.dtype(
+    [
+        ("limit_s", np.float64),
+        ("transfers", np.uint32),
+        ("awake", np.uint32),
+        ("touched", np.uint32),
+        ("over", np.uint32),
+        ("ended", np.uint32),
+    ],
+    align=True,
+)
+"""What the step is not to exceed, how many transfers there are, how many devices stand in `Work.wake` and
+`Work.touched`, 1 once the step is proven to exceed its limit, and how many ops have ended."""
+
+
+class Work(NamedTuple):
+    """All that one thread needs to simulate: what is given, and what changes."""
+
+    schedule: int
+    op_time_s: NDArray[np.float64]  # [S, N]
+    op_of_rank: NDArray[np.uint32]  # [N]
+    sources: NDArray[np.uint32]  # ops that read nothing
+    resident_bytes: NDArray[np.int64]  # [N]
+    route_directions: NDArray[np.uint32]
+    first_word: np.uint64  # the first leaf of the trees in `bits`
+    ops: NDArray[Any]  # OP[N + 1]
+    tensors: NDArray[Any]  # TENSOR[T + 1]
+    edges: NDArray[Any]  # EDGE[E]
+    # By op, where an input is: tensor ``t`` at home is ``2 t``, the copy that transfer ``k`` brought is ``2 k + 1``.
+    holders: NDArray[np.uint32]  # [E]
+    home_holders: NDArray[np.uint32]  # [E], the same where nothing is sent
+    transfers: NDArray[Any]  # TRANSFER[E]
+    devices: NDArray[Any]  # DEVICE[D]
+    routes: NDArray[Any]  # ROUTE[D * D]
+    directions: NDArray[Any]  # DIRECTION[directions]
+    queues: NDArray[Any]  # QUEUE[queues]
+    bits: NDArray[np.uint64]  # [D, words], ready ops by rank
+    destinations: NDArray[np.uint32]  # [D], of the tensor that is being sent
+    ended: NDArray[np.uint32]  # [D], ops that end in this round
+    wake: NDArray[np.uint32]  # [D], idle devices that may start an op
+    touched: NDArray[np.uint32]  # [D], devices whose memory may have grown, or that have ops to queue (fifo)
+    slot_s: NDArray[np.float64]  # [slots]: next event of each device, then of each queue
+    block_s: NDArray[np.float64]  # the least of each `BLOCK` slots
+    state: NDArray[Any]  # STATE[1]
+
+
+def transfers_of(work: Work) -> NDArray[Any]:
+    """The transfers of the step that was simulated last, TRANSFER, in the order in which they were reserved."""
+    return work.transfers[: int(work.state[0]["transfers"])]
+
+
+def make_work(problem: SimulatorInput) -> Work:
+    """Allocate and fill what one thread needs."""
+    schedule = PRIORITY if problem.schedule == "priority" else FIFO
+    num_ops, num_tensors, num_edges = problem.num_ops, len(problem.tensor_bytes), len(problem.consumers)
+    num_devices, num_directions = problem.num_devices, problem.num_directions
+    by_priority = np.lexsort((np.arange(num_ops), -problem.remaining_path_s))
+    op_of_rank = (by_priority if schedule == PRIORITY else np.arange(num_ops)).astype(np.uint32)
+    input_of_edge = np.empty(num_edges, dtype=np.int32)
+    input_of_edge[problem.input_edges] = np.arange(num_edges, dtype=np.int32)
+
+    home_holders = np.empty(num_edges, dtype=np.uint32)
+    home_holders[input_of_edge] = np.repeat(np.arange(num_tensors), np.diff(problem.consumer_offsets)) << 1
+
+    ops = np.zeros(num_ops + 1, dtype=OP)
+    ops["rank"][op_of_rank] = np.arange(num_ops)
+    ops["num_inputs"][:-1] = problem.num_inputs
+    ops["first_tensor"] = problem.tensor_offsets
+    ops["first_input"] = problem.input_offsets
+    ops["remaining_s"][:-1] = problem.remaining_path_s
+    tensors = np.zeros(num_tensors + 1, dtype=TENSOR)
+    tensors["bytes"][:-1] = problem.tensor_bytes
+    tensors["local_bytes"][:-1] = np.where(problem.tensor_resident, 0, problem.tensor_bytes)
+    tensors["first_edge"] = problem.consumer_offsets
+    tensors["producer"][:-1] = problem.tensor_producer
+    np.add.at(ops["output_bytes"], problem.tensor_producer, tensors["local_bytes"][:-1])
+    edges = np.zeros(num_edges, dtype=EDGE)
+    edges["reader"] = problem.consumers
+    edges["input"] = input_of_edge
+    devices = np.zeros(num_devices, dtype=DEVICE)
+    devices["spec"] = problem.device_spec
+
+    routes = np.zeros(num_devices * num_devices, dtype=ROUTE)
+    routes["latency_s"] = problem.route_latency_s.ravel()
+    routes["bytes_per_s"] = problem.route_bytes_per_s.ravel()
+    routes["begin"], routes["end"] = problem.route_offsets[:-1], problem.route_offsets[1:]
+    between = np.flatnonzero(routes["end"] > routes["begin"])
+    last_direction = problem.route_directions[routes["end"][between] - 1]
+    queue_directions, routes["queue"][between] = np.unique(last_direction, return_inverse=True)
+    blocks = -(-(num_devices + len(queue_directions)) // int(BLOCK))
+
+    first_word, widest = 0, 1
+    while widest * 64 < num_ops:
+        first_word, widest = first_word + widest, widest * 64
+    words = first_word + -(-num_ops // 64)
+    return Work(
+        schedule=schedule,
+        op_time_s=problem.op_time_s,
+        op_of_rank=op_of_rank,
+        sources=np.flatnonzero(problem.num_inputs == 0).astype(np.uint32),
+        resident_bytes=problem.resident_bytes,
+        route_directions=problem.route_directions.astype(np.uint32),
+        first_word=np.uint64(first_word),
+        ops=ops,
+        tensors=tensors,
+        edges=edges,
+        holders=np.zeros(num_edges, dtype=np.uint32),
+        home_holders=home_holders,
+        transfers=np.zeros(num_edges, dtype=TRANSFER),
+        devices=devices,
+        routes=routes,
+        directions=np.zeros(num_directions, dtype=DIRECTION),
+        queues=np.zeros(len(queue_directions), dtype=QUEUE),
+        bits=np.zeros((num_devices, words), dtype=np.uint64),
+        destinations=np.zeros(num_devices, dtype=np.uint32),
+        ended=np.zeros(num_devices, dtype=np.uint32),
+        wake=np.zeros(num_devices, dtype=np.uint32),
+        touched=np.zeros(num_devices, dtype=np.uint32),
+        slot_s=np.zeros(blocks * int(BLOCK)),
+        block_s=np.zeros(blocks),
+        state=np.zeros(1, dtype=STATE),
+    )
+
+
+class Checkpoints(NamedTuple):
+    """The state of one simulated step at ``C`` instants, and what happened in it: what resuming the step needs."""
+
+    now_s: NDArray[np.float64]  # [C], all that falls due until then, inclusive, has been applied
+    peak: NDArray[np.int64]  # [C, D]
+    missing: NDArray[np.int32]  # [C, N]
+    next_op: NDArray[np.uint32]  # [C, N]
+    uses: NDArray[np.int32]  # [C, T + 1]
+    holders: NDArray[np.uint32]  # [C, E]
+    transfers: NDArray[Any]  # TRANSFER[C, E]
+    devices: NDArray[Any]  # DEVICE[C, D]
+    directions: NDArray[Any]  # DIRECTION[C, directions]
+    queues: NDArray[Any]  # QUEUE[C, queues]
+    bits: NDArray[np.uint64]  # [C, D, words]
+    slot_s: NDArray[np.float64]  # [C, slots]
+    block_s: NDArray[np.float64]  # [C, blocks]
+    state: NDArray[Any]  # STATE[C]
+    place: NDArray[np.int32]  # [N]
+    op_start_s: NDArray[np.float64]  # [N]
+    op_end_s: NDArray[np.float64]  # [N]
+    first_transfer: NDArray[np.uint32]  # [T], the first of a tensor's transfers, which follow each other
+    departed_s: NDArray[np.float64]  # [T], end of a tensor's last transfer
+    readers: NDArray[np.int64]  # [3, D], of a tensor: those that stay, that leave, and that come
+    last_read_s: NDArray[np.float64]  # [D], by those that stay
+    marks: NDArray[np.uint32]  # [T], equal to `mark` where a tensor has been dealt with
+    mark: NDArray[np.uint32]  # [1]
+
+
+def make_checkpoints(work: Work, count: int) -> Checkpoints:
+    """Allocate ``C = count`` checkpoints of a step; what they do not use of this stays untouched."""
+
+    def copies(array: NDArray[Any]) -> NDArray[Any]:
+        return np.zeros((count, *array.shape), dtype=array.dtype)
+
+    num_ops, num_tensors = len(work.ops) - 1, len(work.tensors) - 1
+    return Checkpoints(
+        now_s=np.zeros(count),
+        peak=np.zeros((count, len(work.devices)), dtype=np.int64),
+        missing=np.zeros((count, num_ops), dtype=np.int32),
+        next_op=np.zeros((count, num_ops), dtype=np.uint32),
+        uses=np.zeros((count, num_tensors + 1), dtype=np.int32),
+        holders=copies(work.holders),
+        transfers=copies(work.transfers),
+        devices=copies(work.devices),
+        directions=copies(work.directions),
+        queues=copies(work.queues),
+        bits=copies(work.bits),
+        slot_s=copies(work.slot_s),
+        block_s=copies(work.block_s),
+        state=np.zeros(count, dtype=STATE),
+        place=np.zeros(num_ops, dtype=np.int32),
+        op_start_s=np.zeros(num_ops),
+        op_end_s=np.zeros(num_ops),
+        first_transfer=np.zeros(num_tensors, dtype=np.uint32),
+        departed_s=np.zeros(num_tensors),
+        readers=np.zeros((3, len(work.devices)), dtype=np.int64),
+        last_read_s=np.zeros(len(work.devices)),
+        marks=np.zeros(num_tensors, dtype=np.uint32),
+        mark=np.zeros(1, dtype=np.uint32),
+    )

@@ -1,0 +1,148 @@
+"""The user's half: run a model of one's own by a placement, with its own weights. Importing it loads torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from envs.measured.engine import Engine, Step
+from envs.measured.machine import RealDevice, parse_devices
+from envs.measured.problem import machine_cluster
+from envs.measured.updates import UpdateSettings
+from graphs.capture import batch_tensors, capture_program
+from graphs.capture.step import Loss
+from graphs.errors import InputError
+from placement.results.placement_file import PlacementResult, check_placement, read_placement
+
+
+class PlacedStep:
+    """A model's step that runs by a placement; called with a batch as the step was captured with.
+
+    To be closed, or used in a ``with`` statement: its devices are threads, and while they live PyTorch computes with as
+    many threads of its own as a device has cores.
+
+    Args:
+        engine: With the placement that is to run.
+
+    Attributes:
+        engine: What runs the step.
+        last: The last step that was run: how long it took, and the peak memory of each device.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.last: Step | None = None
+
+    def __call__(self, batch: Any) -> Any:
+        """Run one step on a batch of the sizes of the example batch.
+
+        Returns:
+            In training the loss, and the model's parameters and buffers have been updated; else what the model returns.
+
+        Raises:
+            InputError: The batch is not as the example batch.
+            envs.measured.engine.StepError: An op failed.
+        """
+        program = self.engine.program
+        self.last = self.engine.step(batch_tensors(batch, program.training))
+        return self.last.loss if program.training else self.last.output
+
+    def write_back(self) -> None:
+        """Let the model have what was computed where it is not: weights on GPUs. Closing does this, too."""
+        self.engine.write_back()
+
+    def close(self) -> None:
+        """End the devices' threads."""
+        self.engine.write_back()
+        self.engine.close()
+
+    def __enter__(self) -> PlacedStep:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def apply(
+    model: nn.Module,
+    result: PlacementResult | str | Path,
+    example_batch: Any,
+    loss: Loss | None = None,
+    *,
+    devices: str | tuple[RealDevice, ...] | None = None,
+    training: bool = True,
+    optimizer: str = "adam",
+    settings: UpdateSettings | None = None,
+    name: str | None = None,
+    seed: int = 0,
+) -> PlacedStep:
+    """Make a function that runs a model's step by a placement.
+
+    The weights are the model's own: on CPU devices a training step updates them where they are. Every number is what
+    the model itself would compute, save the random numbers of dropout, which have a seed of their own for each op.
+    The optimizer begins anew.
+
+    Args:
+        model: The model that was placed.
+        result: Its placement, or the file of it.
+        example_batch: As in `graphs.capture.capture`; the sizes are those of every batch.
+        loss: Likewise.
+        devices: The real device for each device of the placement, in its order: ``"cpu:0,cuda:0"``. By default those
+            that the placement names.
+        training: As when the model was captured to be placed.
+        optimizer: Likewise.
+        settings: Learning rate and so on of the optimizer.
+        name: The graph's name, of no effect here.
+        seed: Of the step's random numbers.
+
+    Raises:
+        InputError: The placement is one of another graph, or a device does not exist.
+
+    Example:
+        >>> import placement, torch
+        >>> from graphs.capture import capture
+        >>> model, batch = torch.nn.Linear(4, 2), torch.ones(3, 4)
+        >>> graph = capture(model, batch, torch.sum, optimizer="sgd")
+        >>> problem = placement.make_problem(graph, "cpu_cores:1")
+        >>> result = placement.make_result(problem, [0] * problem.num_groups, placer="by hand", seed=0)
+        >>> with placement.apply(model, result, batch, torch.sum, optimizer="sgd") as step:
+        ...     losses = [float(step(batch)) for _ in range(3)]
+        >>> losses[0] > losses[1] > losses[2]
+        True
+    """
+    found = result if isinstance(result, PlacementResult) else read_placement(result)
+    real = real_devices(found, devices)
+    program = capture_program(model, example_batch, loss, training=training, optimizer=optimizer, name=name)
+    placement = check_placement(found, program.graph, machine_cluster(real, names=found.cluster.devices))
+    tensors: dict[str, torch.Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    engine = Engine(program, real, tensors, schedule=found.schedule, settings=settings, seed=seed)
+    try:
+        engine.place(placement)
+    except BaseException:
+        engine.close()
+        raise
+    return PlacedStep(engine)
+
+
+def real_devices(result: PlacementResult, devices: str | tuple[RealDevice, ...] | None) -> tuple[RealDevice, ...]:
+    """The real device for each device of a placement, in its order.
+
+    Raises:
+        InputError: There are more or fewer, or one does not exist.
+    """
+    names = result.cluster.devices
+    if devices is None:
+        try:
+            return parse_devices(names)
+        except InputError as error:
+            raise InputError(f"the placement is for devices {', '.join(names)}: {error}; say which to use") from error
+    real = parse_devices(devices) if isinstance(devices, str) else devices
+    if len(real) != len(names):
+        raise InputError(
+            f"the placement is for {len(names)} devices ({', '.join(names)}), but {len(real)} are given to run on "
+            f"({', '.join(device.name for device in real)}); give one for each"
+        )
+    return real

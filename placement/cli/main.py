@@ -1,0 +1,99 @@
+"""The command `placement`: parses, runs a verb, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 2 bad input (one sentence on stderr), 3 no feasible placement found (and which memory is short by
+how much), 130 stopped by Ctrl-C with nothing to keep. Start-up and the lists load no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
+from placement.cli.verbs import VERBS, Verb
+
+PROGRAM = "placement"
+
+EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 2, 3, 130
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        args: Without the program's name; by default those of this process.
+    """
+    try:
+        verb = parse(sys.argv[1:] if args is None else args)
+        if verb is None:
+            return 0
+        from placement.cli.commands import run  # after parsing, so that help and typing errors come at once
+
+        return run(verb)
+    except InputError as error:
+        return _fail(str(error), EXIT_BAD_INPUT)
+    except NoFeasiblePlacementError as error:
+        return _fail(str(error), EXIT_INFEASIBLE)
+    except KeyboardInterrupt:
+        return _fail("stopped; nothing was kept", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader, `head` for example, has seen enough. What is left in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parse(args: Sequence[str]) -> Verb | None:
+    """The verb that a command line means; None where it asked for help, which has then been printed.
+
+    Raises:
+        InputError: It means none; the message is one sentence.
+    """
+    if args and not args[0].startswith("-") and args[0] not in VERBS:
+        raise unknown_name("verb", args[0], VERBS)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                VERBS, prog=PROGRAM, description="Find where each op of a neural network should run.", args=list(args)
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())  # on a terminal the box has colours
+        raise InputError(_one_sentence(plain, args)) from None
+
+
+def _one_sentence(box: str, args: Sequence[str]) -> str:
+    """What tyro says in a box of many lines, as one sentence that ends with where to read more."""
+    rows = box.splitlines()
+    if box.startswith("╭"):
+        lines = [row.strip("│").rstrip() for row in rows[1:-1]]
+    else:  # the terminal has no Unicode: a title, a rule, and rows that stand one column further right
+        lines = [row[1:].rstrip() for row in rows[2:]]
+    lines = ["" if re.fullmatch(r"\s*[─-]{5,}", line) else line for line in lines]
+    paragraphs = [" ".join(p.split()) for p in re.split(r"\n{2,}", "\n".join(lines))]
+    unrecognized = [p for p in paragraphs if p.startswith("Unrecognized options:")]
+    first = itertools.takewhile(bool, lines)
+    missing = [line.strip() for line in first if re.match(r" {5}\S", line)]  # their help stands further right
+    if unrecognized:
+        said = unrecognized[0]
+    elif paragraphs and paragraphs[0].startswith("Missing from") and missing:
+        said = f"missing {' and '.join(missing)}"
+    else:
+        said = next((p for p in paragraphs if p), "the arguments are not valid").partition("Got errors:")[0]
+        said = re.sub(r"no type matching .* could be instantiated from \['(.*)'\]", r"cannot read '\1'", said)
+    said = said.strip().rstrip(".").replace(". Expected", "; expected")
+    verb = f"{args[0]} " if args and args[0] in VERBS else ""
+    return f"{said[0].lower()}{said[1:]}; see: {PROGRAM} {verb}--help"
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""The learned placer: the policy, REINFORCE, and the trainer."""

@@ -1,0 +1,1 @@
+"""The search by moves that walks in parallel with the policy."""

@@ -1,0 +1,472 @@
+"""The compiled part of `placement.move_search`: a chain of moves, the simulator called after each, and what it learns.
+
+One call walks a chain of placements through a number of moves and never returns to Python between them, so two chains
+use two cores. Nothing is allocated here.
+
+Letters: ``N`` ops, ``U`` units, ``D`` devices, ``F`` features of a move, ``K`` kinds of move.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba.extending import overload
+
+from envs.simulator import choosing_kernel, in_order
+from envs.simulator.choosing_kernel import compiled, inlined
+
+CRITICAL, TRANSFER, WAITED, DELAYED, AFFINITY, LOAD, SLOWER, ALIKE, APART, REJECTED, POLICY = range(11)
+"""Features of moving a unit to a device, see `_features`."""
+NUM_FEATURES = 11
+FEATURE_NAMES = (
+    "critical", "transfer", "waited", "delayed", "affinity", "load", "slower", "alike", "apart", "rejected", "policy",
+)  # fmt: skip
+
+SINGLE, SHORT_RUN, RUN, LONG_RUN, SEGMENT, SWAP, BOUNDARY, COMB = range(8)
+"""Kinds of move, see `_select`."""
+NUM_KINDS = 8
+_LEAST_LENGTH = np.array([1, 2, 5, 17, 1, 1, 1, 2])
+_MOST_LENGTH = np.array([1, 4, 16, 64, 64, 1, 16, 16])
+
+STEP, COST, BEST, BASELINE, LEARNING_RATE, KIND_RATE, UNIFORM_SHARE = range(7)
+"""What `Chain.scalars` holds: step time and cost of the chain's placement and cost of the best it met, in seconds; the
+running mean of the rewards; learning rates of the weights and of the kinds; the share of moves drawn uniformly."""
+NUM_SCALARS = 7
+
+EVALUATIONS, ACCEPTED, TRACED = range(3)
+"""What `Chain.counts` holds: simulations and accepted moves so far; and one of the following."""
+UNKNOWN, RESTORED, SIMULATED, SUMMED = range(4)
+"""Of the chain's placement: nothing is known; it was simulated and counted before, but its trace is not at hand; the
+workspace holds its trace; what the features need was summed up from that."""
+NUM_COUNTS = 3
+
+_UNIFORM_KINDS = 0.5
+"""Share of the moves drawn uniformly whose kind is, too: learning may not give up a kind that will be needed later."""
+
+_WEIGHT_LIMIT = 8.0
+_REFRESH = 24
+"""Rejections after which a chain that stands still draws by renewed shares."""
+_ACTIVE_AN_ACCEPTANCE = 200
+"""Active units for each acceptance that the shares may be old: renewing them costs as much as simulating many ops."""
+
+
+@inlined
+def _random(rng):
+    """A float64 in [0, 1): SplitMix64 (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195)."""
+    rng[0] += np.uint64(0x9E3779B97F4A7C15)
+    z = rng[0]
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return np.float64(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@compiled
+def _trace_back(
+    unit_of_op, input_offsets, input_tensors, producer, op_device, start_s, end_s,
+    sent_tensor, sent_to, sent_end_s, num_sent, arrival_s, bucket, next_in_bucket, critical_s, transfer_s, waited_s,
+    delayed_s,
+):  # fmt: skip
+    """Walk the critical path back from the last op and add up, by unit, what it spends where.
+
+    Computing goes to the unit. Where an op waited for a copy, the time from its producer's end goes half each to the
+    two units, under the other's device. Where an op that was ready waited for its device, the time that the op before
+    it took goes as *delayed* to that op's unit and as *waited* to the waiting one.
+    """
+    num_ops, num_devices = len(unit_of_op), transfer_s.shape[1]
+    critical_s[:] = 0.0
+    transfer_s[:] = 0.0
+    waited_s[:] = 0.0
+    delayed_s[:] = 0.0
+    step_s, op = 0.0, 0
+    for i in range(num_ops):
+        if end_s[i] > step_s:
+            step_s, op = end_s[i], i
+    if step_s <= 0.0:
+        return
+    # Ops by when they end, in about as many buckets as ops: finds what a device ran before.
+    scale = (num_ops - 1) / step_s
+    bucket[:] = -1
+    for i in range(num_ops):
+        if end_s[i] > start_s[i]:
+            b = int(end_s[i] * scale)
+            next_in_bucket[i] = bucket[b]
+            bucket[b] = i
+    for k in range(num_sent):
+        arrival_s[sent_tensor[k] * num_devices + sent_to[k]] = sent_end_s[k]
+    for _ in range(num_ops):
+        device, unit = op_device[op], unit_of_op[op]
+        critical_s[unit] += end_s[op] - start_s[op]
+        if start_s[op] <= 0.0:
+            break
+        latest_s, cause = -1.0, -1
+        for i in range(input_offsets[op], input_offsets[op + 1]):
+            tensor = input_tensors[i]
+            maker = producer[tensor]
+            at_s = end_s[maker]
+            if op_device[maker] != device:
+                at_s = arrival_s[np.int64(tensor) * num_devices + device]
+            if at_s > latest_s:
+                latest_s, cause = at_s, np.int64(maker)
+        before = -1
+        if latest_s < start_s[op]:
+            i = np.int64(bucket[int(start_s[op] * scale)])
+            while i >= 0:
+                if end_s[i] == start_s[op] and op_device[i] == device:
+                    before = i
+                    break
+                i = np.int64(next_in_bucket[i])
+        if before >= 0:
+            waited_s[unit] += end_s[before] - start_s[before]
+            delayed_s[unit_of_op[before]] += end_s[before] - start_s[before]
+            cause = before
+        elif cause >= 0 and op_device[cause] != device:
+            half_s = 0.5 * (latest_s - end_s[cause])
+            transfer_s[unit, op_device[cause]] += half_s
+            transfer_s[unit_of_op[cause], device] += half_s
+        if cause < 0:
+            break
+        op = cause
+
+
+@compiled
+def _features(
+    x, near_on_s, unit, placed, step_s, time_s, log_time, busy_s, near_offsets, near, near_s, orders, rank,
+    critical_s, transfer_s, waited_s, delayed_s, rejected, log_probability,
+):  # fmt: skip
+    """Fill `x` ``[D, F]`` for moving a unit to each device; shares of the step time, brought to about -3 to 3."""
+    here, devices, count = placed[unit], len(near_on_s), len(placed)
+    critical = 3.0 * np.sqrt(critical_s[unit] / step_s)
+    waited = 3.0 * np.sqrt(waited_s[unit] / step_s)
+    delayed = 3.0 * np.sqrt(delayed_s[unit] / step_s)
+    near_on_s[:] = 0.0
+    for i in range(near_offsets[unit], near_offsets[unit + 1]):
+        near_on_s[placed[near[i]]] += near_s[i]
+    for d in range(devices):
+        x[d, ALIKE] = 0.0
+    for o in range(2):
+        at = rank[o, unit]
+        if at > 0:
+            x[placed[orders[o, at - 1]], ALIKE] += 0.5
+        if at + 1 < count:
+            x[placed[orders[o, at + 1]], ALIKE] += 0.5
+    for d in range(devices):
+        x[d, CRITICAL], x[d, WAITED], x[d, DELAYED] = critical, waited, delayed
+        x[d, TRANSFER] = 3.0 * np.sqrt(transfer_s[unit, d] / step_s)
+        x[d, AFFINITY] = min(max((near_on_s[d] - near_on_s[here]) / (0.02 * step_s), -3.0), 3.0)
+        x[d, LOAD] = min(max((busy_s[here] - busy_s[d] - time_s[unit, d]) / (0.25 * step_s), -2.0), 2.0)
+        x[d, SLOWER] = min(max(log_time[unit, d] - log_time[unit, here], -3.0), 3.0)
+        x[d, APART] = x[here, ALIKE]
+        x[d, REJECTED] = 0.5 * min(rejected[unit, d], np.float32(8.0))
+        x[d, POLICY] = min(max(log_probability[unit, d] - log_probability[unit, here], -3.0), 3.0)
+
+
+@compiled
+def _refresh(
+    active, shares, expected, x, near_on_s, placed, allowed, step_s, time_s, log_time, busy_s, near_offsets, near,
+    near_s, orders, rank, critical_s, transfer_s, waited_s, delayed_s, rejected, log_probability, weights,
+):  # fmt: skip
+    """Fill `shares`, the running sum of the softmax over moves of `active` units, and `expected`, their mean features.
+
+    A unit is active where it adds to the critical path, waits on it or lets others wait. Returns how many there are.
+    """
+    units, devices = allowed.shape
+    count, total = 0, 0.0
+    expected[:] = 0.0
+    for u in range(units):
+        spent_s = critical_s[u] + waited_s[u] + delayed_s[u]
+        for d in range(devices):
+            spent_s += transfer_s[u, d]
+        if spent_s <= 0.0:
+            continue
+        _features(
+            x, near_on_s, u, placed, step_s, time_s, log_time, busy_s, near_offsets, near, near_s, orders, rank,
+            critical_s, transfer_s, waited_s, delayed_s, rejected, log_probability,
+        )  # fmt: skip
+        for d in range(devices):
+            if allowed[u, d] and placed[u] != d:
+                logit = 0.0
+                for f in range(NUM_FEATURES):
+                    logit += weights[f] * x[d, f]
+                share = np.exp(min(logit, 200.0))
+                total += share
+                for f in range(NUM_FEATURES):
+                    expected[f] += share * x[d, f]
+            shares[count * devices + d] = total
+        active[count] = u
+        count += 1
+    for f in range(NUM_FEATURES):
+        expected[f] /= max(total, 1e-300)
+    return count
+
+
+@inlined
+def _first_above(rising, count, value):
+    """The first index, of the first `count` entries of a rising array, whose entry is above a value."""
+    low, high = 0, count - 1
+    while low < high:
+        middle = (low + high) // 2
+        if rising[middle] > value:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@inlined
+def _take(moved, kept, count, unit, device, placed, allowed):
+    """Move a unit, if it may be there, and remember where it was."""
+    if allowed[unit, device] and placed[unit] != device:
+        moved[count] = unit
+        kept[count] = placed[unit]
+        placed[unit] = device
+        return count + 1
+    return count
+
+
+@compiled
+def _select(kind, unit, device, order, u1, u2, moved, kept, placed, allowed, orders, rank):
+    """Apply a move to `placed` ``[U]``; returns how many units it moves, which are in `moved`, and were at `kept`.
+
+    A run gives some units around the drawn one, along one of the two orders, the drawn device; a segment all the
+    units around it that are on its device; a swap trades devices with another unit; a boundary gives the units up to
+    the next change of device along the order what is behind the change.
+    """
+    count, units = 0, len(placed)
+    here, at = placed[unit], rank[order, unit]
+    if kind == SWAP:
+        # The other unit is the nearest on that device along the order, from a drawn place on.
+        start = int(u1 * units)
+        for i in range(units):
+            other = orders[order, (start + i) % units]
+            if placed[other] == device and allowed[other, here]:
+                count = _take(moved, kept, count, other, here, placed, allowed)
+                break
+        return _take(moved, kept, count, unit, device, placed, allowed)
+    if kind == COMB:
+        stride = 2 + int(u1 * (allowed.shape[1] - 1))
+        length = 2 + int(u2 * 15)
+        for i in range(length):
+            if at + i * stride < units:
+                count = _take(moved, kept, count, orders[order, at + i * stride], device, placed, allowed)
+        return count
+    low, high = at, at + 1
+    if kind in (SEGMENT, BOUNDARY):
+        most = _MOST_LENGTH[kind]
+        if kind == SEGMENT or u1 < 0.5:
+            while low > 0 and at - low < most and placed[orders[order, low - 1]] == here:
+                low -= 1
+        if kind == SEGMENT or u1 >= 0.5:
+            while high < units and high - at <= most and placed[orders[order, high]] == here:
+                high += 1
+        if kind == BOUNDARY:
+            if u1 < 0.5 and low > 0:
+                device = placed[orders[order, low - 1]]
+            elif u1 >= 0.5 and high < units:
+                device = placed[orders[order, high]]
+    elif kind != SINGLE:
+        least, most = _LEAST_LENGTH[kind], _MOST_LENGTH[kind]
+        length = least + int(u1 * (most - least + 1))
+        low = max(at - int(u2 * length), 0)
+        high = min(low + length, units)
+    for i in range(low, high):
+        count = _take(moved, kept, count, orders[order, i], device, placed, allowed)
+    return count
+
+
+def _simulate(work, op_device, bounds_s, step_time_s, peak):
+    """Simulate one placement of ops, ``[1, N]``, by the simulator that the workspace is of."""
+    raise NotImplementedError("only compiled")
+
+
+@overload(_simulate)
+def _simulate_compiled(work, op_device, bounds_s, step_time_s, peak):
+    if work.instance_class is in_order.Work:
+
+        def simulate(work, op_device, bounds_s, step_time_s, peak):
+            in_order.simulate_many(work, op_device, bounds_s, step_time_s, peak)
+    else:
+
+        def simulate(work, op_device, bounds_s, step_time_s, peak):
+            choosing_kernel.simulate_many(work, op_device, bounds_s, step_time_s, peak)
+
+    return simulate
+
+
+@inlined
+def _charged_s(step_s, peak, memory_bytes, total_memory_bytes):
+    """The step time, or for what does not fit more than that, by the bytes missing."""
+    missing = 0.0
+    for d in range(len(memory_bytes)):
+        missing += max(peak[d] - memory_bytes[d], 0)
+    return step_s if missing == 0.0 else step_s * (1.5 + 10.0 * missing / total_memory_bytes)
+
+
+@compiled
+def _learn(weights, kinds, kind_share, kind, x, device, expected, reward, baseline, learning_rate, kind_rate):
+    """One step of REINFORCE on the softmax over moves and on the softmax over kinds of move."""
+    advantage = reward - baseline
+    for f in range(NUM_FEATURES):
+        weight = weights[f] + learning_rate * advantage * (x[device, f] - expected[f])
+        weights[f] = min(max(weight, -_WEIGHT_LIMIT), _WEIGHT_LIMIT)
+    for k in range(NUM_KINDS):
+        kinds[k] += kind_rate * advantage * ((1.0 if k == kind else 0.0) - kind_share[k])
+        kinds[k] = min(max(kinds[k], -3.0), 3.0)
+
+
+@inlined
+def _draw_kind(kinds, kind_share, u):
+    """Draw a kind of move by the softmax of `kinds`, whose probabilities are left in `kind_share`."""
+    total = 0.0
+    for k in range(NUM_KINDS):
+        kind_share[k] = np.exp(kinds[k])
+        total += kind_share[k]
+    drawn, below = NUM_KINDS - 1, 0.0
+    for k in range(NUM_KINDS):
+        kind_share[k] /= total
+        if below <= u and u < below + kind_share[k]:
+            drawn = k
+        below += kind_share[k]
+    return drawn
+
+
+def _make_walk(simulator_code: str) -> Callable[..., Any]:
+    """Compile the walk.
+
+    Args:
+        simulator_code: What the simulator was compiled from. It is part of the key of numba's cache, which would not
+            notice by itself that a function in another file has changed.
+    """
+
+    def walk(work, field, chain, traced, moves, temperature_s):
+        """Walk a chain through `moves` moves at a temperature in seconds."""
+        scalars, counts, rng, step_time_s = chain.scalars, chain.counts, chain.rng, chain.step_time_s
+        units, devices = field.allowed.shape
+        shares = chain.shares
+        count_active, still, accepted = -1, 0, 0
+        # What is known of the placement may be some moves old. A block of moves begins with what is true.
+        counts[TRACED] = min(counts[TRACED], RESTORED)
+        # Added up anew, so that rounding does not depend on how long the chain has walked.
+        chain.busy_s[:] = 0.0
+        for u in range(units):
+            chain.busy_s[chain.placed[u]] += field.time_s[u, chain.placed[u]]
+        for _ in range(moves):
+            if counts[TRACED] <= RESTORED:
+                chain.bounds_s[0] = np.inf
+                _simulate(work, chain.op_device, chain.bounds_s, step_time_s, chain.peak)
+                counts[EVALUATIONS] += counts[TRACED] == UNKNOWN
+                counts[TRACED] = SIMULATED
+                scalars[STEP] = step_time_s[0]
+                scalars[COST] = _charged_s(step_time_s[0], chain.peak[0], field.memory_bytes, field.total_memory_bytes)
+            if counts[TRACED] == SIMULATED:
+                # The workspace still holds the trace of the placement that was accepted last.
+                _trace_back(
+                    field.unit_of_op, field.input_offsets, field.input_tensors, field.producer, chain.op_device[0],
+                    traced.start_s, traced.end_s, traced.sent_tensor, traced.sent_to, traced.sent_end_s,
+                    np.int64(traced.num_sent[0]), chain.arrival_s, chain.bucket, chain.next_in_bucket,
+                    chain.critical_s, chain.transfer_s, chain.waited_s, chain.delayed_s,
+                )  # fmt: skip
+                counts[TRACED] = SUMMED
+                count_active = -1
+                accepted = 0
+            if count_active < 0 or still >= _REFRESH:
+                still = 0
+                count_active = _refresh(
+                    chain.active, shares, chain.expected, chain.x, chain.near_on_s, chain.placed, field.allowed,
+                    scalars[STEP], field.time_s, field.log_time, chain.busy_s, field.near_offsets, field.near,
+                    field.near_s, field.orders, field.rank, chain.critical_s, chain.transfer_s, chain.waited_s,
+                    chain.delayed_s, chain.rejected, chain.log_probability, chain.weights,
+                )  # fmt: skip
+            total = 0.0
+            if count_active > 0:
+                total = shares[count_active * devices - 1]
+            uniform = _random(rng) < scalars[UNIFORM_SHARE] or total <= 0.0
+            kind = _draw_kind(chain.kinds, chain.kind_share, _random(rng))
+            u = _random(rng)
+            if uniform:
+                if _random(rng) < _UNIFORM_KINDS:
+                    kind = min(int(_random(rng) * NUM_KINDS), NUM_KINDS - 1)
+                index = min(int(u * len(shares)), len(shares) - 1)
+                unit = index // devices
+            else:
+                index = _first_above(shares, count_active * devices, u * total)
+                unit = chain.active[index // devices]
+            device = index % devices
+            if not field.allowed[unit, device] or chain.placed[unit] == device:
+                continue
+            _features(
+                chain.x, chain.near_on_s, unit, chain.placed, scalars[STEP], field.time_s, field.log_time,
+                chain.busy_s, field.near_offsets, field.near, field.near_s, field.orders, field.rank,
+                chain.critical_s, chain.transfer_s, chain.waited_s, chain.delayed_s, chain.rejected,
+                chain.log_probability,
+            )  # fmt: skip
+            order = 0 if _random(rng) < 0.5 else 1
+            count = _select(
+                kind, unit, device, order, _random(rng), _random(rng), chain.moved, chain.kept, chain.placed,
+                field.allowed, field.orders, field.rank,
+            )  # fmt: skip
+            if count == 0:
+                continue
+            for i in range(count):
+                moved = chain.moved[i]
+                there = chain.placed[moved]
+                chain.busy_s[chain.kept[i]] -= field.time_s[moved, chain.kept[i]]
+                chain.busy_s[there] += field.time_s[moved, there]
+                for j in range(field.op_offsets[moved], field.op_offsets[moved + 1]):
+                    chain.op_device[0, field.ops_of_unit[j]] = there
+            # Metropolis' rule with its random number drawn first: what is proven slower than that is not simulated on.
+            limit_s = scalars[COST] - temperature_s * np.log(1.0 - _random(rng))
+            chain.bounds_s[0] = limit_s
+            _simulate(work, chain.op_device, chain.bounds_s, step_time_s, chain.peak)
+            counts[EVALUATIONS] += 1
+            cost_s = _charged_s(step_time_s[0], chain.peak[0], field.memory_bytes, field.total_memory_bytes)
+            reward = 0.0
+            if cost_s <= limit_s:
+                reward = min(max((scalars[COST] - cost_s) / temperature_s, -1.0), 1.0)
+                counts[ACCEPTED] += 1
+                accepted += 1
+                if accepted > count_active // _ACTIVE_AN_ACCEPTANCE:
+                    counts[TRACED] = SIMULATED
+                scalars[STEP], scalars[COST] = step_time_s[0], cost_s
+                for i in range(count):
+                    for d in range(devices):
+                        chain.rejected[chain.moved[i], d] *= np.float32(0.5)
+                if cost_s < scalars[BEST]:
+                    scalars[BEST] = cost_s
+                    for i in range(len(chain.best_ops)):
+                        chain.best_ops[i] = chain.op_device[0, i]
+            else:
+                still += 1
+                chain.rejected[unit, device] += np.float32(1.0)
+                for i in range(count):
+                    back, there = chain.kept[i], chain.placed[chain.moved[i]]
+                    moved = chain.moved[i]
+                    chain.busy_s[there] -= field.time_s[moved, there]
+                    chain.busy_s[back] += field.time_s[moved, back]
+                    chain.placed[moved] = back
+                    for j in range(field.op_offsets[moved], field.op_offsets[moved + 1]):
+                        chain.op_device[0, field.ops_of_unit[j]] = back
+            if not uniform:
+                _learn(
+                    chain.weights, chain.kinds, chain.kind_share, kind, chain.x, device, chain.expected, reward,
+                    scalars[BASELINE], scalars[LEARNING_RATE], scalars[KIND_RATE],
+                )  # fmt: skip
+            scalars[BASELINE] += 0.01 * (reward - scalars[BASELINE])
+        if len(simulator_code) == 0:
+            scalars[BASELINE] = 0.0
+
+    return compiled(walk)
+
+
+def _code_of_simulators() -> str:
+    digest = hashlib.sha256()
+    for module in (choosing_kernel, in_order):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()
+
+
+walk = _make_walk(_code_of_simulators())

@@ -1,0 +1,1 @@
+"""List schedulers over ops or groups: HEFT, PEFT, ETF and their kernels."""

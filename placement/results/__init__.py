@@ -1,0 +1,1 @@
+"""Results: placement files, comparisons, simulated steps and their pictures."""

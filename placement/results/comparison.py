@@ -1,0 +1,269 @@
+"""Several placers on one problem under one budget, and what their placements are worth.
+
+What a placer claims is not believed: every placement is evaluated again by the problem.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.bounds import lower_bound_s
+from envs.problem import PlacementProblem
+from graphs.colocation.groups import one_group_an_op
+from graphs.errors import InputError, NoFeasiblePlacementError
+from placement.placers import PLACERS, get_placer
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, SearchOptions
+from placement.placers.single_device import single_device_placements
+from placement.results.simulated import describe_short
+
+SINGLE_DEVICE = "single_device"
+"""The placer that the comparison shows once for each device."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What one placer came to.
+
+    Attributes:
+        placer: Its name; for one device ``"single_device:gpu:0"``.
+        step_time_s: Simulated seconds; None where the placer gave no placement. Of an infeasible placement: what it
+            would take if memory were no limit.
+        feasible: False too where there is no placement.
+        peak_memory_bytes: ``int64[D]``; None where there is no placement.
+        busy_share: ``float64[D]``, the share of the step for which each device computes; None likewise.
+        placement: ``int64[G]``, or ``int64[N]`` where single ops were moved; None likewise, and where the row was read
+            from a file.
+        search_s: Wall-clock seconds that the placer took.
+        evaluations: Placements that it evaluated.
+        note: One line: what it chose, or why it gave nothing.
+    """
+
+    placer: str
+    step_time_s: float | None
+    feasible: bool
+    peak_memory_bytes: NDArray[np.int64] | None
+    busy_share: NDArray[np.float64] | None
+    placement: NDArray[np.int64] | None
+    search_s: float
+    evaluations: int
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The rows of several placers on one problem.
+
+    Attributes:
+        problem: What was placed.
+        seed: The seed that every placer was given.
+        lower_bound_s: Seconds that no placement can beat that the graph's own constraints allow, single ops included.
+        rows: In the order in which the placers ran.
+        budget: What each placer might spend.
+        options: How the searches went about it.
+    """
+
+    problem: PlacementProblem
+    seed: int
+    lower_bound_s: float
+    rows: tuple[Row, ...]
+    budget: Budget = field(default_factory=Budget)
+    options: SearchOptions = field(default_factory=SearchOptions)
+
+    def with_row(self, row: Row) -> Comparison:
+        """The same with one more row."""
+        return replace(self, rows=(*self.rows, row))
+
+    def ranked(self) -> list[Row]:
+        """The rows, fastest first; then the infeasible by how much memory they lack; then those without a placement."""
+
+        def key(row: Row) -> tuple[int, float, float]:
+            if row.step_time_s is None:
+                return (2, 0.0, 0.0)
+            over = 0.0 if row.feasible else float(self.short_bytes(row).sum())
+            return (0 if row.feasible else 1, over, row.step_time_s)
+
+        return sorted(self.rows, key=key)
+
+    @property
+    def best(self) -> Row | None:
+        """The fastest feasible row, None where there is none."""
+        first = next(iter(self.ranked()), None)
+        return first if first is not None and first.feasible else None
+
+    @cached_property
+    def best_single_device_s(self) -> float | None:
+        """Step time of the best single device, whether it has a row or not; None where no single device holds it."""
+        placements = np.stack([placement for _, placement in single_device_placements(self.problem)])
+        best_s = float(self.problem.evaluate(placements).cost_s().min())
+        return best_s if np.isfinite(best_s) else None
+
+    def ratios(self, row: Row) -> tuple[float | None, float | None, float | None]:
+        """A feasible row's step time over the best row's, the best single device's and the lower bound."""
+        if row.step_time_s is None or not row.feasible:
+            return None, None, None
+        best_s = None if self.best is None else self.best.step_time_s
+        to_best, to_one, to_bound = (
+            row.step_time_s / other_s if other_s else None
+            for other_s in (best_s, self.best_single_device_s, self.lower_bound_s)
+        )
+        return to_best, to_one, to_bound
+
+    def short_bytes(self, row: Row) -> NDArray[np.int64]:
+        """``int64[D]``: by how much the row's peak exceeds each device's memory; zeros where it has no placement."""
+        memory = self.problem.cluster.memory_bytes
+        return np.zeros_like(memory) if row.peak_memory_bytes is None else np.maximum(row.peak_memory_bytes - memory, 0)
+
+    def check_feasible(self) -> None:
+        """Raise where no row is feasible.
+
+        Raises:
+            NoFeasiblePlacementError: The message says how much the nearest placement lacks, and where.
+        """
+        if self.best is not None:
+            return
+        tried = [row for row in self.ranked() if row.peak_memory_bytes is not None]
+        if not tried or tried[0].peak_memory_bytes is None:
+            reasons = "; ".join(f"{row.placer}: {row.note}" for row in self.rows)
+            raise InputError(f"none of the placers gave a placement ({reasons}); choose others")
+        raise NoFeasiblePlacementError(
+            f"no placer found a placement that fits cluster '{self.problem.cluster.name}': the nearest, "
+            f"{tried[0].placer}'s, {describe_short(self.problem, tried[0].peak_memory_bytes)}"
+        )
+
+
+def choose_placers(text: str) -> list[str]:
+    """The placers that a user means by ``"heft,etf"`` or ``"all"``.
+
+    Raises:
+        InputError: A name is unknown, or there is none.
+    """
+    names = list(PLACERS) if text.strip() == "all" else [n.strip() for n in text.split(",") if n.strip()]
+    if not names:
+        raise InputError(f"--placers names no placer; known: all, {', '.join(PLACERS)}")
+    for name in names:
+        get_placer(name)
+    return list(dict.fromkeys(names))
+
+
+def quick_placers() -> list[str]:
+    """Names of the placers that answer any problem as soon as they are done, and so need no time limit."""
+    return [name for name, info in PLACERS.items() if not info.searches and not info.exact]
+
+
+def check_seed(seed: int) -> None:
+    """Raise where a seed is none that all generators take.
+
+    Raises:
+        InputError: It is negative or too large.
+    """
+    if not 0 <= seed < 2**63:
+        raise InputError(f"the seed is {seed}; it must be from 0 to 2^63 - 1")
+
+
+def compare_placers(
+    problem: PlacementProblem,
+    placers: Sequence[str],
+    *,
+    budget: Budget,
+    seed: int = 0,
+    options: SearchOptions = DEFAULT_OPTIONS,
+    finished: Sequence[Row] = (),
+    on_start: Callable[[str], None] | None = None,
+    on_row: Callable[[Comparison], None] | None = None,
+) -> Comparison:
+    """Run placers one after the other, each under the same budget, on the same cores and from the same seed.
+
+    Args:
+        problem: What to place.
+        placers: Names in `placement.placers.PLACERS`.
+        budget: What each may spend.
+        seed: Of each placer's random numbers, so that a row does not depend on which others were run.
+        options: What the searches that only move and evaluate move, and where they start.
+        finished: Rows of an earlier comparison of the same problem, seed, budget and options. They are taken over, and
+            their placers not run again; those without a placement are: what was missing then may be there now.
+        on_start: Called with a placer's name before it runs.
+        on_row: Called after each finished row with the comparison so far, whose last row is the new one; and at first
+            where there are `finished` rows.
+
+    Raises:
+        InputError: A name is unknown, or the seed is out of range.
+        NoFeasiblePlacementError: It is proven that no placement fits.
+    """
+    check_seed(seed)
+    for name in placers:
+        get_placer(name)
+    problem.check_can_fit()
+    # First: it may prove that nothing fits. Answers may part groups, so the bound is that of single ops.
+    bound_s = float(lower_bound_s(problem.with_groups(one_group_an_op(problem.graph))))
+    # The simulator is compiled and its arrays are made here, so that the first row does not seem slow for that.
+    problem.evaluate(problem.allowed.argmax(axis=1)[None])
+    # Rows of single devices are not worth keeping: all of them together take no time.
+    kept = [row for row in finished if row.step_time_s is not None and not row.placer.startswith(SINGLE_DEVICE)]
+    comparison = Comparison(problem, seed, bound_s, tuple(kept), budget, options)
+    if kept and on_row is not None:
+        on_row(comparison)
+    done = {row.placer for row in kept}
+    for name in placers:
+        if name in done:
+            continue
+        if on_start is not None:
+            on_start(name)
+        for row in _run(problem, name, budget, seed, options):
+            comparison = comparison.with_row(row)
+            if on_row is not None:
+                on_row(comparison)
+    return comparison
+
+
+def ask(
+    problem: PlacementProblem, name: str, *, budget: Budget, rng: np.random.Generator, options: SearchOptions
+) -> Placed:
+    """What a placer answers; `options` are for those that they mean something to.
+
+    Raises:
+        InputError: The placer is unknown, or cannot serve the problem.
+    """
+    info = get_placer(name)
+    if info.moves:
+        return info.search_function(problem, budget=budget, rng=rng, options=options)
+    return info.function(problem, budget=budget, rng=rng)
+
+
+def make_row(problem: PlacementProblem, name: str, placed: Placed) -> Row:
+    """Evaluate a placer's answer once more and describe it."""
+    evaluation = problem.evaluate_one(placed.placement)
+    trace = problem.trace(placed.placement)
+    step_time_s = float(evaluation.step_time_s[0])
+    return Row(
+        placer=name,
+        step_time_s=step_time_s,
+        feasible=bool(evaluation.feasible[0]),
+        peak_memory_bytes=evaluation.peak_memory_bytes[0],
+        busy_share=trace.busy_s() / step_time_s if step_time_s > 0 else trace.busy_s(),
+        placement=placed.placement,
+        search_s=placed.search_s,
+        evaluations=placed.evaluations,
+        note=placed.note,
+    )
+
+
+def _run(problem: PlacementProblem, name: str, budget: Budget, seed: int, options: SearchOptions) -> Iterator[Row]:
+    started = time.perf_counter()
+    if name == SINGLE_DEVICE:
+        for device, placement in single_device_placements(problem):
+            problem.evaluate(placement[None])
+            yield make_row(problem, f"{name}:{device}", Placed(placement, 1, time.perf_counter() - started))
+            started = time.perf_counter()
+        return
+    try:
+        placed = ask(problem, name, budget=budget, rng=np.random.default_rng(seed), options=options)
+    except (InputError, NoFeasiblePlacementError) as error:
+        yield Row(name, None, False, None, None, None, time.perf_counter() - started, 0, str(error))
+        return
+    yield make_row(problem, name, placed)

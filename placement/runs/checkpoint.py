@@ -1,0 +1,164 @@
+"""The trainer's checkpoint: everything that the rest of a run depends on, in one file that is written atomically.
+
+It is read by ``torch.load(weights_only=True)``: tensors, numbers, strings, lists and dicts; nothing is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from envs.problem import PlacementProblem
+from graphs.errors import InputError
+from placement.learning.reinforce import ReinforceConfig
+
+FILE_NAME = "checkpoint.pt"
+FORMAT, VERSION = "device-placement-checkpoint", 3
+
+
+@dataclass(frozen=True)
+class State:
+    """All of a trainer that changes; see `placement.learning.trainer.Trainer` for the meaning of each."""
+
+    config: ReinforceConfig
+    seed: int
+    updates: int
+    evaluations: int
+    elapsed_s: float
+    seconds: Mapping[str, float]
+    policy: Mapping[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    generator: torch.Tensor
+    rng: Mapping[str, Any]
+    baseline: float
+    best_s: float
+    best_placement: NDArray[np.int64] | None
+    least_overflow: float
+    elite: list[tuple[float, NDArray[np.int64]]]
+    search: Mapping[str, Any]
+
+
+def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:
+    """Write the checkpoint into `run_dir`; a reader finds the old one or the new one, whole, whenever it looks."""
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "problem": _identity(problem),
+        "config": asdict(state.config),
+        "rng": json.dumps(state.rng),  # integers of 128 bits
+        "best_placement": None if state.best_placement is None else torch.from_numpy(state.best_placement),
+        "elite_s": [time_s for time_s, _ in state.elite],
+        "elite": [torch.from_numpy(placement) for _, placement in state.elite],
+        "search": _tensors(state.search),
+        "seconds": dict(state.seconds),
+        "policy": dict(state.policy),
+    }
+    for key in ("seed", "updates", "evaluations", "elapsed_s", "optimizer", "generator", "baseline"):
+        content[key] = getattr(state, key)
+    for key in ("best_s", "least_overflow"):
+        content[key] = getattr(state, key)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    temporary = run_dir / f".{FILE_NAME}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(run_dir / FILE_NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(run_dir: Path, problem: PlacementProblem) -> State:
+    """Read the checkpoint of `run_dir`.
+
+    Raises:
+        InputError: It is missing, damaged, of another version, or of another problem; the message says which.
+    """
+    path = run_dir / FILE_NAME
+    if not path.is_file():
+        raise InputError(
+            f"{path}: there is no checkpoint to resume from; start a run with this directory as its output"
+        )
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: it is not a checkpoint, or it is damaged; start the run again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path}: it is not a checkpoint of a placement run; start the run again")
+    if content.get("version") != VERSION:
+        raise InputError(
+            f"{path}: its version is {content.get('version')}, this program reads {VERSION}; start the run again"
+        )
+    _check_problem(path, content["problem"], _identity(problem))
+    known = {field.name for field in fields(ReinforceConfig)}
+    if set(content["config"]) != known:
+        raise InputError(f"{path}: its settings are those of another release of this program; start the run again")
+    best = content["best_placement"]
+    return State(
+        config=ReinforceConfig(**content["config"]),
+        seed=content["seed"],
+        updates=content["updates"],
+        evaluations=content["evaluations"],
+        elapsed_s=content["elapsed_s"],
+        seconds=content["seconds"],
+        policy=content["policy"],
+        optimizer=content["optimizer"],
+        generator=content["generator"],
+        rng=json.loads(content["rng"]),
+        baseline=content["baseline"],
+        best_s=content["best_s"],
+        best_placement=None if best is None else best.numpy(),
+        least_overflow=content["least_overflow"],
+        elite=list(zip(content["elite_s"], [e.numpy() for e in content["elite"]], strict=True)),
+        search=_arrays(content["search"]),
+    )
+
+
+def _tensors(value: Any) -> Any:
+    """Nested dicts and lists with every array as a tensor."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, Mapping):
+        return {key: _tensors(item) for key, item in value.items()}
+    return [_tensors(item) for item in value] if isinstance(value, list) else value
+
+
+def _arrays(value: Any) -> Any:
+    """The other way."""
+    if isinstance(value, torch.Tensor):
+        return value.numpy()
+    if isinstance(value, Mapping):
+        return {key: _arrays(item) for key, item in value.items()}
+    return [_arrays(item) for item in value] if isinstance(value, list) else value
+
+
+def _identity(problem: PlacementProblem) -> dict[str, str]:
+    return {
+        "graph": problem.graph.sha256,
+        "groups": hashlib.sha256(np.ascontiguousarray(problem.groups.group_of_op).tobytes()).hexdigest(),
+        "cluster": problem.cluster.sha256,
+        "schedule": problem.schedule,
+    }
+
+
+def _check_problem(path: Path, saved: Mapping[str, str], given: Mapping[str, str]) -> None:
+    for key, remedy in (
+        ("graph", "give the graph that the run was started with"),
+        ("groups", "ask for the same number of groups as when the run was started"),
+        ("cluster", "give the cluster that the run was started with"),
+        ("schedule", f"give the schedule that the run was started with, '{saved['schedule']}'"),
+    ):
+        if saved[key] != given[key]:
+            raise InputError(f"{path}: the checkpoint is of another {key}; {remedy}")

@@ -1,0 +1,259 @@
+"""One training run from its problem to the files in its directory. It prints nothing; callers are told by callbacks."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+
+from envs.problem import PlacementProblem
+from graphs.errors import InputError, unknown_name
+from graphs.files import write_atomically
+from placement.runs import directory
+from placement.results.comparison import (
+    Comparison,
+    Row,
+    check_seed,
+    compare_placers,
+    make_row,
+    quick_placers,
+)
+from placement.results.comparison_file import encode_comparison, read_record, rows_of
+from placement.placers.base import Budget, Placed
+from placement.learning.reinforce import PRESETS
+from placement.results.placement_file import PlacementResult, make_result, write_placement
+from placement.learning.stats import UpdateStats
+from placement.learning.trainer import Trainer
+from placement.learning.warm_start import Start
+
+LEARNED = "reinforce"
+"""What results call the learned placer."""
+
+_REFRESH_EVERY_S = 2.0
+
+_OTHERS_SHARE = 0.25
+"""Share of the time limit that one of the placers that do not search may take."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """What a training run came to.
+
+    Attributes:
+        result: The best placement.
+        comparison: The other placers' rows, and the learned one's last.
+        run_dir: Where the files are; None where none were asked for.
+        updates: Updates in all.
+        evaluations: Placements evaluated in all.
+        training_s: Seconds of training in all.
+        interrupted: True where a signal ended the run before its limit.
+    """
+
+    result: PlacementResult
+    comparison: Comparison
+    run_dir: Path | None
+    updates: int
+    evaluations: int
+    training_s: float
+    interrupted: bool
+
+
+def compare_others(
+    problem: PlacementProblem,
+    *,
+    seed: int,
+    time_limit_s: float | None = None,
+    run_dir: Path | None = None,
+    on_start: Callable[[str], None] | None = None,
+    on_row: Callable[[Comparison], None] | None = None,
+) -> Comparison:
+    """Ask the placers that do not search: for the display, for the comparison, and for the learner to start from.
+
+    Args:
+        problem: What to place.
+        seed: Of each placer's random numbers.
+        time_limit_s: Of the whole run, which includes this. Without one, the answers depend on the seed alone.
+        run_dir: Of a run to go on with: once it has a checkpoint, the learner has what it starts from, and the rows of
+            its `comparison.json` are taken over.
+        on_start: As in `placement.results.comparison.compare_placers`.
+        on_row: Likewise.
+
+    Raises:
+        InputError: The seed is out of range.
+        NoFeasiblePlacementError: It is proven that no placement fits.
+    """
+    budget = Budget(None if time_limit_s is None else _OTHERS_SHARE * time_limit_s)
+    finished: tuple[Row, ...] = ()
+    if run_dir is not None and all(
+        (run_dir / name).exists() for name in (directory.CHECKPOINT, directory.COMPARISON)
+    ):
+        finished = rows_of(read_record(run_dir / directory.COMPARISON, remedy="delete it"), problem)
+        finished = tuple(row for row in finished if row.placer != LEARNED)
+    return compare_placers(
+        problem, quick_placers(), budget=budget, seed=seed, finished=finished, on_start=on_start, on_row=on_row
+    )
+
+
+def make_trainer(
+    problem: PlacementProblem,
+    others: Comparison,
+    *,
+    preset: str,
+    seed: int,
+    run_dir: Path | None,
+    resume: bool = False,
+) -> Trainer:
+    """The trainer of a run.
+
+    Args:
+        problem: What to place.
+        others: From `compare_others`: the default preset starts from these placements.
+        preset: A name in `PRESETS`.
+        seed: Of all random numbers.
+        run_dir: Where its files go; None writes none.
+        resume: Go on from the checkpoint in `run_dir`. A run that was killed before its first checkpoint begins anew,
+            which comes to the same.
+
+    Raises:
+        InputError: The preset is unknown, the seed is out of range, or the checkpoint is damaged or of another problem.
+    """
+    check_seed(seed)
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    if resume and run_dir is not None and (run_dir / directory.CHECKPOINT).exists():
+        return Trainer.resume(problem, run_dir)
+    start = Start(
+        placements={row.placer: row.placement for row in others.rows if row.placement is not None},
+        evaluations=sum(row.evaluations for row in others.rows),
+        search_s=sum(row.search_s for row in others.rows),
+    )
+    return Trainer(problem, config=PRESETS[preset], seed=seed, run_dir=run_dir, start=start)
+
+
+def run_training(
+    trainer: Trainer,
+    others: Comparison,
+    *,
+    updates: int | None = None,
+    time_limit_s: float | None = None,
+    spent_s: float = 0.0,
+    on_update: Callable[[UpdateStats], None] | None = None,
+) -> TrainedRun:
+    """Train, keep `placement.json` up to date meanwhile, and write the comparison at the end.
+
+    Ctrl-C and SIGTERM end the training after the update under way; what was found is kept.
+
+    Args:
+        trainer: From `make_trainer`.
+        others: The rows to compare with.
+        updates: Updates in all, those before a resumption included.
+        time_limit_s: Seconds of this call and what came before it, `spent_s`.
+        spent_s: Seconds since the run began, the other placers' among them.
+        on_update: Called after each update.
+
+    Raises:
+        NoFeasiblePlacementError: Nothing that was evaluated fits; the message says which memory is short by how much.
+        KeyboardInterrupt: A signal came before anything was evaluated.
+        InputError: There is no limit, or a file cannot be written.
+    """
+    keeper = _Keeper(trainer)
+    if trainer.run_dir is not None:
+        write_atomically(trainer.run_dir / directory.COMPARISON, encode_comparison(others))
+
+    def after_update(stats: UpdateStats) -> None:
+        keeper.refresh()
+        if on_update is not None:
+            on_update(stats)
+
+    with _stop_on_sigterm() as stop:
+        left_s = None if time_limit_s is None else max(time_limit_s - spent_s, 0.0)
+        trainer.run(updates=updates, time_limit_s=left_s, on_update=after_update, should_stop=stop.is_set)
+    if trainer.best_placement is None:
+        if trainer.interrupted or stop.is_set():
+            raise KeyboardInterrupt
+        raise InputError("the training was stopped before anything was evaluated; give it more time or updates")
+    row = learned_row(trainer)
+    comparison = others.with_row(row)
+    replace(others, rows=(row,)).check_feasible()
+    result = keeper.finish()
+    if trainer.run_dir is not None:
+        write_atomically(trainer.run_dir / directory.COMPARISON, encode_comparison(comparison))
+    return TrainedRun(
+        result=result,
+        comparison=comparison,
+        run_dir=trainer.run_dir,
+        updates=trainer.updates,
+        evaluations=trainer.evaluations,
+        training_s=trainer.elapsed_s,
+        interrupted=trainer.interrupted or stop.is_set(),
+    )
+
+
+def learned_row(trainer: Trainer) -> Row:
+    """The learned placer's row of the comparison."""
+    assert trainer.best_placement is not None
+    placed = Placed(
+        placement=np.asarray(trainer.best_placement, dtype=np.int64),
+        evaluations=trainer.evaluations,
+        search_s=trainer.elapsed_s,
+        config=asdict(trainer.config),
+        note=f"{trainer.updates} updates, preset {trainer.config.preset}",
+    )
+    return make_row(trainer.problem, LEARNED, placed)
+
+
+class _Keeper:
+    """Writes the best placement of a trainer into its run directory, at most every few seconds."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._kept_s = np.inf
+        self._last = -np.inf
+
+    def refresh(self) -> None:
+        """Write where the best placement improved and the last writing is some time ago."""
+        now = time.perf_counter()
+        if self._trainer.best_s < self._kept_s and now - self._last >= _REFRESH_EVERY_S:
+            self.finish()
+            self._last = time.perf_counter()
+
+    def finish(self) -> PlacementResult:
+        """Write, and give back what was written."""
+        trainer = self._trainer
+        assert trainer.best_placement is not None
+        result = make_result(
+            trainer.problem,
+            trainer.best_placement,
+            placer=LEARNED,
+            seed=trainer.seed,
+            config=asdict(trainer.config),
+        )
+        if trainer.run_dir is not None:
+            write_placement(trainer.run_dir / directory.PLACEMENT, result)
+        self._kept_s = trainer.best_s
+        return result
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets; the trainer itself does the same for Ctrl-C."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may set handlers, and only it gets signals
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

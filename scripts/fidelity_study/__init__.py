@@ -1,0 +1,1 @@
+"""Parts of the fidelity study: its workloads and its report."""

@@ -1,0 +1,173 @@
+"""Models whose steps are run by the tests of measured execution, and PyTorch's own step beside them."""
+
+import copy
+import threading
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from envs.measured.engine import Engine, Step
+from envs.measured.machine import parse_devices, usable_cores
+from graphs import zoo
+from graphs.capture import Program, batch_tensors, capture_program
+from graphs.colocation.rules import colocate
+
+two_cores = pytest.mark.skipif(len(usable_cores()) < 2, reason="needs two cores")
+
+NAMES = [f"cpu:{core}" for core in usable_cores()[:2]]
+"""Two devices of this machine."""
+
+
+def zoo_model(spec: str) -> tuple[nn.Module, dict[str, torch.Tensor], dict[str, object]]:
+    """A workload with weights and a batch, without dropout, and how to capture it."""
+    workload, sizes = zoo.parse(spec)
+    torch.manual_seed(0)
+    model, batch = zoo.build(workload, sizes)
+    batch = {k: torch.randint_like(t, 2) if t.dtype == torch.int64 else torch.rand_like(t) for k, t in batch.items()}
+    return without_dropout(model), batch, {"training": bool(sizes["training"]), "optimizer": str(sizes["optimizer"])}
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def make_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
+    """PyTorch's optimizer; fused where it can be, as the graph's update is one op."""
+    parameters = list(model.parameters())
+    sparse = any(isinstance(m, (nn.EmbeddingBag, nn.Embedding)) and m.sparse for m in model.modules())
+    if name == "adam":
+        return torch.optim.Adam(parameters, fused=True)
+    if name == "rmsprop":
+        return torch.optim.RMSprop(parameters, foreach=False)
+    return torch.optim.SGD(parameters, momentum=0.9 if name == "momentum" else 0.0, fused=not sparse)
+
+
+def random_placements(program: Program, count: int, seed: int = 0) -> list[np.ndarray]:
+    """Placements of groups on two devices, as placements of ops; the first has all on one."""
+    groups = colocate(program.graph)
+    rng = np.random.default_rng(seed)
+    drawn = [np.zeros(groups.num_groups, dtype=np.int64)]
+    drawn += [rng.integers(2, size=groups.num_groups) for _ in range(count - 1)]
+    return [groups.to_ops(placement) for placement in drawn]
+
+
+def run_placed(
+    model: nn.Module,
+    batch: object,
+    placements: list[np.ndarray],
+    *,
+    training: bool = True,
+    optimizer: str = "sgd",
+    loss: object = None,
+    schedule: str = "priority",
+    seed: int = 0,
+) -> list[Step]:
+    """Capture a model and run a step of it under each placement; the model's own tensors are updated."""
+    program = capture_program(model, batch, loss, training=training, optimizer=optimizer)  # type: ignore[arg-type]
+    with Engine(program, parse_devices(NAMES), tensors_of(model), schedule=schedule, seed=seed) as engine:
+        steps = []
+        for placement in placements:
+            engine.place(placement)
+            steps.append(engine.step(batch_tensors(batch, training), time_limit_s=60))
+        return steps
+
+
+def run_eager(
+    model: nn.Module, batch: Mapping[str, torch.Tensor], steps: int, *, training: bool, optimizer: str
+) -> list[torch.Tensor]:
+    """The same by PyTorch itself: the losses, or what the model returns."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the devices have
+    try:
+        model.train(training)
+        found = []
+        updating = make_optimizer(optimizer, model) if training else None
+        for _ in range(steps):
+            with torch.set_grad_enabled(training):
+                output = model(**batch)
+            if updating is not None:
+                output = output if isinstance(output, torch.Tensor) else output.loss
+                updating.zero_grad()
+                output.backward()
+                updating.step()
+            found.append(output)
+        return found
+    finally:
+        torch.set_num_threads(threads)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model)
+
+
+def assert_same_tensors(first: nn.Module, second: nn.Module, *, tolerance: float = 0.0) -> None:
+    """Raise where a parameter or buffer differs by more than a tolerance."""
+    others = tensors_of(second)
+    for key, tensor in tensors_of(first).items():
+        torch.testing.assert_close(
+            tensor, others[key], rtol=tolerance, atol=tolerance, msg=lambda m, k=key: f"{k}: {m}"
+        )
+
+
+# An op that can be told to fail, by the device that it runs on.
+
+FAULT = {"device": "", "how": ""}
+
+
+@torch.library.custom_op("measured_tests::faulty", mutates_args=())
+def faulty(x: torch.Tensor) -> torch.Tensor:
+    """Doubles; unless it runs on a device that is to fail."""
+    import os
+    import signal
+
+    name = threading.current_thread().name
+    device = os.environ.get("FAULTY_DEVICE") or FAULT["device"]
+    how = os.environ.get("FAULTY_HOW") or FAULT["how"]
+    if name == f"device {device}" or (device == "any" and name.startswith("device ")):
+        if how == "raise":
+            raise ValueError("it is broken")
+        if how == "memory":
+            raise MemoryError
+        if how == "hang":
+            time.sleep(1000)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+    return x * 2
+
+
+@faulty.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Faulty(nn.Module):
+    """Three layers, of which the middle one may fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(4, 4), _Middle(), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.middle(self.first(x)))
+
+
+class _Middle(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return faulty(x)
+
+
+def make_faulty() -> dict[str, object]:
+    """For ``python:tests.envs.measured.measured_problems:make_faulty``."""
+    torch.manual_seed(0)
+    return {"model": Faulty(), "example_batch": torch.ones(2, 4), "training": False, "name": "faulty"}

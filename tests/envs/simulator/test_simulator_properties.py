@@ -1,0 +1,255 @@
+import itertools
+import pickle
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
+from envs.problem import PlacementProblem
+from envs.simulator.plain import simulate_plain
+from envs.simulator.simulate import SCHEDULES, simulate, simulate_batch
+from graphs.colocation.groups import one_group_an_op
+from graphs.computation_graph import OpRecord, TensorRecord, build
+from graphs.synthetic import random_graph
+from tests.envs.simulator.simulator_by_definition import simulate_by_definition
+from tests.envs.simulator.simulator_problems import assert_same_trace, star
+
+TIMES_S = (0.0, 0.0, 0.25, 1.0, 1.0, 2.0, 1 / 3, 0.1)  # ties, no time at all, and sums that round
+SIZES = (0, 1, 1, 2, 7, 1000)
+SPECS = tuple(DeviceSpec(f"spec{i}", kind, 500, {"float32": 1.0}, 1.0) for i, kind in enumerate(("gpu", "gpu", "cpu")))
+
+
+@st.composite
+def clusters(draw: st.DrawFn, specs: tuple[DeviceSpec, ...] = SPECS, complete: bool = False) -> Cluster:
+    """A row, a star, a tree over two switches, or a link for every pair; with and without latency."""
+    count = draw(st.integers(1, 5))
+    devices = tuple(Device(f"d{i}", draw(st.sampled_from(specs))) for i in range(count))
+    names = [d.name for d in devices]
+    shape = "complete" if complete else draw(st.sampled_from(["row", "star", "tree", "complete"]))
+    pairs = {
+        "row": list(itertools.pairwise(names)),
+        "star": [(name, "s") for name in names],
+        "tree": [(name, "st"[i % 2]) for i, name in enumerate(names)] + [("s", "t")],
+        "complete": list(itertools.combinations(names, 2)),
+    }[shape]
+    speeds, delays = st.sampled_from([0.5, 1.0, 3.0, 1e3]), st.sampled_from([0.0, 0.0, 0.25, 0.1])
+    same = draw(speeds), draw(delays)
+    links = tuple(Link(a, b, *(same if complete else (draw(speeds), draw(delays)))) for a, b in pairs)
+    return Cluster("random", devices, links, {"star": ("s",), "tree": ("s", "t")}.get(shape, ()))
+
+
+@st.composite
+def problems(
+    draw: st.DrawFn, cluster: st.SearchStrategy[Cluster] | None = None, restrict: bool = True
+) -> PlacementProblem:
+    machine = draw(clusters() if cluster is None else cluster)
+    count = draw(st.integers(1, 22))
+    kinds = sorted({d.spec.kind for d in machine.devices})
+    specs = sorted({d.spec.name for d in machine.devices})
+    ops, tensors = [], []
+    for op in range(count):
+        allowed = draw(st.sampled_from([None, None, None, *([kind] for kind in kinds)])) if restrict else None
+        resident = {"parameter": draw(st.sampled_from(SIZES))} if draw(st.booleans()) else {}
+        times = {spec: draw(st.sampled_from(TIMES_S)) for spec in specs}
+        ops.append(OpRecord(f"op{op}", "add", allowed_kinds=allowed, resident_bytes=resident, time_s=times))
+        for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 3]))):
+            readers = draw(st.sets(st.integers(op + 1, count - 1), max_size=4)) if op + 1 < count else set()
+            tensors.append(TensorRecord(op, draw(st.sampled_from(SIZES)), sorted(readers), draw(st.booleans())))
+    graph = build("random", ops, tensors)
+    return PlacementProblem(graph, one_group_an_op(graph), machine, draw(st.sampled_from(SCHEDULES)))
+
+
+@st.composite
+def placed(draw: st.DrawFn, problem: st.SearchStrategy[PlacementProblem]) -> tuple[PlacementProblem, np.ndarray]:
+    made = draw(problem)
+    device = st.integers(0, made.num_devices - 1)
+    return made, np.array(draw(st.lists(device, min_size=made.graph.num_ops, max_size=made.graph.num_ops)))
+
+
+def check_agreement(problem: PlacementProblem, placement: np.ndarray) -> None:
+    trace = simulate(problem.simulator_input, placement)
+    assert_same_trace(trace, simulate_plain(problem.simulator_input, placement))
+    assert_same_trace(trace, simulate_by_definition(problem, placement.tolist()))
+
+
+def check_feasible(problem: PlacementProblem, placement: np.ndarray) -> None:
+    """The trace obeys physics, whatever made it."""
+    graph, trace = problem.graph, simulate(problem.simulator_input, placement)
+    taken_s = problem.op_time_s[placement, np.arange(graph.num_ops)]
+    np.testing.assert_array_equal(trace.op_end_s, trace.op_start_s + taken_s)
+    assert trace.step_time_s == trace.op_end_s.max()
+    for device in range(problem.num_devices):
+        mine = np.flatnonzero(placement == device)
+        order = mine[np.lexsort((trace.op_end_s[mine], trace.op_start_s[mine]))]
+        assert (trace.op_start_s[order[1:]] >= trace.op_end_s[order[:-1]]).all()
+        # What a device does takes at least as long as it takes.
+        assert trace.step_time_s >= taken_s[mine].sum() * (1 - 1e-12)
+    arrival_s = {}
+    for k, (tensor, target) in enumerate(zip(trace.transfer_tensor, trace.transfer_destination, strict=True)):
+        assert (tensor, target) not in arrival_s  # sent there once
+        arrival_s[tensor, target] = trace.transfer_end_s[k]
+        assert trace.transfer_start_s[k] >= trace.op_end_s[graph.tensor_producer[tensor]]
+    needed = set()
+    for tensor, producer, reader in zip(graph.edge_tensor, graph.edge_producer, graph.consumers, strict=True):
+        if placement[producer] == placement[reader]:
+            assert trace.op_start_s[reader] >= trace.op_end_s[producer]
+        else:
+            needed.add((tensor, placement[reader]))
+            assert trace.op_start_s[reader] >= arrival_s[tensor, placement[reader]]
+    assert needed == set(arrival_s)
+    on_direction: dict[int, list[tuple[float, float]]] = {}
+    for k, directions in enumerate(trace.transfer_directions(problem.cluster)):
+        for direction in directions:
+            on_direction.setdefault(direction, []).append((trace.transfer_start_s[k], trace.transfer_end_s[k]))
+    for spans in on_direction.values():
+        for (_, end), (start, _) in itertools.pairwise(sorted(spans)):
+            assert start >= end
+    for device, used in enumerate(trace.memory_bytes):
+        assert trace.peak_memory_bytes[device] == used.max()
+        assert used.min() >= 0
+        at_rest = problem.graph.resident_bytes.sum(axis=1)[placement == device].sum()
+        assert used[-1] == at_rest or trace.step_time_s == 0  # everything is released in the end
+
+
+def check_bounds(problem: PlacementProblem, placement: np.ndarray) -> None:
+    """No step is shorter than its longest path, each op where it is and nothing in the way."""
+    graph = problem.graph
+    taken_s = problem.op_time_s[placement, np.arange(graph.num_ops)]
+    end_s = taken_s.copy()
+    # Edges ascend by producer, so all that leads to a producer has been counted when its own edges come.
+    for producer, reader in zip(graph.edge_producer, graph.consumers, strict=True):
+        end_s[reader] = max(end_s[reader], end_s[producer] + taken_s[reader])
+    step_time_s = simulate(problem.simulator_input, placement).step_time_s
+    assert step_time_s >= end_s.max() * (1 - 1e-12)
+
+
+FEW = settings(max_examples=120, suppress_health_check=list(HealthCheck))
+MANY = settings(FEW, max_examples=10_000)
+
+
+@FEW
+@given(placed(problems()))
+def test_kernel_plain_and_definition_agree_to_the_last_bit(case: tuple[PlacementProblem, np.ndarray]) -> None:
+    check_agreement(*case)
+
+
+@pytest.mark.slow
+@MANY
+@given(placed(problems()))
+def test_kernel_plain_and_definition_agree_on_thousands(case: tuple[PlacementProblem, np.ndarray]) -> None:
+    check_agreement(*case)
+
+
+@FEW
+@given(placed(problems()))
+def test_a_trace_is_feasible_and_no_shorter_than_its_paths(case: tuple[PlacementProblem, np.ndarray]) -> None:
+    check_feasible(*case)
+    check_bounds(*case)
+
+
+@pytest.mark.slow
+@MANY
+@given(placed(problems()))
+def test_thousands_of_traces_are_feasible(case: tuple[PlacementProblem, np.ndarray]) -> None:
+    check_feasible(*case)
+    check_bounds(*case)
+
+
+@FEW
+@given(problems(restrict=False))
+def test_one_device_takes_the_sum_of_its_op_times(problem: PlacementProblem) -> None:
+    for device in range(problem.num_devices):
+        trace = simulate(problem.simulator_input, np.full(problem.graph.num_ops, device))
+        assert trace.step_time_s == pytest.approx(problem.op_time_s[device].sum(), rel=1e-12)
+        assert trace.num_transfers == 0
+
+
+@FEW
+@given(placed(problems(clusters(SPECS[:1], complete=True))), st.randoms(use_true_random=False))
+def test_relabelling_like_devices_permutes_the_answer(case: tuple[PlacementProblem, np.ndarray], random) -> None:
+    """Where every pair has a link of its own; on shared links the order of destinations is the order of devices."""
+    problem, placement = case
+    labels = list(range(problem.num_devices))
+    random.shuffle(labels)
+    relabelled = np.array(labels)[placement]
+    before, after = (simulate(problem.simulator_input, p) for p in (placement, relabelled))
+    assert before.step_time_s == after.step_time_s
+    np.testing.assert_array_equal(before.peak_memory_bytes, after.peak_memory_bytes[labels])
+    np.testing.assert_array_equal(before.op_start_s, after.op_start_s)
+
+
+@FEW
+@given(problems(), st.integers(0, 2**32 - 1))
+def test_batch_order_and_threads_change_nothing(problem: PlacementProblem, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    placements = rng.integers(0, problem.num_devices, size=(9, problem.graph.num_ops))
+    alone = [simulate_batch(problem.simulator_input, p[None], threads=1) for p in placements]
+    for threads in (1, 2, 5, 20):
+        order = rng.permutation(9)
+        step_time_s, peak = simulate_batch(problem.simulator_input, placements[order], threads=threads)
+        for row, b in enumerate(order):
+            assert step_time_s[row] == alone[b][0][0]
+            np.testing.assert_array_equal(peak[row], alone[b][1][0])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_larger_random_graphs_agree_with_the_plain_version(schedule: str) -> None:
+    """Beyond 4096 ops the trees of ready ops have three levels, beyond 8 devices there are several blocks of events."""
+    for num_ops, devices, seed in ((5000, 5, 0), (700, 12, 1), (300, 64, 2)):
+        graph = random_graph(num_ops, seed=seed, locality=40, resident_bytes=10**6)
+        problem = PlacementProblem(graph, one_group_an_op(graph), star(devices), schedule)
+        placement = np.random.default_rng(seed).integers(0, devices, size=num_ops)
+        assert_same_trace(
+            simulate(problem.simulator_input, placement), simulate_plain(problem.simulator_input, placement)
+        )
+
+
+def test_an_input_survives_pickling() -> None:
+    graph = random_graph(50, seed=1)
+    problem = PlacementProblem(graph, one_group_an_op(graph), star(3))
+    placement = np.arange(50) % 3
+    before = simulate(problem.simulator_input, placement)
+    copy = pickle.loads(pickle.dumps(problem.simulator_input))
+    assert_same_trace(simulate(copy, placement), before)
+    arrays = [getattr(copy, f.name) for f in fields(copy)]
+    assert all(not a.flags.writeable for a in arrays if isinstance(a, np.ndarray))
+
+
+@FEW
+@given(placed(problems(restrict=False)), st.sampled_from([0.0, 0.5, 0.9, 0.999999, 1.0, 1.0, 1.1, np.inf]))
+def test_a_bound_stops_only_what_is_slower(case: tuple[PlacementProblem, np.ndarray], share: float) -> None:
+    problem, placement = case
+    true_s = simulate(problem.simulator_input, placement).step_time_s
+    bound_s = true_s * share if share < np.inf else np.inf
+    rows = np.stack([placement, placement, placement])
+    bounds = np.array([np.inf, bound_s, np.inf])  # the steps before and after, in the same workspace, stay exact
+    step_time_s, _ = simulate_batch(problem.simulator_input, rows, threads=1, abort_above_s=bounds)
+    assert step_time_s[0] == step_time_s[2] == true_s
+    assert step_time_s[1] in (true_s, np.inf)
+    if bound_s >= true_s:
+        assert step_time_s[1] == true_s
+    elif bound_s == 0:
+        assert step_time_s[1] == np.inf  # some path or device takes longer than no time
+
+
+def test_a_bound_says_where_it_stopped_and_spares_what_may_not_run_there() -> None:
+    graph = random_graph(400, seed=3)
+    problem = PlacementProblem(graph, one_group_an_op(graph), star(3))
+    placements = np.random.default_rng(0).integers(0, 3, size=(40, 400))
+    free = problem.evaluate(placements)
+    bound_s = np.full(40, np.median(free.step_time_s))
+    held = problem.evaluate(placements, abort_above_s=bound_s)
+    assert 5 < held.aborted.sum() <= (free.step_time_s > bound_s).sum()
+    assert (free.step_time_s[held.aborted] > bound_s[held.aborted]).all()
+    assert not held.feasible[held.aborted].any()
+    for key in ("step_time_s", "peak_memory_bytes", "feasible"):
+        np.testing.assert_array_equal(getattr(held, key)[~held.aborted], getattr(free, key)[~held.aborted])
+    # An op where it may not be can be faster than any path of allowed ones: there is no bound then.
+    ops = [OpRecord("a", "add", allowed_kinds=["cpu"], time_s={"xeon": 9.0, "k80": 1.0})]
+    only = build("cpu only", ops, [])
+    restricted = PlacementProblem(only, one_group_an_op(only), star(2))
+    assert restricted.evaluate(np.array([[1]]), abort_above_s=2.0).step_time_s == 1.0
+    assert restricted.evaluate(np.array([[0]]), abort_above_s=2.0).aborted
