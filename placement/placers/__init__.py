@@ -55,8 +55,17 @@ class PlacerInfo:
         return placer
 
 
-def _info(name: str, summary: str, *, learns: bool = False, searches: bool = False, exact: bool = False) -> PlacerInfo:
-    return PlacerInfo(name, f"placement.placers.{name}:place", summary, learns=learns, searches=searches, exact=exact)
+def _info(name: str, summary: str, *, searches: bool = False, exact: bool = False) -> PlacerInfo:
+    return PlacerInfo(name, f"placement.placers.{name}:place", summary, searches=searches, exact=exact)
+
+
+_LEARNED = PlacerInfo(
+    "reinforce",
+    "placement.learning.placer:place",
+    "the learned seq2seq policy (Mirhoseini et al., 2017)",
+    learns=True,
+    searches=True,
+)
 
 
 PLACERS: dict[str, PlacerInfo] = {
@@ -83,7 +92,7 @@ PLACERS: dict[str, PlacerInfo] = {
         _info("cross_entropy", "a categorical distribution for each group (Rubinstein, 1999)", searches=True),
         _info("exact", "OR-tools' CP-SAT with a proof, for small problems", searches=True, exact=True),
         _info("brute_force", "every placement, where there are few", exact=True),
-        _info("reinforce", "the learned seq2seq policy (Mirhoseini et al., 2017)", learns=True, searches=True),
+        _LEARNED,
     )
 }
 """Every placer, by name."""

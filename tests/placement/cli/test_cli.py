@@ -251,7 +251,7 @@ def test_a_signal_ends_training_and_keeps_the_best_placement(
 def test_a_killed_run_leaves_whole_files_and_can_be_resumed(here: Path) -> None:
     args = ["train", "g.graph.json", "--cluster", "c.yaml", "--updates", "100000", "--out", "run"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "placement.cli.main", *args],
+        [sys.executable, "-m", "placement.cli", *args],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -311,7 +311,7 @@ def test_arguments_that_are_missing_or_wrong(here: Path, capsys: pytest.CaptureF
 def test_on_a_terminal_an_error_is_the_same_sentence(here: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "placement.cli.main", "compare", "nmt"],
+        [sys.executable, "-m", "placement.cli", "compare", "nmt"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"},
         stdout=theirs,
         stderr=theirs,

@@ -113,7 +113,7 @@ def test_a_killed_comparison_loses_no_finished_row(here: Path, capsys: pytest.Ca
     args = ["compare", "g.graph.json", "--cluster", "k80x2", "--json", "c.json", "--time-limit-s"]
     placers = ["--placers", "single_device,heft,annealing"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "placement.cli.main", *args, "600", *placers],
+        [sys.executable, "-m", "placement.cli", *args, "600", *placers],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
