@@ -140,6 +140,7 @@ def train(
         return run_training(
             trainer,
             others,
+            run_dir=run_dir,
             updates=updates,
             time_limit_s=time_limit_s,
             spent_s=time.perf_counter() - began,

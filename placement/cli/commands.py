@@ -328,6 +328,7 @@ def _run_training(problem: PlacementProblem, config: RunConfig, run_dir: Path, v
                 trained = run_training(
                     trainer,
                     others,
+                    run_dir=run_dir,
                     updates=updates,
                     time_limit_s=time_limit_s,
                     spent_s=spent_s,

@@ -7,26 +7,23 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import Evaluation, PlacementProblem
 from graphs.errors import InputError
+from placement.learning.clock import Clock, EvaluationsClock, SecondsClock, UpdatesClock
 from placement.learning.learner import Learner
 from placement.learning.policy import Encoded, Seq2SeqPolicy
 from placement.learning.reinforce import ReinforceConfig, charged_s
+from placement.learning.state import State
 from placement.learning.stats import UpdateStats
 from placement.learning.threads import deferred_interrupt, one_torch_thread
 from placement.learning.warm_start import Start, heuristic_start
 from placement.move_search.search import MoveConfig, MoveSearch
 from placement.placers.best import BestKnown, as_groups, nearest_groups
-from placement.runs import checkpoint
-from placement.runs.record import TrainingRecord
-
-CHECKPOINT_INTERVAL_S = 20.0
-"""Seconds of training between checkpoints; one is written at the end of every run, too."""
 
 OPS_AN_UPDATE = 32_000_000
 """Ops that each chain of the search may simulate in an update, as long as that leaves it some moves."""
@@ -44,9 +41,6 @@ START_SHARE = 0.1
 TIMED_UPDATE_S = 0.5
 """Seconds of an update of such a run, or the policy's part of it where that takes longer."""
 
-USUAL_UPDATES = 64
-"""Updates after which the search is as fine as it gets, where no limit says how long the run will be."""
-
 PARTS = ("heuristics", "sample", "learn", "simulate", "wait", "search")
 """Parts of the time that `UpdateStats.seconds` tells apart; the search runs beside the others, but for ``wait``."""
 
@@ -59,6 +53,18 @@ class _BudgetSpentError(Exception):
     """The wanted number of evaluations is reached in the middle of an update."""
 
 
+class Observer(Protocol):
+    """Who is told how a training goes on: `placement.runs` keeps it in files; the trainer itself knows none."""
+
+    def on_update(self, stats: UpdateStats) -> None:
+        """An update is done."""
+        ...
+
+    def on_end(self, *, whole: bool) -> None:
+        """The run is over; `whole` is False where it ended in the middle of an update."""
+        ...
+
+
 class Trainer:
     """A policy that learns (`placement.learning.learner`), the search beside it, and the best placement so far.
 
@@ -69,10 +75,8 @@ class Trainer:
         problem: What to place.
         config: How to learn.
         seed: Of all random numbers.
-        run_dir: Where the checkpoint and TensorBoard's events go; None writes nothing.
         start: What the heuristics answered, where they were asked before; what that took counts as the trainer's. None
             lets the trainer ask them.
-        checkpoint_interval_s: Seconds between checkpoints.
 
     Attributes:
         evaluations: Placements evaluated so far.
@@ -88,14 +92,11 @@ class Trainer:
         *,
         config: ReinforceConfig,
         seed: int = 0,
-        run_dir: Path | str | None = None,
         start: Start | None = None,
-        checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
     ) -> None:
         self.problem = problem
         self.config = config
         self.seed = seed
-        self.run_dir = None if run_dir is None else Path(run_dir)
         self.evaluations = 0
         self.updates = 0
         self.elapsed_s = 0.0
@@ -117,38 +118,18 @@ class Trainer:
             seed=seed,
         )
         self._searched = 0  # evaluations of the search that are counted
-        self._first_progress = 0.0
         self._policy_s = self._policy_in_run_s = 0.0  # seconds of the policy: of its last turn, and in this run
         self._policy_works = False
         self._advice: NDArray[np.float32] | None = None
-        self._clock: tuple[float, float] | None = None  # when this run began and how long it may take
-        self._answered_s = 0.0  # when the heuristics had answered that chains walked beside
+        self._clock: Clock = UpdatesClock()
         self._start_from = start
         self._started = False
         self._most_evaluations: int | None = None
-        self._checkpoint_interval_s = checkpoint_interval_s
 
     @classmethod
-    def resume(
-        cls,
-        problem: PlacementProblem,
-        run_dir: Path | str,
-        *,
-        checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
-    ) -> Trainer:
-        """Go on from a run directory's checkpoint, to the same result as a run that was never interrupted.
-
-        Raises:
-            InputError: There is no checkpoint, it is damaged, or it is of another graph, cluster or schedule.
-        """
-        state = checkpoint.load(Path(run_dir), problem)
-        trainer = cls(
-            problem,
-            config=state.config,
-            seed=state.seed,
-            run_dir=run_dir,
-            checkpoint_interval_s=checkpoint_interval_s,
-        )
+    def resume(cls, problem: PlacementProblem, state: State) -> Trainer:
+        """Go on from a trainer's `state`, to the same result as a run that was never interrupted."""
+        trainer = cls(problem, config=state.config, seed=state.seed)
         trainer._restore(state)
         return trainer
 
@@ -160,11 +141,12 @@ class Trainer:
         evaluations: int | None = None,
         on_update: Callable[[UpdateStats], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """Train until one of the limits is reached; limits that are None do not hold.
 
-        Ctrl-C ends the run after the update under way: the best placement is kept, the checkpoint written, and
-        `interrupted` set. (A second Ctrl-C does not wait for the update; the checkpoint is then the one before it.)
+        Ctrl-C ends the run after the update under way: the best placement is kept, and `interrupted` set. (A
+        second Ctrl-C does not wait for the update; the observer is told that the state is not that of a whole one.)
 
         Args:
             updates: Updates in all, those before this call included: running to 10 and then to 20 is running to 20.
@@ -173,6 +155,7 @@ class Trainer:
             evaluations: Placements evaluated in all, those before this call included.
             on_update: Called after every update.
             should_stop: Asked before every update.
+            observer: Told of every update before `on_update`, and of the end.
 
         Raises:
             InputError: There is no limit, and nothing that could stop the run.
@@ -184,13 +167,14 @@ class Trainer:
         called_s = last_s = time.perf_counter()
         # Without any other limit the search cools by the clock; else by what has been done, which repeats itself.
         timed = time_limit_s is not None and updates is None and evaluations is None
-        self._clock = (called_s, max(time_limit_s, 1e-3)) if timed and time_limit_s is not None else None
-        self._first_progress = 1.0 if self._searched else 0.0
+        if timed and time_limit_s is not None:
+            self._clock = SecondsClock(time_limit_s, first=1.0 if self._searched else 0.0, began_s=called_s)
+        else:
+            self._clock = UpdatesClock() if evaluations is None else EvaluationsClock(evaluations)
         self._policy_in_run_s = 0.0
         self._search.expect(math.inf if evaluations is None else evaluations)
         planned = self.config.search_moves == 0
-        record = TrainingRecord(self, self._checkpoint_interval_s)
-        whole = True  # False while an update is under way: its state must not reach a checkpoint
+        whole = True  # False while an update is under way: its state must not be kept
         try:
             with (
                 one_torch_thread(),
@@ -206,15 +190,16 @@ class Trainer:
                         break
                     whole = False
                     self._start(beside)
-                    if self._clock is not None and not planned:  # only now is there a step to go by
-                        self._search.expect_seconds(self._clock[1])
+                    if isinstance(self._clock, SecondsClock) and not planned:  # only now is there a step to go by
+                        self._search.expect_seconds(self._clock.limit_s)
                         planned = True
                     numbers = self._update(beside)
                     self.updates += 1
                     self.elapsed_s, last_s = self.elapsed_s + time.perf_counter() - last_s, time.perf_counter()
                     whole = True
                     stats = self._stats(numbers)
-                    record.update(stats)
+                    if observer is not None:
+                        observer.on_update(stats)
                     if on_update is not None:
                         on_update(stats)
                 self.interrupted = interrupt.is_set()
@@ -224,7 +209,8 @@ class Trainer:
             pass
         finally:
             self.elapsed_s += time.perf_counter() - last_s
-            record.close(whole=whole)
+            if observer is not None:
+                observer.on_end(whole=whole)
 
     def _start(self, beside: Executor) -> None:
         """Before the first update: evaluate the heuristics, where the preset starts from them."""
@@ -235,8 +221,10 @@ class Trainer:
             start = self._start_from
             if start is not None:
                 self.elapsed_s += start.search_s  # what is asked here, the clock counts
-            elif self._clock is not None and self.config.search_moves > 0 and self.config.search_chains > 1:
-                start = self._ask_beside_a_chain(beside)
+            elif (
+                isinstance(self._clock, SecondsClock) and self.config.search_moves > 0 and self.config.search_chains > 1
+            ):
+                start = self._ask_while_a_chain_walks(beside, self._clock)
             else:
                 start = heuristic_start(self.problem, evaluations=left, rng=self._rng)
             self.seconds["heuristics"] += start.search_s
@@ -244,10 +232,8 @@ class Trainer:
             self._evaluate(np.unique(np.stack(list(start.placements.values())), axis=0))
         self._started = True
 
-    def _ask_beside_a_chain(self, beside: Executor) -> Start:
+    def _ask_while_a_chain_walks(self, beside: Executor, clock: SecondsClock) -> Start:
         """Ask the heuristics, which use one core, while a chain walks on another from the first of their answers on."""
-        assert self._clock is not None
-        limit_s = self._clock[1]
         answered = False
         progress, _ = self._progress(_MANY_MOVES)
         walk: list[Future[None]] = []
@@ -266,13 +252,13 @@ class Trainer:
 
         try:
             return heuristic_start(
-                self.problem, evaluations=None, rng=self._rng, time_limit_s=START_SHARE * limit_s, on_answer=begin
+                self.problem, evaluations=None, rng=self._rng, time_limit_s=START_SHARE * clock.limit_s, on_answer=begin
             )
         finally:
             answered = True
             self._finish_search(walk)
             self._search.begin_again()
-            self._answered_s = time.perf_counter()
+            clock.begin_again()
 
     def _update(self, beside: Executor) -> dict[str, float]:
         """Sample, evaluate, learn, and search beside it; returns the update's own fields of `UpdateStats`."""
@@ -307,12 +293,11 @@ class Trainer:
 
         Such a run is there to find the best placement in its time, and to that the search adds more.
         """
-        if self._clock is None or self.config.search_moves == 0 or self._policy_s == 0:
+        if not isinstance(self._clock, SecondsClock) or self.config.search_moves == 0 or self._policy_s == 0:
             return True
-        began, limit_s = self._clock
-        gone_s = time.perf_counter() - began
+        gone_s = time.perf_counter() - self._clock.began_s
         due = self._policy_in_run_s <= POLICY_SHARE * self.config.search_survivors * gone_s
-        return due and gone_s + 3 * self._policy_s < limit_s
+        return due and gone_s + 3 * self._policy_s < self._clock.limit_s
 
     def _search_alone(self, beside: Executor) -> dict[str, float]:
         """The search's part of an update; there is nothing to say of the policy."""
@@ -336,7 +321,7 @@ class Trainer:
             left = self._most_evaluations - self.evaluations - (config.samples + 1) * config.learns
             # A block of moves may simulate its first placement once more.
             moves = min(moves, left // (2 * self._search.num_walking))
-        elif self._clock is not None:
+        elif isinstance(self._clock, SecondsClock):
             moves = _MANY_MOVES  # the clock ends them
         if config.search_moves == 0 or moves <= 0 or self._search.best_ops is None:
             return []
@@ -350,33 +335,25 @@ class Trainer:
 
     def _progress(self, moves: int) -> tuple[Callable[[float], float], Callable[[], bool]]:
         """How far the run is, by the share of an update's moves that is done, and whether its time is over."""
-        done = self._run_done()
-        if self._clock is not None:
-            began, limit_s = self._clock
-            until = began + limit_s
-            enough = time.perf_counter() + TIMED_UPDATE_S
+        clock = self._clock
+        updates, evaluations, all_moves = self.updates, self.evaluations, self._search.num_walking * moves
 
-            def over() -> bool:
-                now = time.perf_counter()
-                return now >= until or (now >= enough and not self._policy_works)
+        def done(share: float) -> float:
+            return clock.done_within(share, updates=updates, evaluations=evaluations, moves=all_moves)
 
-            return lambda share: self._run_done(), over
-        if self._most_evaluations is not None:
-            per_update = self._search.num_walking * moves / self._most_evaluations
-        else:
-            per_update = 1.0 / USUAL_UPDATES
-        return lambda share: done + share * per_update, lambda: False
+        if not isinstance(clock, SecondsClock):
+            return done, lambda: False
+        until_s, enough_s = clock.until_s, time.perf_counter() + TIMED_UPDATE_S
+
+        def over() -> bool:
+            now = time.perf_counter()
+            return now >= until_s or (now >= enough_s and not self._policy_works)
+
+        return done, over
 
     def _run_done(self) -> float:
         """How much of the run is done: from 0 to 1 by its limit, and on where it goes on after that."""
-        if self._clock is not None:
-            began, limit_s = self._clock
-            # The stages begin anew once the heuristics have answered, which on large graphs takes its full share.
-            began, limit_s = max(began, self._answered_s), limit_s - max(self._answered_s - began, 0.0)
-            return self._first_progress + (time.perf_counter() - began) / max(limit_s, 1e-3)
-        if self._most_evaluations is not None:
-            return self.evaluations / self._most_evaluations
-        return self.updates / USUAL_UPDATES
+        return self._clock.done(updates=self.updates, evaluations=self.evaluations)
 
     def _finish_search(self, search: list[Future[None]]) -> None:
         """Wait for the chains and keep what they found."""
@@ -465,9 +442,9 @@ class Trainer:
         """The best placement, ``int64[G]`` or ``int64[N]``, and behind it the elite, ``int64[G]`` each, best first."""
         return self._known.placements()
 
-    def state(self) -> checkpoint.State:
+    def state(self) -> State:
         """All that the rest of a run depends on, for a checkpoint."""
-        return checkpoint.State(
+        return State(
             config=self.config,
             seed=self.seed,
             updates=self.updates,
@@ -486,7 +463,7 @@ class Trainer:
             search=self._search.state(),
         )
 
-    def _restore(self, state: checkpoint.State) -> None:
+    def _restore(self, state: State) -> None:
         self.updates = state.updates
         self.evaluations = state.evaluations
         self.elapsed_s = state.elapsed_s

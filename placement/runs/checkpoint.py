@@ -11,7 +11,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +22,10 @@ from numpy.typing import NDArray
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.learning.reinforce import ReinforceConfig
+from placement.learning.state import State
 
 FILE_NAME = "checkpoint.pt"
 FORMAT, VERSION = "device-placement-checkpoint", 3
-
-
-@dataclass(frozen=True)
-class State:
-    """All of a trainer that changes; see `placement.learning.trainer.Trainer` for the meaning of each."""
-
-    config: ReinforceConfig
-    seed: int
-    updates: int
-    evaluations: int
-    elapsed_s: float
-    seconds: Mapping[str, float]
-    policy: Mapping[str, torch.Tensor]
-    optimizer: dict[str, Any]
-    generator: torch.Tensor
-    rng: Mapping[str, Any]
-    baseline: float
-    best_s: float
-    best_placement: NDArray[np.int64] | None
-    least_overflow: float
-    elite: list[tuple[float, NDArray[np.int64]]]
-    search: Mapping[str, Any]
 
 
 def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:

@@ -4,44 +4,48 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from envs.problem import PlacementProblem
 
 from placement.runs import checkpoint
 from placement.learning.stats import UpdateStats
 
 if TYPE_CHECKING:
-    from placement.runs.telemetry import Telemetry
     from placement.learning.trainer import Trainer
 
 IMAGE_INTERVAL_S = 60.0
 """Seconds between pictures of the best placement's trace, which come with a checkpoint."""
 
 
+CHECKPOINT_INTERVAL_S = 20.0
+"""Seconds of training between checkpoints; one is written at the end of every run, too."""
+
+
 class TrainingRecord:
-    """What one call of `Trainer.run` leaves behind.
+    """What one call of `Trainer.run` leaves behind: its observer.
 
     Args:
-        trainer: Whose; without a run directory nothing is written.
+        trainer: Whose.
+        run_dir: Where the checkpoint and TensorBoard's events go.
         interval_s: Seconds between checkpoints.
     """
 
-    def __init__(self, trainer: Trainer, interval_s: float) -> None:
+    def __init__(self, trainer: Trainer, run_dir: Path, *, interval_s: float = CHECKPOINT_INTERVAL_S) -> None:
+        from placement.runs.telemetry import Telemetry  # slow to import, and placers that only search never need it
+
         self._trainer = trainer
+        self._run_dir = run_dir
         self._interval_s = interval_s
-        self._telemetry: Telemetry | None = None
+        self._telemetry = Telemetry(run_dir, first_update=trainer.updates + 1)
         self._saved_at = time.perf_counter()
         self._known_s = trainer.best_s
         self._drawn_s = math.inf
         self._drawn_at = -math.inf
-        if trainer.run_dir is not None:
-            from placement.runs.telemetry import Telemetry  # slow to import, and placers that only search never need it
 
-            self._telemetry = Telemetry(trainer.run_dir, first_update=trainer.updates + 1)
-
-    def update(self, stats: UpdateStats) -> None:
+    def on_update(self, stats: UpdateStats) -> None:
         """Write the numbers of an update, and a checkpoint where one is due."""
-        if self._telemetry is None:
-            return
         trainer = self._trainer
         self._telemetry.write_update(stats)
         if trainer.best_s < self._known_s and trainer.best_placement is not None:
@@ -53,10 +57,8 @@ class TrainingRecord:
                 self._draw()
             self._save()
 
-    def close(self, *, whole: bool) -> None:
+    def on_end(self, *, whole: bool) -> None:
         """Write what is left; the last checkpoint only if the trainer's state is that of a `whole` update."""
-        if self._telemetry is None:
-            return
         if whole and self._trainer.updates:
             self._draw()
             self._save()
@@ -65,11 +67,21 @@ class TrainingRecord:
     def _draw(self) -> None:
         trainer = self._trainer
         self._drawn_at = time.perf_counter()
-        if self._telemetry is not None and trainer.best_placement is not None and trainer.best_s < self._drawn_s:
+        if trainer.best_placement is not None and trainer.best_s < self._drawn_s:
             self._drawn_s = trainer.best_s
             self._telemetry.write_trace(trainer.problem, trainer.best_placement, trainer.updates)
 
     def _save(self) -> None:
-        if self._telemetry is not None and self._trainer.run_dir is not None:
-            self._telemetry.flush()
-            checkpoint.save(self._trainer.run_dir, self._trainer.problem, self._trainer.state())
+        self._telemetry.flush()
+        checkpoint.save(self._run_dir, self._trainer.problem, self._trainer.state())
+
+
+def resume_trainer(problem: PlacementProblem, run_dir: Path) -> Trainer:
+    """The trainer of a run directory's checkpoint.
+
+    Raises:
+        InputError: There is no checkpoint, it is damaged, or it is of another graph, cluster or schedule.
+    """
+    from placement.learning.trainer import Trainer
+
+    return Trainer.resume(problem, checkpoint.load(run_dir, problem))

@@ -17,6 +17,7 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError, unknown_name
 from graphs.files import write_atomically
 from placement.runs import directory
+from placement.runs.record import TrainingRecord, resume_trainer
 from placement.results.comparison import (
     Comparison,
     Row,
@@ -117,7 +118,7 @@ def make_trainer(
         others: From `compare_others`: the default preset starts from these placements.
         preset: A name in `PRESETS`.
         seed: Of all random numbers.
-        run_dir: Where its files go; None writes none.
+        run_dir: Where its checkpoint is, if any.
         resume: Go on from the checkpoint in `run_dir`. A run that was killed before its first checkpoint begins anew,
             which comes to the same.
 
@@ -128,19 +129,20 @@ def make_trainer(
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     if resume and run_dir is not None and (run_dir / directory.CHECKPOINT).exists():
-        return Trainer.resume(problem, run_dir)
+        return resume_trainer(problem, run_dir)
     start = Start(
         placements={row.placer: row.placement for row in others.rows if row.placement is not None},
         evaluations=sum(row.evaluations for row in others.rows),
         search_s=sum(row.search_s for row in others.rows),
     )
-    return Trainer(problem, config=PRESETS[preset], seed=seed, run_dir=run_dir, start=start)
+    return Trainer(problem, config=PRESETS[preset], seed=seed, start=start)
 
 
 def run_training(
     trainer: Trainer,
     others: Comparison,
     *,
+    run_dir: Path | None = None,
     updates: int | None = None,
     time_limit_s: float | None = None,
     spent_s: float = 0.0,
@@ -153,6 +155,7 @@ def run_training(
     Args:
         trainer: From `make_trainer`.
         others: The rows to compare with.
+        run_dir: Where its files go; None writes none.
         updates: Updates in all, those before a resumption included.
         time_limit_s: Seconds of this call and what came before it, `spent_s`.
         spent_s: Seconds since the run began, the other placers' among them.
@@ -163,9 +166,9 @@ def run_training(
         KeyboardInterrupt: A signal came before anything was evaluated.
         InputError: There is no limit, or a file cannot be written.
     """
-    keeper = _Keeper(trainer)
-    if trainer.run_dir is not None:
-        write_atomically(trainer.run_dir / directory.COMPARISON, encode_comparison(others))
+    keeper = _Keeper(trainer, run_dir)
+    if run_dir is not None:
+        write_atomically(run_dir / directory.COMPARISON, encode_comparison(others))
 
     def after_update(stats: UpdateStats) -> None:
         keeper.refresh()
@@ -174,7 +177,10 @@ def run_training(
 
     with _stop_on_sigterm() as stop:
         left_s = None if time_limit_s is None else max(time_limit_s - spent_s, 0.0)
-        trainer.run(updates=updates, time_limit_s=left_s, on_update=after_update, should_stop=stop.is_set)
+        record = None if run_dir is None else TrainingRecord(trainer, run_dir)
+        trainer.run(
+            updates=updates, time_limit_s=left_s, on_update=after_update, should_stop=stop.is_set, observer=record
+        )
     if trainer.best_placement is None:
         if trainer.interrupted or stop.is_set():
             raise KeyboardInterrupt
@@ -183,12 +189,12 @@ def run_training(
     comparison = others.with_row(row)
     replace(others, rows=(row,)).check_feasible()
     result = keeper.finish()
-    if trainer.run_dir is not None:
-        write_atomically(trainer.run_dir / directory.COMPARISON, encode_comparison(comparison))
+    if run_dir is not None:
+        write_atomically(run_dir / directory.COMPARISON, encode_comparison(comparison))
     return TrainedRun(
         result=result,
         comparison=comparison,
-        run_dir=trainer.run_dir,
+        run_dir=run_dir,
         updates=trainer.updates,
         evaluations=trainer.evaluations,
         training_s=trainer.elapsed_s,
@@ -212,8 +218,9 @@ def learned_row(trainer: Trainer) -> Row:
 class _Keeper:
     """Writes the best placement of a trainer into its run directory, at most every few seconds."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, run_dir: Path | None) -> None:
         self._trainer = trainer
+        self._run_dir = run_dir
         self._kept_s = np.inf
         self._last = -np.inf
 
@@ -235,8 +242,8 @@ class _Keeper:
             seed=trainer.seed,
             config=asdict(trainer.config),
         )
-        if trainer.run_dir is not None:
-            write_placement(trainer.run_dir / directory.PLACEMENT, result)
+        if self._run_dir is not None:
+            write_placement(self._run_dir / directory.PLACEMENT, result)
         self._kept_s = trainer.best_s
         return result
 

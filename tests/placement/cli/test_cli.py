@@ -19,8 +19,8 @@ from graphs.files import load_graph_file, save_graph_file
 from graphs.synthetic import random_graph
 from placement.api import make_problem
 from placement.cli.main import main
-from placement.learning.trainer import Trainer
 from placement.results.placement_file import read_placement
+from placement.runs.record import resume_trainer
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -267,7 +267,7 @@ def test_a_killed_run_leaves_whole_files_and_can_be_resumed(here: Path) -> None:
     done = 0
     if Path("run/checkpoint.pt").exists():  # only a run that lived long has one; the others begin anew
         problem = make_problem("g.graph.json", "c.yaml")
-        done = Trainer.resume(problem, "run").updates
+        done = resume_trainer(problem, Path("run")).updates
     assert main(["train", "--resume", "run", "--updates", str(done + 3)]) == 0
     assert main(["train", *args[1:4], "--updates", str(done + 3), "--out", "whole"]) == 0
     assert Path("run/placement.json").read_bytes() == Path("whole/placement.json").read_bytes()

@@ -37,6 +37,7 @@ from placement.move_search.search import MoveSearch
 from placement.placers import PLACERS
 from placement.placers.base import Budget
 from placement.runs.checkpoint import FILE_NAME
+from placement.runs.record import TrainingRecord, resume_trainer
 from placement.runs.telemetry import STEP_TAGS
 from tests.placement.problems import branches, optimum_s
 
@@ -87,9 +88,9 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, conf
     problem = branches(5, 4, seed=2)
     whole = Trainer(problem, config=config, seed=7)  # type: ignore[arg-type]
     whole.run(updates=20)
-    first = Trainer(problem, config=config, seed=7, run_dir=tmp_path)  # type: ignore[arg-type]
-    first.run(updates=10)
-    second = Trainer.resume(problem, tmp_path)
+    first = Trainer(problem, config=config, seed=7)  # type: ignore[arg-type]
+    first.run(updates=10, observer=TrainingRecord(first, tmp_path))
+    second = resume_trainer(problem, tmp_path)
     assert second.updates == 10
     second.run(updates=20)
     same(whole, second)
@@ -120,9 +121,11 @@ import sys
 from pathlib import Path
 from placement.learning.trainer import Trainer
 from tests.placement.problems import branches
+from placement.runs.record import TrainingRecord
 from tests.placement.learning.test_trainer import SMALL
-trainer = Trainer(branches(5, 4, seed=2), config=SMALL, seed=7, run_dir=Path(sys.argv[1]), checkpoint_interval_s=0.0)
-trainer.run(updates=100000, on_update=lambda stats: print(stats.update, flush=True))
+trainer = Trainer(branches(5, 4, seed=2), config=SMALL, seed=7)
+record = TrainingRecord(trainer, Path(sys.argv[1]), interval_s=0.0)
+trainer.run(updates=100000, on_update=lambda stats: print(stats.update, flush=True), observer=record)
 print("interrupted" if trainer.interrupted else "done", trainer.updates, flush=True)
 """
 
@@ -148,10 +151,10 @@ def test_a_killed_run_leaves_a_whole_checkpoint_and_resumes_to_the_same_result(t
     child.send_signal(signal.SIGKILL)
     child.wait()
     problem = branches(5, 4, seed=2)
-    resumed = Trainer.resume(problem, tmp_path)
+    resumed = resume_trainer(problem, tmp_path)
     assert resumed.updates >= 5
     target = resumed.updates + 5
-    resumed.run(updates=target)
+    resumed.run(updates=target, observer=TrainingRecord(resumed, tmp_path))
     whole = Trainer(problem, config=SMALL, seed=7)
     whole.run(updates=target)
     same(whole, resumed)
@@ -167,7 +170,7 @@ def test_ctrl_c_ends_the_update_and_keeps_everything(tmp_path: Path) -> None:
     assert child.wait() == 0
     word, updates = last.split()
     assert word == "interrupted"
-    resumed = Trainer.resume(branches(5, 4, seed=2), tmp_path)
+    resumed = resume_trainer(branches(5, 4, seed=2), tmp_path)
     assert resumed.updates == int(updates)
     assert np.isfinite(resumed.best_s)
 
@@ -177,11 +180,11 @@ def test_a_keyboard_interrupt_from_the_callback_ends_the_run_cleanly(tmp_path: P
         if stats.update == 4:
             raise KeyboardInterrupt
 
-    trainer = Trainer(branches(3, 2), config=SMALL, run_dir=tmp_path)
-    trainer.run(updates=50, on_update=stop)
+    trainer = Trainer(branches(3, 2), config=SMALL)
+    trainer.run(updates=50, on_update=stop, observer=TrainingRecord(trainer, tmp_path))
     assert trainer.interrupted
     assert trainer.updates == 4
-    assert Trainer.resume(branches(3, 2), tmp_path).updates == 4
+    assert resume_trainer(branches(3, 2), tmp_path).updates == 4
 
 
 def test_a_time_limit_and_should_stop_end_the_run() -> None:
@@ -224,22 +227,24 @@ def test_a_number_of_evaluations_is_kept_to_exactly(evaluations: int) -> None:
 def test_a_checkpoint_of_another_problem_is_refused(tmp_path: Path) -> None:
     problem = branches(3, 2)
     with pytest.raises(InputError, match="no checkpoint"):
-        Trainer.resume(problem, tmp_path)
-    Trainer(problem, config=SMALL, run_dir=tmp_path).run(updates=1)
+        resume_trainer(problem, tmp_path)
+    trainer = Trainer(problem, config=SMALL)
+    trainer.run(updates=1, observer=TrainingRecord(trainer, tmp_path))
     with pytest.raises(InputError, match="another graph"):
-        Trainer.resume(branches(3, 2, seed=9), tmp_path)
+        resume_trainer(branches(3, 2, seed=9), tmp_path)
     with pytest.raises(InputError, match=r"another schedule.*'priority'"):
-        Trainer.resume(problem.with_schedule("fifo"), tmp_path)
+        resume_trainer(problem.with_schedule("fifo"), tmp_path)
     slower = replace(problem.cluster, links=tuple(replace(x, latency_s=1.0) for x in problem.cluster.links))
     with pytest.raises(InputError, match="another cluster"):
-        Trainer.resume(replace(problem, cluster=slower), tmp_path)
+        resume_trainer(replace(problem, cluster=slower), tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "pickle"])
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, damage: str) -> None:
     problem = branches(3, 2)
     path = tmp_path / FILE_NAME
-    Trainer(problem, config=SMALL, run_dir=tmp_path).run(updates=1)
+    trainer = Trainer(problem, config=SMALL)
+    trainer.run(updates=1, observer=TrainingRecord(trainer, tmp_path))
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:1000])
     elif damage == "text":
@@ -247,7 +252,7 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, damage: str) -> No
     else:
         torch.save({"format": Path}, path)  # needs a class to be imported: refused, not executed
     with pytest.raises(InputError, match="damaged"):
-        Trainer.resume(problem, tmp_path)
+        resume_trainer(problem, tmp_path)
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
 
 
@@ -260,8 +265,8 @@ def events(run_dir: Path) -> EventAccumulator:
 def test_every_documented_tag_is_written_at_every_update(tmp_path: Path) -> None:
     problem = branches(3, 2)
     stats: list[UpdateStats] = []
-    trainer = Trainer(problem, config=SMALL, run_dir=tmp_path)
-    trainer.run(updates=5, on_update=stats.append)
+    trainer = Trainer(problem, config=SMALL)
+    trainer.run(updates=5, on_update=stats.append, observer=TrainingRecord(trainer, tmp_path))
     written = events(tmp_path)
     assert set(STEP_TAGS) <= set(written.Tags()["scalars"])
     for tag, key in STEP_TAGS.items():
@@ -354,9 +359,13 @@ def test_a_long_run_goes_through_its_rounds_and_a_resumed_one_goes_on_in_them(tm
     whole = Trainer(problem, config=config)
     whole.run(evaluations=evaluations, on_update=look)
     assert list(dict.fromkeys(walking)) == [(0, 4), (0, 2), (1, 4), (1, 2)]
-    stopped = Trainer(problem, config=config, run_dir=tmp_path)
-    stopped.run(evaluations=evaluations, should_stop=lambda: stopped.updates >= walking.index((1, 4)) + 1)
-    resumed = Trainer.resume(problem, tmp_path)
+    stopped = Trainer(problem, config=config)
+    stopped.run(
+        evaluations=evaluations,
+        should_stop=lambda: stopped.updates >= walking.index((1, 4)) + 1,
+        observer=TrainingRecord(stopped, tmp_path),
+    )
+    resumed = resume_trainer(problem, tmp_path)
     resumed.run(evaluations=evaluations)
     assert (resumed.updates, resumed.best_s) == (whole.updates, whole.best_s)
     assert np.array_equal(resumed.best_placement, whole.best_placement)

@@ -1,0 +1,35 @@
+"""All of a trainer that changes: what the rest of a run depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from placement.learning.reinforce import ReinforceConfig
+
+
+@dataclass(frozen=True)
+class State:
+    """All of a trainer that changes; see `placement.learning.trainer.Trainer` for the meaning of each."""
+
+    config: ReinforceConfig
+    seed: int
+    updates: int
+    evaluations: int
+    elapsed_s: float
+    seconds: Mapping[str, float]
+    policy: Mapping[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    generator: torch.Tensor
+    rng: Mapping[str, Any]
+    baseline: float
+    best_s: float
+    best_placement: NDArray[np.int64] | None
+    least_overflow: float
+    elite: list[tuple[float, NDArray[np.int64]]]
+    search: Mapping[str, Any]
