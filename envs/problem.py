@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from envs.clusters.cluster import Cluster, DeviceSpec
 from envs.cost_model import op_times_s
 from envs.simulator.checkpoints import StepCheckpoints
-from envs.simulator.simulate import SCHEDULES, SimulatorInput, Trace, make_input, simulate, simulate_batch
+from envs.simulator.input import SCHEDULES, SimulatorInput, make_input
+from envs.simulator.simulate import simulate, simulate_batch
+from envs.simulator.trace import Trace
 from graphs.colocation.groups import Groups, make_groups
 from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, DTYPES, INPUT, ComputationGraph
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
@@ -57,7 +59,7 @@ class PlacementProblem:
         graph: The step to place.
         groups: What is placed: a placement is ``int[G]``, a device index for each group.
         cluster: Where to.
-        schedule: Which ready op a device runs first: one of `envs.simulator.simulate.SCHEDULES`.
+        schedule: Which ready op a device runs first: one of `envs.simulator.SCHEDULES`.
 
     Raises:
         InputError: The schedule is unknown, no accelerator computes in the graph's dtypes, or a group has no device

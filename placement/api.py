@@ -32,8 +32,9 @@ from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 from graphs.files import write_atomically
 from graphs.sources import load_graph
-from placement.placers import PLACERS, get_placer
+from placement.placers import PlacerInfo
 from placement.placers.base import Budget, Granularity, SearchOptions, StartAt
+from placement.registry import PLACERS, get_placer
 from placement.results.comparison import Comparison, Row, ask, check_seed, compare_placers
 from placement.results.comparison_file import encode_comparison, read_finished
 from placement.results.placement_file import PlacementResult, check_placement, read_placement
@@ -60,7 +61,7 @@ def make_problem(
         graph: A graph, or what names one on the command line: a zoo name with optional sizes, a graph file, or
             ``python:package.module:function``.
         cluster: A cluster, or a known name with optional overrides, or a YAML file.
-        schedule: One of `envs.simulator.simulate.SCHEDULES`.
+        schedule: One of `envs.simulator.SCHEDULES`.
         groups: Wanted number of co-location groups.
 
     Raises:
@@ -150,7 +151,7 @@ def train(
 
 def compare(
     problem: PlacementProblem,
-    placers: Sequence[str] | None = None,
+    placers: Sequence[str | PlacerInfo] | None = None,
     *,
     time_limit_s: float | None = DEFAULT_SEARCH_S,
     evaluations: int | None = None,
@@ -166,7 +167,7 @@ def compare(
 
     Args:
         problem: From `make_problem`.
-        placers: Names in `placement.placers.PLACERS`; all by default.
+        placers: Names in `placement.registry.PLACERS`, or placers of one's own; all by default.
         time_limit_s: Seconds that each may take; only those that search use them up.
         evaluations: Placements that each may evaluate.
         seed: Of each placer's random numbers.
@@ -181,8 +182,8 @@ def compare(
     Raises:
         InputError: A placer is unknown, a placer that searches has no limit, or the file holds something else.
     """
-    names = list(PLACERS) if placers is None else list(placers)
-    searching = [name for name in names if get_placer(name).searches]
+    chosen = [get_placer(p) if isinstance(p, str) else p for p in (PLACERS if placers is None else placers)]
+    searching = [info.name for info in chosen if info.searches]
     if searching and time_limit_s is None and evaluations is None:
         raise InputError(f"placer '{searching[0]}' searches until it is stopped; give a time limit or evaluations")
     budget = Budget(time_limit_s=time_limit_s, evaluations=evaluations)
@@ -200,7 +201,7 @@ def compare(
 
     return compare_placers(
         problem,
-        names,
+        chosen,
         budget=budget,
         seed=seed,
         options=options,
@@ -241,7 +242,7 @@ def simulate(
         return simulate_ops(problem, ops, made_by=made_by)
     placed = ask(
         problem,
-        found,
+        PLACERS[found],
         budget=Budget(time_limit_s=time_limit_s),
         rng=np.random.default_rng(seed),
         options=SearchOptions(granularity, start),

@@ -30,8 +30,8 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
 from graphs.synthetic import random_graph
 from placement.api import make_problem
-from placement.placers import PLACERS, get_placer
 from placement.placers.base import Budget, Placed, Placer, Progress, SearchOptions
+from placement.registry import PLACERS, get_placer
 from placement.text import clock
 from scripts.learning.plot import plot_curves
 from scripts.learning.report import fill_page, print_tables

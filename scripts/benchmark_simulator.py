@@ -29,7 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a clone runs without being
 
 from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
-from envs.simulator.simulate import SCHEDULES, available_cores, simulate_batch
+from envs.simulator.input import SCHEDULES
+from envs.simulator.simulate import simulate_batch
+from envs.simulator.workspace import available_cores, workspace
 from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
 from scripts.plain_event_loop import as_lists, simulate_in_a_loop
@@ -123,7 +125,7 @@ def print_memory() -> None:
     graph = random_graph(100_000, seed=0)
     problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster(CLUSTER))
     given = problem.simulator_input
-    with given._workspace() as work:
+    with workspace(given) as work:
         arrays = [a for part in (vars(given).values(), work) for a in part if isinstance(a, np.ndarray)]
     size = sum(a.nbytes for a in {id(a): a for a in arrays}.values())
     print(f"\nmemory at 100,000 ops, one thread: {size / (graph.num_ops + graph.num_edges):.0f} bytes an op plus edge")
@@ -177,7 +179,7 @@ def run_share(problem: PlacementProblem, placements: NDArray[Any], bounds_s: NDA
     given, ended = problem.simulator_input, []
     for placement, bound_s in zip(problem.groups.to_ops(placements), bounds_s, strict=True):
         simulate_batch(given, placement[None], threads=1, abort_above_s=bound_s)
-        with given._workspace() as work:
+        with workspace(given) as work:
             ended.append(int(work.state[0]["ended"]))
     return float(np.mean(ended)) / given.num_ops if ended else 0.0
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from envs.problem import PlacementProblem
-from envs.simulator.simulate import available_cores
+from envs.simulator.workspace import available_cores
 from graphs.errors import InputError
 from placement.api import make_problem
 from placement.learning.reinforce import charged_s

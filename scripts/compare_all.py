@@ -26,9 +26,9 @@ from graphs.errors import InputError, NoFeasiblePlacementError
 from graphs.files import write_atomically
 from graphs.zoo import ZOO
 from placement.api import make_problem
-from placement.placers import PLACERS
 from placement.placers.base import Budget
-from placement.results.comparison import SINGLE_DEVICE, Comparison, choose_placers, compare_placers
+from placement.registry import PLACERS, choose_placers
+from placement.results.comparison import SINGLE_DEVICE, Comparison, compare_placers
 from placement.results.comparison_file import ComparisonRecord, RowRecord, finished_rows, make_record
 from placement.text import clock, seconds
 
@@ -112,7 +112,7 @@ def _run(asked: argparse.Namespace) -> int:
             try:
                 compare_placers(
                     problem,
-                    placers,
+                    [PLACERS[placer] for placer in placers],
                     budget=budget,
                     seed=seed,
                     finished=[row for row in finished if row.placer not in again],

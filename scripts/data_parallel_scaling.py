@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a clone runs without being
 from envs.clusters.catalog import load_cluster
 from envs.clusters.cluster import Cluster
 from envs.problem import PlacementProblem
-from envs.simulator.simulate import SCHEDULES
+from envs.simulator.input import SCHEDULES
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.simulate import SimulatorInput
+from envs.simulator.input import SimulatorInput
 
 
 def as_lists(problem: SimulatorInput) -> dict[str, Any]:

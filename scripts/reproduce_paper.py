@@ -28,9 +28,9 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from graphs.files import write_atomically
 from placement.api import make_problem
-from placement.placers import get_placer
 from placement.placers.base import Budget
 from placement.placers.single_device import single_device_placements
+from placement.registry import get_placer
 from placement.text import table
 
 SCHEDULE = "fifo"

@@ -45,7 +45,7 @@ class MeasuringProcess:
         source: A workload of the zoo or ``python:module:function``: what the process builds the model from.
         graph_sha256: Of the graph that placements are for.
         devices: Where to run.
-        remaining_path_s: ``float64[N]``, for the schedule ``priority``, see `envs.simulator.simulate.SimulatorInput`.
+        remaining_path_s: ``float64[N]``, for the schedule ``priority``, see `envs.simulator.SimulatorInput`.
         start_limit_s: Seconds that the start may take.
 
     Attributes:

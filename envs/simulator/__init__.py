@@ -41,6 +41,7 @@ infeasible that puts an op where it may not be, or whose peak exceeds a device's
 Letters: ``B`` placements in a batch, ``N`` ops, ``E`` edges, ``T`` tensors, ``D`` devices, ``S`` distinct device specs.
 """
 
-from envs.simulator.simulate import SCHEDULES, SimulatorInput, make_input, simulate, simulate_batch
+from envs.simulator.input import SCHEDULES, SimulatorInput, make_input
+from envs.simulator.simulate import simulate, simulate_batch
 
 __all__ = ["SCHEDULES", "SimulatorInput", "make_input", "simulate", "simulate_batch"]

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator import choosing_kernel, choosing_work
-from envs.simulator.simulate import SimulatorInput, as_placements, limits_s, simulate_batch
+from envs.simulator.input import SimulatorInput
+from envs.simulator.simulate import as_placements, limits_s, simulate_batch
 
 CHECKPOINTS = 16
 """Taken in a step: each costs about as much as 4% of it, and half of the way to the next is simulated in vain."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from envs.simulator.choosing_kernel import BLOCK, FIFO, PRIORITY
 
 if TYPE_CHECKING:
-    from envs.simulator.simulate import SimulatorInput
+    from envs.simulator.input import SimulatorInput
 
 OP = np.dtype(
     [

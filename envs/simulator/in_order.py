@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from envs.simulator.choosing_kernel import compiled, inlined
 
 if TYPE_CHECKING:
-    from envs.simulator.simulate import SimulatorInput
+    from envs.simulator.input import SimulatorInput
 
 # This file holds a copy of each constant and small function that it shares with `choosing_kernel`: numba's cache
 # notices changes only to the file of the function that it cached.

@@ -13,7 +13,7 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.simulate import SimulatorInput
+from envs.simulator.input import SimulatorInput
 from envs.simulator.trace import Trace
 
 _OP_END, _TRANSFER_START, _TRANSFER_END = range(3)

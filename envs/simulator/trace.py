@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from envs.clusters.cluster import Cluster
 
 if TYPE_CHECKING:
-    from envs.simulator.simulate import SimulatorInput
+    from envs.simulator.input import SimulatorInput
 
 
 @dataclass(frozen=True, eq=False)

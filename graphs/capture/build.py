@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from graphs.capture.recorder import RawOp, Recorder, Value
+from graphs.capture.recorder import Recorder
 from graphs.capture.slices import disjoint, slice_bytes
+from graphs.capture.values import RawOp, Value
 from graphs.computation_graph import INPUT, PARAMETER, ComputationGraph, OpRecord, TensorRecord, build
 
 OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "rmsprop": 1, "adam": 2}

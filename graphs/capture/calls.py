@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -14,8 +14,8 @@ from graphs.capture.slices import Slice
 from graphs.capture.sparse import is_sparse
 from graphs.errors import InputError
 
-if TYPE_CHECKING:
-    from graphs.capture.recorder import Recorder
+Content = Callable[[torch.Tensor], Sequence[tuple[int, Slice | None]]]
+"""The values (and which slice of each) that make up a tensor now; `Recorder.content` is one."""
 
 
 @dataclass(slots=True)
@@ -47,21 +47,21 @@ class CallLog:
         self._last_hidden_write: dict[int, int] = {}
         self._bag: tuple[Any, ...] | None = None
 
-    def use(self, recorder: Recorder, tensor: torch.Tensor, role: str = READ) -> TensorUse | SparseUse:
+    def use(self, content: Content, tensor: torch.Tensor, role: str = READ) -> TensorUse | SparseUse:
         """How a tensor is used now."""
         if is_sparse(tensor):
-            indices, values = self.use(recorder, tensor._indices()), self.use(recorder, tensor._values())
+            indices, values = self.use(content, tensor._indices()), self.use(content, tensor._values())
             assert isinstance(indices, TensorUse)
             assert isinstance(values, TensorUse)
             return SparseUse(indices, values, tuple(tensor.shape))
         storage = tensor.untyped_storage()
-        pieces = () if role == SHAPE else tuple(recorder.content(tensor))
+        pieces = () if role == SHAPE else tuple(content(tensor))
         number = self._storages.setdefault(storage._cdata, len(self._storages))
         return TensorUse(pieces, Layout.of(tensor), storage.nbytes(), role, storage=number)
 
     def arguments(
         self,
-        recorder: Recorder,
+        content: Content,
         func: Callable[..., Any],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
@@ -84,12 +84,12 @@ class CallLog:
         def use(tensor: torch.Tensor) -> TensorUse | SparseUse:
             if any(tensor is t for t in written):
                 overwrites = all(tensor is not t for t in read)
-                made = self.use(recorder, tensor, SHAPE if overwrites else READ)
+                made = self.use(content, tensor, SHAPE if overwrites else READ)
                 assert isinstance(made, TensorUse)
                 return replace(made, role=WRITE)
             if is_sparse(tensor) or any(tensor is t for t in read):
-                return self.use(recorder, tensor)
-            return self.use(recorder, tensor, SHAPE)
+                return self.use(content, tensor)
+            return self.use(content, tensor, SHAPE)
 
         return func, _map(use, tuple(args)), _map(use, dict(kwargs))
 
@@ -141,9 +141,9 @@ class CallLog:
         self._bag = (args[0], args[1], args[2], args[8], args[10])
 
 
-def output_uses(recorder: Recorder, log: CallLog, output: Any) -> Any:
+def output_uses(content: Content, log: CallLog, output: Any) -> Any:
     """What a model returned, with a use for each tensor."""
-    return tree_map_only(torch.Tensor, lambda tensor: log.use(recorder, tensor), output)
+    return tree_map_only(torch.Tensor, lambda tensor: log.use(content, tensor), output)
 
 
 def _map(function: Callable[[torch.Tensor], Any], value: Any) -> Any:

@@ -7,7 +7,7 @@ the value (or a slice of it). An op that writes in place makes a new value of wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from graphs.capture.calls import CallLog
 from graphs.capture.costs import batch_rows, bytes_accessed, compute_dtype, flops, op_type
 from graphs.capture.slices import Slice, disjoint, slice_bytes, slice_of
 from graphs.capture.sparse import check_sparse, is_sparse, sparse_bag_gradient, sparse_sum
-from graphs.capture.tags import Tag, Tags
-from graphs.computation_graph import INPUT, PARAMETER, Shape
+from graphs.capture.tags import Tags
+from graphs.capture.values import RawOp, Storage, Value
+from graphs.computation_graph import INPUT, PARAMETER
 
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 """Ops that make room and cost nothing; the first op that writes into it is the producer."""
@@ -43,52 +44,6 @@ _LIFTS = {"lift", "lift_fresh", "lift_fresh_copy"}
 
 _UPDATES_STATISTICS = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit"}
 """Ops that update running statistics (arguments 3 and 4) in training without saying so in their schema."""
-
-
-@dataclass(slots=True)
-class RawOp:
-    """One op as recorded; `tag` is None for what autograd does between its nodes: summing gradients."""
-
-    type: str
-    tag: Tag | None
-    phase: str
-    name: str = ""
-    flops: int = 0
-    bytes_accessed: int = 0
-    dtype: str = "float32"
-    batch: int = 0
-    output_shapes: list[Shape] = field(default_factory=list)
-    resident_bytes: dict[str, int] = field(default_factory=dict)
-    reads: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Value:
-    """One content of a storage (or of a slice of it), and who reads all or which part of it.
-
-    `from_data` is False for parameters, buffers and what is computed from them alone. `part` is the slice of its
-    storage that it is, None for all of it.
-    """
-
-    producer: int
-    bytes: int
-    from_data: bool
-    resident: bool = False
-    part: Slice | None = None
-    whole_readers: list[int] = field(default_factory=list)
-    slice_readers: dict[Slice, list[int]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Storage:
-    """What a storage holds now: a value of the whole, and newer values of disjoint slices."""
-
-    storage: Any  # held, so that no other storage gets the same address
-    bytes: int
-    base: int | None
-    home: int | None = None
-    overlays: dict[Slice, int] = field(default_factory=dict)
-    overlay_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +78,7 @@ class Recorder(TorchDispatchMode):
         self.at_home: list[tuple[int, int]] = []
         self._tags = tags
         self._batch = batch
-        self._storages: dict[int, _Storage] = {}
+        self._storages: dict[int, Storage] = {}
         self._signatures: dict[Any, _Signature] = {}
         self._constants: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._num_constants = 0
@@ -149,7 +104,7 @@ class Recorder(TorchDispatchMode):
         )
         value = self._new_value(op, storage.nbytes(), from_data=resident is None, resident=resident is not None)
         home = None if resident is None else op
-        self._storages[storage._cdata] = _Storage(storage, storage.nbytes(), value, home)
+        self._storages[storage._cdata] = Storage(storage, storage.nbytes(), value, home)
         return op
 
     def content(self, tensor: torch.Tensor) -> list[tuple[int, Slice | None]]:
@@ -205,7 +160,7 @@ class Recorder(TorchDispatchMode):
                 made.setdefault(key, tensor)
         if signature.type in _ALLOCATIONS:
             for key, tensor in made.items():
-                self._storages[key] = _Storage(tensor.untyped_storage(), tensor.untyped_storage().nbytes(), None)
+                self._storages[key] = Storage(tensor.untyped_storage(), tensor.untyped_storage().nbytes(), None)
         elif signature.type in _LIFTS:
             for tensor in made.values():
                 self._add_constant(tensor, args[0])
@@ -240,7 +195,7 @@ class Recorder(TorchDispatchMode):
             if all(tensor is not t for t in distinct):
                 distinct.append(tensor)
         shapes = [tuple(t.shape) for t in (made or written)]
-        called = None if self.log is None else self.log.arguments(self, func, args, kwargs, read, written)
+        called = None if self.log is None else self.log.arguments(self.content, func, args, kwargs, read, written)
         flags = [from_data.get(id(a), False) for a in args]
         depends = not inputs or any(from_data.values())
         index = len(self.ops)
@@ -262,7 +217,7 @@ class Recorder(TorchDispatchMode):
         for tensor in made:
             storage = tensor.untyped_storage()
             value = self._new_value(index, storage.nbytes(), from_data=depends)
-            self._storages[storage._cdata] = _Storage(storage, storage.nbytes(), value)
+            self._storages[storage._cdata] = Storage(storage, storage.nbytes(), value)
             values.append((tensor, value))
         statistics: list[torch.Tensor] = []
         if kind in _UPDATES_STATISTICS and len(args) > 5 and args[5]:
@@ -304,7 +259,7 @@ class Recorder(TorchDispatchMode):
             state.base = None
         return tensor, value, kept
 
-    def _content(self, state: _Storage, part: Slice | None) -> list[tuple[int, Slice | None]]:
+    def _content(self, state: Storage, part: Slice | None) -> list[tuple[int, Slice | None]]:
         """As `content`; where newer slices lie over a part of what is asked for, all of the old value is read too."""
         if part is not None and part in state.overlays:
             return [(state.overlays[part], None)]
@@ -314,7 +269,7 @@ class Recorder(TorchDispatchMode):
         whole: list[tuple[int, Slice | None]] = [(value, None) for value in state.overlays.values()]
         return whole if state.base is None else [(state.base, None), *whole]
 
-    def _storage_of(self, tensor: torch.Tensor) -> _Storage:
+    def _storage_of(self, tensor: torch.Tensor) -> Storage:
         key = tensor.untyped_storage()._cdata
         if key not in self._storages:
             self._add_constant(tensor)

@@ -47,7 +47,7 @@ def capture_program(
     graph = to_graph(recorder, recorded.name, recorded.together)
     index = {op_name: i for i, op_name in enumerate(graph.op_names)}
     position = {op: index[op_name] for op, op_name in names_of(recorder).items()}
-    loss_use = None if recorded.loss is None else _dense(log.use(recorder, recorded.loss))
+    loss_use = None if recorded.loss is None else _dense(log.use(recorder.content, recorded.loss))
     return Program(
         graph=graph,
         calls=tuple(
@@ -58,8 +58,8 @@ def capture_program(
             Update(
                 position[op],
                 position[parameter],
-                _dense(log.use(recorder, recorded.state[parameter])),
-                log.use(recorder, gradient),
+                _dense(log.use(recorder.content, recorded.state[parameter])),
+                log.use(recorder.content, gradient),
             )
             for parameter, op, gradient in recorded.gradients
         ),
@@ -68,7 +68,7 @@ def capture_program(
         value_bytes=tuple(v.bytes for v in recorder.values),
         value_part=tuple(v.part for v in recorder.values),
         loss=loss_use,
-        output=output_uses(recorder, log, recorded.output),
+        output=output_uses(recorder.content, log, recorded.output),
         optimizer=optimizer,
         training=training,
     )
@@ -108,7 +108,7 @@ def _sources(recorded: RecordedStep, log: CallLog, position: Mapping[int, int]) 
         if op in recorded.keys:
             kind, key = recorded.keys[op]
             fake = recorded.state[op]
-            final = _dense(log.use(recorder, fake))
+            final = _dense(log.use(recorder.content, fake))
             changed = final.pieces != ((first[op], None),)
             sources.append(
                 Source(

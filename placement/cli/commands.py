@@ -130,7 +130,8 @@ def _compare(verb: verbs.Compare) -> int:
     from placement import api
     from placement.cli.progress import ComparisonDisplay
     from placement.cli.report import comparison_report, problem_heading
-    from placement.results.comparison import check_seed, choose_placers
+    from placement.registry import choose_placers
+    from placement.results.comparison import check_seed
     from placement.results.comparison_file import encode_comparison, encode_comparison_csv
 
     placers = choose_placers(verb.placers)
@@ -187,8 +188,8 @@ def _compare(verb: verbs.Compare) -> int:
 
 def _plan(placers: list[str], time_limit_s: float) -> str:
     """What a comparison is about to do, and how long its searches will take."""
-    from envs.simulator.simulate import available_cores
-    from placement.placers import PLACERS
+    from envs.simulator.workspace import available_cores
+    from placement.registry import PLACERS
 
     searching = sum(PLACERS[name].searches for name in placers)
     said = f"placers: {len(placers)}"

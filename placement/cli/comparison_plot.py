@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from placement.cli.report import merge_like_devices, outcome
-from placement.placers import PLACERS
+from placement.registry import PLACERS
 from placement.results.comparison import Comparison, Row
 
 _LONGEST = 3.0

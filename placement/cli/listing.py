@@ -12,7 +12,7 @@ from envs.clusters.catalog import CLUSTERS, DEVICE_SPECS, OVERRIDES
 from envs.clusters.cluster import Cluster, DeviceSpec
 from graphs.zoo import ZOO
 from graphs.zoo.figures import load_figures
-from placement.placers import PLACERS
+from placement.registry import PLACERS
 from placement.text import seconds, size, table
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from placement.cli.report import comparison_so_far, outcome
-from placement.placers import PLACERS
+from placement.registry import PLACERS
 from placement.results.comparison import Comparison, Row
 from placement.text import clock, seconds, sparkline
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from envs.bounds import upper_bound_s
 from envs.problem import Evaluation, PlacementProblem
 from graphs.errors import InputError
+from placement.placers.best import overflow_share
 
 REWARDS = ("sqrt", "log")
 BASELINES = ("moving_average", "leave_one_out")
@@ -193,12 +194,6 @@ def failing_signal_s(problem: PlacementProblem, ratio: float) -> float:
     if ratio == 0:
         return 0.0
     return max(ratio * float(problem.group_time_s.sum(axis=0).max()), upper_bound_s(problem))
-
-
-def overflow_share(evaluation: Evaluation, memory_bytes: NDArray[np.int64]) -> FloatArray:
-    """``float64[B]``: bytes over the devices' memory (``int64[D]``), as a share of all memory."""
-    over = np.maximum(evaluation.peak_memory_bytes - memory_bytes, 0).sum(axis=1)
-    return over / max(int(memory_bytes.sum()), 1)
 
 
 def charged_s(evaluation: Evaluation, memory_bytes: NDArray[np.int64], *, failing_signal_s: float) -> FloatArray:

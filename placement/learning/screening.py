@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from envs.measured.problem import MeasuredProblem
 from envs.problem import Evaluation, PlacementProblem
-from envs.simulator.simulate import SimulatorInput, make_input
+from envs.simulator.input import SimulatorInput, make_input
 from placement.learning.reinforce import ReinforceConfig, charged_s
 from placement.learning.warm_start import heuristic_start
 from placement.move_search.plan import Cycle

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from placement.placers import PLACERS
+from placement.placers import HEURISTICS
 from placement.placers.base import Budget
-from placement.placers.searching.starts import HEURISTICS as QUICK
+from placement.placers.searching.starts import ASKED_FIRST as QUICK
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Start:
     """What the heuristics answered.
 
     Attributes:
-        placements: ``int64[G]`` by the placer's name, in the order of `placement.placers.PLACERS`.
+        placements: ``int64[G]`` by the placer's name, in the order of `placement.registry.PLACERS`.
         evaluations: Placements that they evaluated on the way.
         search_s: Wall-clock seconds that they took.
     """
@@ -50,7 +50,7 @@ def heuristic_start(
             this is over; None asks all.
         on_answer: Called with each placement, ``int64[G]``, as it comes.
     """
-    names = [info.name for info in PLACERS.values() if not (info.learns or info.searches or info.exact)]
+    names = [info.name for info in HEURISTICS.values() if not (info.learns or info.searches or info.exact)]
     if time_limit_s is not None:
         names = ["single_device", *QUICK]
     share = None if evaluations is None else evaluations // (2 * len(names))
@@ -62,7 +62,7 @@ def heuristic_start(
         if left_s == 0 and placements:
             break
         try:
-            placed = PLACERS[name].function(problem, budget=Budget(left_s, share), rng=rng)
+            placed = HEURISTICS[name].function(problem, budget=Budget(left_s, share), rng=rng)
         except InputError:  # for example: no expert rule for this workload
             continue
         placements[name] = placed.placement

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from envs.simulator.simulate import available_cores
+from envs.simulator.workspace import available_cores, make_workspace
 from placement.move_search import kernel
 from placement.move_search.field import Field, make_field
 from placement.move_search.plan import Cycle, Plan, goes_by_types, make_plan, rounds_within, units_of
@@ -133,7 +133,7 @@ class _Walker:
 
     def __init__(self, problem: PlacementProblem, config: MoveConfig, seed: Sequence[int]) -> None:
         self.problem = problem
-        self._work, traced = problem.simulator_input.make_workspace()
+        self._work, traced = make_workspace(problem.simulator_input)
         self._traced = _Traced(*traced)
         self.weights = FIRST_WEIGHTS.copy()
         self.kinds = np.zeros(kernel.NUM_KINDS)

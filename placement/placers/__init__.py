@@ -1,7 +1,7 @@
 """The placers: one a file, all ``place(problem, *, budget, rng) -> Placed``.
 
-`PLACERS` names them all. A placer's module is imported only when its function is asked for, so that importing this
-package loads no torch.
+`HEURISTICS` names those that do not learn. A placer's module is imported only when its function is asked for, so that
+importing this package loads no torch.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from graphs.errors import unknown_name
 
 if TYPE_CHECKING:
     from placement.placers.base import Placer, SearchPlacer
@@ -59,16 +57,7 @@ def _info(name: str, summary: str, *, searches: bool = False, exact: bool = Fals
     return PlacerInfo(name, f"placement.placers.{name}:place", summary, searches=searches, exact=exact)
 
 
-_LEARNED = PlacerInfo(
-    "reinforce",
-    "placement.learning.placer:place",
-    "the learned seq2seq policy (Mirhoseini et al., 2017)",
-    learns=True,
-    searches=True,
-)
-
-
-PLACERS: dict[str, PlacerInfo] = {
+HEURISTICS: dict[str, PlacerInfo] = {
     info.name: info
     for info in (
         _info("single_device", "everything on one device; the best of all devices"),
@@ -92,18 +81,6 @@ PLACERS: dict[str, PlacerInfo] = {
         _info("cross_entropy", "a categorical distribution for each group (Rubinstein, 1999)", searches=True),
         _info("exact", "OR-tools' CP-SAT with a proof, for small problems", searches=True, exact=True),
         _info("brute_force", "every placement, where there are few", exact=True),
-        _LEARNED,
     )
 }
-"""Every placer, by name."""
-
-
-def get_placer(name: str) -> PlacerInfo:
-    """Look up a placer.
-
-    Raises:
-        InputError: There is no placer of that name; the message lists those that exist.
-    """
-    if name not in PLACERS:
-        raise unknown_name("placer", name, PLACERS)
-    return PLACERS[name]
+"""Every placer that does not learn, by name; `placement.registry` has the learned one as well."""

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import Evaluation, PlacementProblem
-from placement.learning.reinforce import overflow_share
 
 IntArray = NDArray[np.int64]
 
@@ -86,3 +85,9 @@ def as_groups(problem: PlacementProblem, ops: NDArray[np.integer]) -> IntArray:
     first = np.unique(group_of_op, return_index=True)[1]
     groups = ops[first].astype(np.int64)
     return groups if (groups[group_of_op] == ops).all() else ops.astype(np.int64)
+
+
+def overflow_share(evaluation: Evaluation, memory_bytes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """``float64[B]``: bytes over the devices' memory (``int64[D]``), as a share of all memory."""
+    over = np.maximum(evaluation.peak_memory_bytes - memory_bytes, 0).sum(axis=1)
+    return over / max(int(memory_bytes.sum()), 1)

@@ -17,7 +17,7 @@ from envs.bounds import lower_bound_s
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.errors import InputError, NoFeasiblePlacementError
-from placement.placers import PLACERS, get_placer
+from placement.placers import HEURISTICS, PlacerInfo
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, SearchOptions
 from placement.placers.single_device import single_device_placements
 from placement.results.simulated import describe_short
@@ -137,23 +137,9 @@ class Comparison:
         )
 
 
-def choose_placers(text: str) -> list[str]:
-    """The placers that a user means by ``"heft,etf"`` or ``"all"``.
-
-    Raises:
-        InputError: A name is unknown, or there is none.
-    """
-    names = list(PLACERS) if text.strip() == "all" else [n.strip() for n in text.split(",") if n.strip()]
-    if not names:
-        raise InputError(f"--placers names no placer; known: all, {', '.join(PLACERS)}")
-    for name in names:
-        get_placer(name)
-    return list(dict.fromkeys(names))
-
-
-def quick_placers() -> list[str]:
-    """Names of the placers that answer any problem as soon as they are done, and so need no time limit."""
-    return [name for name, info in PLACERS.items() if not info.searches and not info.exact]
+def quick_placers() -> list[PlacerInfo]:
+    """The placers that answer any problem as soon as they are done, and so need no time limit."""
+    return [info for info in HEURISTICS.values() if not info.searches and not info.exact]
 
 
 def check_seed(seed: int) -> None:
@@ -168,7 +154,7 @@ def check_seed(seed: int) -> None:
 
 def compare_placers(
     problem: PlacementProblem,
-    placers: Sequence[str],
+    placers: Sequence[PlacerInfo],
     *,
     budget: Budget,
     seed: int = 0,
@@ -181,7 +167,7 @@ def compare_placers(
 
     Args:
         problem: What to place.
-        placers: Names in `placement.placers.PLACERS`.
+        placers: Of `placement.registry.PLACERS`, or of one's own.
         budget: What each may spend.
         seed: Of each placer's random numbers, so that a row does not depend on which others were run.
         options: What the searches that only move and evaluate move, and where they start.
@@ -192,12 +178,10 @@ def compare_placers(
             where there are `finished` rows.
 
     Raises:
-        InputError: A name is unknown, or the seed is out of range.
+        InputError: The seed is out of range.
         NoFeasiblePlacementError: It is proven that no placement fits.
     """
     check_seed(seed)
-    for name in placers:
-        get_placer(name)
     problem.check_can_fit()
     # First: it may prove that nothing fits. Answers may part groups, so the bound is that of single ops.
     bound_s = float(lower_bound_s(problem.with_groups(one_group_an_op(problem.graph))))
@@ -209,12 +193,12 @@ def compare_placers(
     if kept and on_row is not None:
         on_row(comparison)
     done = {row.placer for row in kept}
-    for name in placers:
-        if name in done:
+    for info in placers:
+        if info.name in done:
             continue
         if on_start is not None:
-            on_start(name)
-        for row in _run(problem, name, budget, seed, options):
+            on_start(info.name)
+        for row in _run(problem, info, budget, seed, options):
             comparison = comparison.with_row(row)
             if on_row is not None:
                 on_row(comparison)
@@ -222,14 +206,13 @@ def compare_placers(
 
 
 def ask(
-    problem: PlacementProblem, name: str, *, budget: Budget, rng: np.random.Generator, options: SearchOptions
+    problem: PlacementProblem, info: PlacerInfo, *, budget: Budget, rng: np.random.Generator, options: SearchOptions
 ) -> Placed:
     """What a placer answers; `options` are for those that they mean something to.
 
     Raises:
-        InputError: The placer is unknown, or cannot serve the problem.
+        InputError: The placer cannot serve the problem.
     """
-    info = get_placer(name)
     if info.moves:
         return info.search_function(problem, budget=budget, rng=rng, options=options)
     return info.function(problem, budget=budget, rng=rng)
@@ -253,7 +236,10 @@ def make_row(problem: PlacementProblem, name: str, placed: Placed) -> Row:
     )
 
 
-def _run(problem: PlacementProblem, name: str, budget: Budget, seed: int, options: SearchOptions) -> Iterator[Row]:
+def _run(
+    problem: PlacementProblem, info: PlacerInfo, budget: Budget, seed: int, options: SearchOptions
+) -> Iterator[Row]:
+    name = info.name
     started = time.perf_counter()
     if name == SINGLE_DEVICE:
         for device, placement in single_device_placements(problem):
@@ -262,7 +248,7 @@ def _run(problem: PlacementProblem, name: str, budget: Budget, seed: int, option
             started = time.perf_counter()
         return
     try:
-        placed = ask(problem, name, budget=budget, rng=np.random.default_rng(seed), options=options)
+        placed = ask(problem, info, budget=budget, rng=np.random.default_rng(seed), options=options)
     except (InputError, NoFeasiblePlacementError) as error:
         yield Row(name, None, False, None, None, None, time.perf_counter() - started, 0, str(error))
         return

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from envs.measured.profile import ALONE, BESIDE, others_share
 from envs.problem import PlacementProblem
-from envs.simulator.simulate import SimulatorInput, simulate
+from envs.simulator.input import SimulatorInput
+from envs.simulator.simulate import simulate
 from envs.simulator.trace import Trace
 
 Floats = NDArray[np.float64]

@@ -21,7 +21,7 @@ from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.clusters.file import parse_cluster
 from envs.placement_env import default_failing_s
 from envs.problem import PlacementProblem
-from envs.simulator.simulate import SCHEDULES
+from envs.simulator.input import SCHEDULES
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
 from graphs.errors import InputError, NoFeasiblePlacementError

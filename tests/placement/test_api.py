@@ -15,8 +15,8 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from graphs.files import save_graph_file
 from graphs.synthetic import random_graph
-from placement.placers import get_placer
 from placement.placers.base import Budget, Placed
+from placement.registry import get_placer
 from placement.results.placement_file import encode_placement
 
 ROOT = Path(__file__).resolve().parents[2]

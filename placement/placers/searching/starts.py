@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.errors import InputError
-from placement.placers import get_placer
+from placement.placers import HEURISTICS
 from placement.placers.base import Budget, Placed, Search, SearchOptions
 from placement.placers.searching.moves import Moves, Units, coarse_to_fine, first_ops, single_units
 from placement.placers.searching.repair import repair
 from placement.placers.single_device import single_device_placements
 
-HEURISTICS = ("contiguous", "etf", "heft", "mincut", "m_etf", "peft", "expert", "accelerate_auto", "m_topo")
+ASKED_FIRST = ("contiguous", "etf", "heft", "mincut", "m_etf", "peft", "expert", "accelerate_auto", "m_topo")
 """Quick enough to be asked before a search, the most promising first: a short budget does not reach them all."""
 
 SHARE = 0.2
@@ -90,12 +90,12 @@ def try_heuristics(search: Search, problem: PlacementProblem, rng: np.random.Gen
     singles = np.stack([placement for _, placement in single_device_placements(problem)])
     search.evaluate(_of_parts(problem, search.problem, singles))
     best_s, best = search.best_s, "single_device"
-    for name in HEURISTICS:
+    for name in ASKED_FIRST:
         left = _left(search, SHARE)
         if left.time_limit_s == 0 or left.evaluations == 0:
             break
         try:
-            placed = get_placer(name).function(problem, budget=left, rng=rng)
+            placed = HEURISTICS[name].function(problem, budget=left, rng=rng)
         except InputError:  # for example: no expert's rule for this graph
             continue
         search.evaluate(_of_parts(problem, search.problem, placed.placement)[None])

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
 from envs.simulator.checkpoints import StepCheckpoints
+from envs.simulator.input import SCHEDULES
 from envs.simulator.plain import simulate_plain
-from envs.simulator.simulate import SCHEDULES, simulate_batch
+from envs.simulator.simulate import simulate_batch
 from graphs.colocation.groups import make_groups, one_group_an_op
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError

@@ -9,8 +9,9 @@ import pytest
 
 from envs.problem import PlacementProblem
 from envs.simulator.choosing_kernel import compiled
+from envs.simulator.input import SCHEDULES
 from envs.simulator.plain import simulate_plain
-from envs.simulator.simulate import SCHEDULES, simulate, simulate_batch
+from envs.simulator.simulate import simulate, simulate_batch
 from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
 from scripts.benchmark_simulator import measure

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.cost_model import op_times_s
+from envs.simulator.input import SCHEDULES, make_input
 from envs.simulator.plain import simulate_plain
-from envs.simulator.simulate import SCHEDULES, make_input, simulate
+from envs.simulator.simulate import simulate
 from graphs.computation_graph import OpRecord, TensorRecord, build
 from graphs.errors import InputError
 from tests.envs.simulator.simulator_problems import assert_same_trace, graph_of, hub, problem_of

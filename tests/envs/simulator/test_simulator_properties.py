@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
+from envs.simulator.input import SCHEDULES
 from envs.simulator.plain import simulate_plain
-from envs.simulator.simulate import SCHEDULES, simulate, simulate_batch
+from envs.simulator.simulate import simulate, simulate_batch
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
 from graphs.synthetic import random_graph

@@ -34,8 +34,8 @@ from placement.learning.warm_start import Start, heuristic_start
 from placement.move_search.kernel import FEATURE_NAMES
 from placement.move_search.plan import MOVES_AN_OP
 from placement.move_search.search import MoveSearch
-from placement.placers import PLACERS
 from placement.placers.base import Budget
+from placement.registry import PLACERS
 from placement.runs.checkpoint import FILE_NAME
 from placement.runs.record import TrainingRecord, resume_trainer
 from placement.runs.telemetry import STEP_TAGS

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
-from envs.simulator.simulate import SCHEDULES
+from envs.simulator.input import SCHEDULES
 from graphs import zoo
 from graphs.colocation.groups import one_group_an_op
 from graphs.colocation.rules import colocate

@@ -12,8 +12,8 @@ from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
 from graphs.errors import InputError
-from placement.placers import get_placer
 from placement.placers.base import Budget, Placed
+from placement.registry import get_placer
 from tests.placement.placer_problems import cluster, optimum_s, random_problem, training_problem
 
 needs_ortools = pytest.mark.skipif(importlib.util.find_spec("ortools") is None, reason="OR-tools is not installed")

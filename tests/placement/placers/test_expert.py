@@ -13,8 +13,8 @@ from graphs.colocation.rules import colocate
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError
 from graphs.replicate import replica_of_op, replica_placement, replicate
-from placement.placers import get_placer
 from placement.placers.base import Budget
+from placement.registry import get_placer
 from tests.placement.placer_problems import cluster, random_problem
 
 

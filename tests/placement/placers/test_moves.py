@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.problem import Evaluation, PlacementProblem
-from placement.placers import get_placer
 from placement.placers.base import Budget, Search
 from placement.placers.searching.moves import Moves, coarse_to_fine, coarse_units, single_units
+from placement.registry import get_placer
 from tests.placement.placer_problems import random_problem, training_problem
 
 

@@ -12,11 +12,11 @@ from envs.problem import PlacementProblem
 from graphs.colocation.groups import make_groups, one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
 from graphs.errors import InputError
-from placement.placers import get_placer
 from placement.placers.affinity import exchanged_bytes
 from placement.placers.base import Budget
 from placement.placers.mincut import TOTAL_WEIGHT, integer_weights, subgraph
 from placement.placers.scotch import source_text, target_text
+from placement.registry import get_placer
 from tests.placement.placer_problems import cluster, random_problem, training_problem
 
 needs_scotch = pytest.mark.skipif(

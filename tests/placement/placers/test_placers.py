@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from placement.placers import PLACERS, get_placer
 from placement.placers.base import Budget, Placed, SearchOptions
+from placement.registry import PLACERS, get_placer
 from tests.placement.placer_problems import all_placements, cluster, optimum_s, random_problem, training_problem
 
 SPECIAL = {"expert", "cpu", "single_device", "exact"} | ({"scotch"} if shutil.which("scotch_gmap") is None else set())

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,12 +17,12 @@ from graphs.computation_graph import OpRecord, TensorRecord, build
 from graphs.errors import InputError, NoFeasiblePlacementError
 from graphs.synthetic import random_graph
 from placement.cli.report import comparison_report, summary
-from placement.placers import PLACERS, PlacerInfo
+from placement.placers import PlacerInfo
 from placement.placers.base import Budget, Placed
+from placement.registry import PLACERS, choose_placers, get_placer
 from placement.results.comparison import (
     Comparison,
     Row,
-    choose_placers,
     compare_placers,
     make_row,
     quick_placers,
@@ -69,7 +71,9 @@ def test_a_row_is_what_the_simulator_says(problem: PlacementProblem) -> None:
 
 
 def test_every_single_device_has_a_row_and_the_bound_holds(problem: PlacementProblem) -> None:
-    comparison = compare_placers(problem, ["single_device", "round_robin"], budget=Budget())
+    comparison = compare_placers(
+        problem, [get_placer(name) for name in ["single_device", "round_robin"]], budget=Budget()
+    )
     names = [row.placer for row in comparison.rows]
     assert names == ["single_device:cpu:0", "single_device:gpu:0", "single_device:gpu:1", "round_robin"]
     assert comparison.best is not None
@@ -87,19 +91,13 @@ def test_a_placers_refusal_is_a_row_and_its_claims_are_not_believed(
     def boast(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
         return Placed(np.array([1, 1]), 7, 0.25, note="the fastest ever")
 
-    class Info:
-        searches = False
-        moves = False
-
-        def __init__(self, function: object) -> None:
-            self.function = function
-
-    monkeypatch.setitem(PLACERS, "refuse", Info(refuse))  # type: ignore[arg-type]
-    monkeypatch.setitem(PLACERS, "boast", Info(boast))  # type: ignore[arg-type]
+    own = ModuleType("own_placers")
+    vars(own).update(refuse=refuse, boast=boast)
+    monkeypatch.setitem(sys.modules, "own_placers", own)
     seen: list[str] = []
     comparison = compare_placers(
         problem,
-        ["refuse", "boast"],
+        [PlacerInfo(name, f"own_placers:{name}", "a placer of one's own") for name in ("refuse", "boast")],
         budget=Budget(),
         on_start=seen.append,
         on_row=lambda comparison: seen.append(comparison.rows[-1].note),
@@ -118,9 +116,11 @@ def test_a_placers_refusal_is_a_row_and_its_claims_are_not_believed(
 
 
 def test_the_same_seed_gives_a_placer_the_same_numbers_whatever_else_runs(tight: PlacementProblem) -> None:
-    alone = compare_placers(tight, ["random"], budget=Budget(evaluations=30), seed=3)
-    after = compare_placers(tight, ["round_robin", "random"], budget=Budget(evaluations=30), seed=3)
-    other = compare_placers(tight, ["random"], budget=Budget(evaluations=30), seed=4)
+    alone = compare_placers(tight, [get_placer(name) for name in ["random"]], budget=Budget(evaluations=30), seed=3)
+    after = compare_placers(
+        tight, [get_placer(name) for name in ["round_robin", "random"]], budget=Budget(evaluations=30), seed=3
+    )
+    other = compare_placers(tight, [get_placer(name) for name in ["random"]], budget=Budget(evaluations=30), seed=4)
     assert alone.rows[0].placement is not None
     assert after.rows[1].placement is not None
     assert other.rows[0].placement is not None
@@ -150,7 +150,9 @@ def test_ranks_fastest_first_then_by_memory_short_then_refusals(tight: Placement
 
 
 def test_the_table_shows_ratios_and_fits_the_terminal(problem: PlacementProblem) -> None:
-    comparison = compare_placers(problem, ["single_device", "round_robin"], budget=Budget())
+    comparison = compare_placers(
+        problem, [get_placer(name) for name in ["single_device", "round_robin"]], budget=Budget()
+    )
     for width in (80, 100):
         text = render(comparison, width)
         assert max(len(line) for line in text.splitlines()) <= width
@@ -160,7 +162,9 @@ def test_the_table_shows_ratios_and_fits_the_terminal(problem: PlacementProblem)
 
 
 def test_the_summary_sets_a_row_against_the_others(problem: PlacementProblem) -> None:
-    comparison = compare_placers(problem, ["single_device", "round_robin"], budget=Budget())
+    comparison = compare_placers(
+        problem, [get_placer(name) for name in ["single_device", "round_robin"]], budget=Budget()
+    )
     slow = row_of(problem, "mine", [1, 1])
     text = summary(comparison.with_row(slow), slow)
     assert text.startswith(
@@ -181,7 +185,9 @@ def test_an_infeasible_row_names_the_memory_that_is_short(tight: PlacementProble
 
 
 def test_json_and_csv_hold_the_same_rows(problem: PlacementProblem) -> None:
-    comparison = compare_placers(problem, ["single_device", "round_robin"], budget=Budget(), seed=9)
+    comparison = compare_placers(
+        problem, [get_placer(name) for name in ["single_device", "round_robin"]], budget=Budget(), seed=9
+    )
     content = json.loads(encode_comparison(comparison))
     assert (content["graph"], content["cluster"], content["schedule"], content["seed"]) == (
         "pair",
@@ -206,10 +212,10 @@ def test_choosing_placers() -> None:
         choose_placers("hefd")
     with pytest.raises(InputError, match="names no placer"):
         choose_placers(",")
-    assert "reinforce" not in quick_placers()
-    assert "brute_force" not in quick_placers()
-    assert "heft" in quick_placers()
-    assert all(isinstance(PLACERS[name], PlacerInfo) for name in quick_placers())
+    quick = [info.name for info in quick_placers()]
+    assert "reinforce" not in quick
+    assert "brute_force" not in quick
+    assert "heft" in quick
 
 
 def test_numbers_for_people() -> None:

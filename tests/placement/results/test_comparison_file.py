@@ -20,6 +20,7 @@ from graphs.synthetic import random_graph
 from placement.cli.comparison_plot import comparison_png
 from placement.cli.main import main
 from placement.placers.base import Budget, SearchOptions
+from placement.registry import get_placer
 from placement.results.comparison import Comparison, compare_placers
 from placement.results.comparison_file import encode_comparison, read_finished, read_record, rows_of
 
@@ -41,7 +42,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_rows_come_back_as_they_were_written(problem: PlacementProblem, tmp_path: Path) -> None:
-    comparison = compare_placers(problem, ["single_device", "heft", "expert"], budget=Budget(2.0), seed=5)
+    comparison = compare_placers(
+        problem, [get_placer(name) for name in ["single_device", "heft", "expert"]], budget=Budget(2.0), seed=5
+    )
     path = tmp_path / "c.json"
     path.write_bytes(encode_comparison(comparison))
     record = read_record(path)

@@ -1,0 +1,74 @@
+"""Which compiled kernel simulates a schedule, what it works on, and the threads that run it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from envs.simulator import choosing_kernel, choosing_work, in_order
+from envs.simulator.input import SimulatorInput
+
+
+class Kernel(NamedTuple):
+    """The functions of one compiled simulator."""
+
+    make_work: Callable[[SimulatorInput], Any]
+    simulate_many: Callable[..., None]
+    transfers_of: Callable[[Any], NDArray[Any]]
+
+
+_CHOOSING = Kernel(choosing_work.make_work, choosing_kernel.simulate_many, choosing_work.transfers_of)
+_IN_ORDER = Kernel(in_order.make_work, in_order.simulate_many, in_order.transfers_of)
+
+
+def kernel_of(problem: SimulatorInput) -> Kernel:
+    """The kernel of the problem's schedule."""
+    return _IN_ORDER if problem.schedule == "program_order" else _CHOOSING
+
+
+@contextmanager
+def workspace(problem: SimulatorInput) -> Iterator[Any]:
+    """A workspace that no other thread has; kept for the next call."""
+    try:
+        work = problem.idle_workspaces.pop()
+    except IndexError:
+        work = kernel_of(problem).make_work(problem)
+    yield work
+    problem.idle_workspaces.append(work)
+
+
+def make_workspace(problem: SimulatorInput) -> tuple[Any, tuple[NDArray[Any], ...]]:
+    """A workspace for compiled code that calls the simulator itself, and views of what it leaves there.
+
+    The views: start and end of each op, ``float64[N]``; of each transfer the tensor and the destination, ``uint32``,
+    and the end, ``float64``; and how many transfers there were, ``uint32[1]``.
+    """
+    kernel = kernel_of(problem)
+    work = kernel.make_work(problem)
+    ops, sent = work.ops[: problem.num_ops], work.transfers
+    count = work.counts[:1] if kernel is _IN_ORDER else work.state["transfers"]
+    return work, (ops["start_s"], ops["end_s"], sent["tensor"], sent["destination"], sent["end_s"], count)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+_pools: list[ThreadPoolExecutor] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)  # a child has none of its parent's threads
+
+
+def pool() -> ThreadPoolExecutor:
+    """The threads that simulate batches, one a core; made when first asked for."""
+    if not _pools:
+        _pools.append(ThreadPoolExecutor(max_workers=available_cores(), thread_name_prefix="simulator"))
+    return _pools[0]
