@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from placement.apply_placement import apply
     from placement.results.placement_file import check_placement, make_result, read_placement, write_placement
 
+__version__ = "0.1.0"  # the only place: pyproject.toml reads it from here
+
 _HOME = {
     "apply": "placement.apply_placement",
     "check_placement": "placement.results.placement_file",
@@ -28,6 +30,7 @@ _HOME = {
 }
 
 __all__ = [
+    "__version__",
     "apply",
     "check_placement",
     "compare",

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import tyro
 
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
+from placement import __version__
 from placement.cli.verbs import VERBS, Verb
 
 PROGRAM = "placement"
@@ -50,18 +51,24 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def parse(args: Sequence[str]) -> Verb | None:
-    """The verb that a command line means; None where it asked for help, which has then been printed.
+    """The verb that a command line means; None where it asked for help or the version, which has then been printed.
 
     Raises:
         InputError: It means none; the message is one sentence.
     """
+    if list(args) == ["--version"]:
+        print(f"{PROGRAM} {__version__}")
+        return None
     if args and not args[0].startswith("-") and args[0] not in VERBS:
         raise unknown_name("verb", args[0], VERBS)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.extras.subcommand_cli_from_dict(
-                VERBS, prog=PROGRAM, description="Find where each op of a neural network should run.", args=list(args)
+                VERBS,
+                prog=PROGRAM,
+                description="Find where each op of a neural network should run. --version prints the version.",
+                args=list(args),
             )
     except SystemExit as stop:
         if not stop.code:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import placement
 from graphs.files import load_graph_file, save_graph_file
 from graphs.synthetic import random_graph
 from placement.api import make_problem
@@ -81,6 +83,22 @@ def test_help_names_every_verb_and_argument(here: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     for option in ("--cluster", "--schedule", "--time-limit-s", "--updates", "--seed", "--preset", "--out", "--resume"):
         assert option in out
+
+
+def test_version_is_that_of_the_distribution(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    said = capsys.readouterr().out
+    assert said == f"placement {placement.__version__}\n"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "placement.__version__"}
+
+
+def test_typed_packages_say_so(here: Path) -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package in ("graphs", "envs", "placement"):
+        assert (ROOT / package / "py.typed").is_file()
+        assert "py.typed" in data[package]
 
 
 @pytest.mark.parametrize(
