@@ -1,0 +1,1 @@
+"""Training runs: one orchestration, the run directory, and what is recorded there."""
