@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError

@@ -11,8 +11,8 @@ from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
-from placement.move_search.search import MoveConfig, MoveSearch
 from placement.learning.warm_start import heuristic_start
+from placement.move_search.search import MoveConfig, MoveSearch
 
 
 @functools.cache

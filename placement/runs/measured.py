@@ -1,6 +1,6 @@
 """Learning from the measured time of real steps.
 
-Every placement that counts is run (`envs.measured.problem`). Evaluations are dear, seconds each, so the placements of the
+Every placement that counts is run (`envs.measured`). Evaluations are dear, seconds each, so the placements of the
 heuristics, which the simulator ranks, are measured first, and the learner starts from them. Either it then learns from
 measured time alone; or it learns from the simulator and what it finds best is measured, again and again (*screening*).
 In the end the best few are measured once more, so that a lucky measurement does not win.
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from envs.measured.problem import MeasuredProblem, Measurement, MeasurementsOverError
 from graphs.errors import InputError, NoFeasiblePlacementError
 from graphs.files import write_atomically
-from placement.runs import directory
 from placement.learning.reinforce import PRESETS
-from placement.results.placement_file import PlacementResult, make_result, write_placement
 from placement.learning.trainer import Trainer
-from placement.runs.training import LEARNED, compare_others, make_trainer
 from placement.learning.warm_start import Start
+from placement.results.placement_file import PlacementResult, make_result, write_placement
+from placement.runs import directory
+from placement.runs.training import LEARNED, compare_others, make_trainer
 
 MEASURED = "measured.json"
 """The file of a run directory that lists what was measured."""

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs.problem import PlacementProblem
-
-from placement.runs import checkpoint
 from placement.learning.stats import UpdateStats
+from placement.runs import checkpoint
 
 if TYPE_CHECKING:
     from placement.learning.trainer import Trainer

@@ -13,7 +13,7 @@
 | `rollout/infeasible_rate` | share of this update's samples that exceed a device's memory |
 | `search/mean_s` | what the chains' placements cost now, mean over the chains: rises and falls with the temperature |
 | `search/acceptance` | share of the moves so far that were accepted |
-| `search/weight/<feature>` | what the chains have learned so far about which moves pay (`placement.move_search.kernel`) |
+| `search/weight/<feature>` | what the chains have learned so far about which moves pay (`placement.move_search`) |
 | `device/<name>/busy` | share of the step in which the device computes, in the best placement so far |
 | `device/<name>/peak_memory_bytes` | its peak memory there |
 | `time/placements_per_s` | placements evaluated a second since training began, heuristics and search included |

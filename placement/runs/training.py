@@ -16,8 +16,11 @@ import numpy as np
 from envs.problem import PlacementProblem
 from graphs.errors import InputError, unknown_name
 from graphs.files import write_atomically
-from placement.runs import directory
-from placement.runs.record import TrainingRecord, resume_trainer
+from placement.learning.reinforce import PRESETS
+from placement.learning.stats import UpdateStats
+from placement.learning.trainer import Trainer
+from placement.learning.warm_start import Start
+from placement.placers.base import Budget, Placed
 from placement.results.comparison import (
     Comparison,
     Row,
@@ -27,12 +30,9 @@ from placement.results.comparison import (
     quick_placers,
 )
 from placement.results.comparison_file import encode_comparison, read_record, rows_of
-from placement.placers.base import Budget, Placed
-from placement.learning.reinforce import PRESETS
 from placement.results.placement_file import PlacementResult, make_result, write_placement
-from placement.learning.stats import UpdateStats
-from placement.learning.trainer import Trainer
-from placement.learning.warm_start import Start
+from placement.runs import directory
+from placement.runs.record import TrainingRecord, resume_trainer
 
 LEARNED = "reinforce"
 """What results call the learned placer."""
@@ -92,9 +92,7 @@ def compare_others(
     """
     budget = Budget(None if time_limit_s is None else _OTHERS_SHARE * time_limit_s)
     finished: tuple[Row, ...] = ()
-    if run_dir is not None and all(
-        (run_dir / name).exists() for name in (directory.CHECKPOINT, directory.COMPARISON)
-    ):
+    if run_dir is not None and all((run_dir / name).exists() for name in (directory.CHECKPOINT, directory.COMPARISON)):
         finished = rows_of(read_record(run_dir / directory.COMPARISON, remedy="delete it"), problem)
         finished = tuple(row for row in finished if row.placer != LEARNED)
     return compare_placers(

@@ -11,16 +11,16 @@ from torch import nn
 from torch.nn import functional as F
 
 import placement
-from envs.measured.problem import machine_cluster
-from envs.measured.machine import parse_devices
 from envs.measured.engine import StepError
+from envs.measured.machine import parse_devices
+from envs.measured.problem import machine_cluster
 from envs.measured.updates import UpdateSettings
 from graphs.capture import capture
 from graphs.errors import InputError, NoFeasiblePlacementError
 from graphs.files import save_graph_file
 from placement.cli.main import main
-from placement.runs.measured import train_measured
 from placement.results.placement_file import PlacementResult
+from placement.runs.measured import train_measured
 from tests.envs.measured.measured_problems import NAMES, two_cores
 from tests.envs.measured.test_measured import alive, faulty_problem, placements
 
