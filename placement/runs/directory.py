@@ -2,7 +2,7 @@
 
 ========================  ==============================================================================================
 ``config.json``           what was asked for, and which versions did it (`RunConfig`)
-``placement.json``        the best placement so far (`placement.results.placement_file`), replaced whole when it improves
+``placement.json``        the best placement so far (`placement.results.placement_file`), replaced when it improves
 ``comparison.json``       the other placers and the learned one (`placement.results.comparison`), at the end
 ``checkpoint.pt``         the trainer's state
 ``events.out.tfevents.*``  TensorBoard's events
