@@ -311,7 +311,7 @@ class Recorder(TorchDispatchMode):
                 op_type(func),
                 tuple(i for i in writes if not arguments[i].kwarg_only),
                 tuple(arguments[i].name for i in writes),
-                not any("Tensor" in str(r.type) for r in func._schema.returns),
+                not writes and not any("Tensor" in str(r.type) for r in func._schema.returns),
             )
             self._signatures[func] = signature
         return signature

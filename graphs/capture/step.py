@@ -26,6 +26,7 @@ from graphs.capture.calls import CallLog
 from graphs.capture.recorder import Recorder, fake_like
 from graphs.capture.sparse import is_sparse
 from graphs.capture.tags import Tags
+from graphs.capture.untouched import left_as_it_was
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 
@@ -150,7 +151,7 @@ def record_step(
     name = name or type(model).__name__
     _check_model(model, name, training)
     inputs, targets = split_batch(example_batch)
-    with _settings(training), _left_as_it_was(model), FakeTensorMode(allow_non_fake_inputs=True):
+    with _settings(training), left_as_it_was(model, loss, example_batch), FakeTensorMode(allow_non_fake_inputs=True):
         fakes = _Fakes()
         inputs = fakes.of_batch(inputs, "input")
         targets = fakes.of_batch(targets, "target") if training else ()
@@ -209,7 +210,9 @@ def _run(
             )
         recorded.loss = value
         tags.begin_backward(value)
-        return torch.autograd.grad(value, [state[key] for key in trained], allow_unused=True)
+        leaves = [state[key] for key in trained if state[key].requires_grad]  # the model may have frozen some meanwhile
+        found = iter(torch.autograd.grad(value, leaves, allow_unused=True))
+        return [next(found) if state[key].requires_grad else None for key in trained]
 
     with _DevicesIgnored(), recorded.recorder, tags.following(model):
         return torch.func.functional_call(_Step(model, step), {f"model.{k}": v for k, v in state.items()}, ())
@@ -299,7 +302,8 @@ class _Fakes:
         if isinstance(value, Mapping):
             return {key: self.of_batch(item, f"{path}/{key}") for key, item in value.items()}
         if isinstance(value, (tuple, list)):
-            return tuple(self.of_batch(item, f"{path}/{i}") for i, item in enumerate(value))
+            items = [self.of_batch(item, f"{path}/{i}") for i, item in enumerate(value)]
+            return items if isinstance(value, list) else tuple(items)
         return value
 
 
@@ -358,18 +362,6 @@ def _settings(training: bool) -> Iterator[None]:
         )
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
         yield
-
-
-@contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put back the modules' attributes, so that no mode and no fake tensor stays in them."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
 
 
 def _reason(error: Exception) -> str:
