@@ -85,8 +85,9 @@ def capture(
         model: Any module that runs without looking at the values of its tensors.
         example_batch: See above. The leading dimension of its first tensor is the batch size.
         loss: See above; a function or a module, for example ``nn.CrossEntropyLoss()``. Not called when not training.
-        training: Capture forward, backward and update in training mode; otherwise the forward pass alone, in evaluation
-            mode and without gradients; targets are then no part of the graph.
+        training: Capture forward, backward and update; each module keeps its mode (a batch norm in ``eval()`` stays
+            frozen), but a model that is in evaluation mode as a whole is put into training mode. Otherwise capture the
+            forward pass alone, in evaluation mode and without gradients; targets are then no part of the graph.
         optimizer: ``"sgd"``, ``"momentum"``, ``"rmsprop"`` or ``"adam"``.
         name: The graph's name, by default the name of the model's class.
 
@@ -163,8 +164,8 @@ def record_step(
             recorded.keys[op], recorded.state[op] = ("input", key), tensor
         states = OPTIMIZER_STATES[optimizer] if training else 0
         state, parameters = _fake_state(recorded, model, states)
-        model.train(training)
         try:
+            _set_modes(model, training)
             gradients = _run(recorded, tags, model, state, list(parameters), inputs, targets, loss, training)
         except InputError:
             raise
@@ -175,6 +176,16 @@ def record_step(
                 recorded.together.append(_update(recorder, state[key], op, gradient, optimizer))
                 recorded.gradients.append((op, recorded.together[-1][1], gradient))
         return recorded
+
+
+def _set_modes(model: nn.Module, training: bool) -> None:
+    """Evaluation mode for inference; in training each module keeps its own, save where all are in evaluation mode.
+
+    A frozen batch norm is a module in evaluation mode inside a model in training; a model that was just loaded is in
+    evaluation mode as a whole, and that says nothing of how it is to be trained.
+    """
+    if not training or not any(module.training for module in model.modules()):
+        model.train(training)
 
 
 def _run(

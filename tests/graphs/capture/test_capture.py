@@ -439,6 +439,49 @@ def test_the_model_is_left_as_it_was(fails):
     assert model.layer.weight.grad is not None
 
 
+class Moded(nn.Sequential):
+    """Modules whose ops tell their mode, at two depths."""
+
+    def __init__(self):
+        inner = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(8))
+        super().__init__(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(), inner)
+
+
+def modules_in_training(graph):
+    """Those that draw random numbers or count a batch."""
+    made = {row[2].split("@")[0] for row in rows(graph) if row[1] in ("bernoulli_", "add_", "native_dropout")}
+    return made - {""}
+
+
+@pytest.mark.parametrize("in_evaluation", [[], ["1"], ["2"], ["3"], ["1", "3"], ["3.0"], ["3.1", "2"]])
+@pytest.mark.parametrize("as_a_whole", [True, False])
+def test_each_module_keeps_its_mode(in_evaluation, as_a_whole):
+    model = Moded()
+    model.training = as_a_whole
+    for path in in_evaluation:
+        model.get_submodule(path).eval()
+    modes = [module.training for module in model.modules()]
+    graph = capture(model, torch.zeros(4, 8), total)
+    expected = {path for path in ("1", "2", "3.0", "3.1") if model.get_submodule(path).training}
+    assert modules_in_training(graph) == expected
+    assert modules_in_training(capture(model, torch.zeros(4, 8), training=False)) == set()
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_a_model_in_evaluation_mode_as_a_whole_is_trained_in_training_mode():
+    assert modules_in_training(capture(Moded().eval(), torch.zeros(4, 8), total)) == {"1", "2", "3.0", "3.1"}
+
+
+def test_a_frozen_batch_norm_computes_from_its_own_statistics():
+    frozen, free = Moded(), Moded()
+    frozen[1].eval()
+    statistics = {}
+    for key, model in (("frozen", frozen), ("free", free)):
+        graph = capture(model, torch.zeros(4, 8), total)
+        statistics[key] = graph.colocation[graph.op_names.index("1.running_mean")]
+    assert statistics["frozen"] == -1 < statistics["free"]
+
+
 def test_gradients_switched_off_around_the_capture_do_not_matter():
     with torch.no_grad():
         graph = capture(Residual(), torch.zeros(4, 8), total)
