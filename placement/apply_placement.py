@@ -47,7 +47,7 @@ class PlacedStep:
             envs.measured.engine.StepError: An op failed.
         """
         program = self.engine.program
-        self.last = self.engine.step(batch_tensors(batch, program.training))
+        self.last = self.engine.step(batch_tensors(batch, program.training, program.batch))
         return self.last.loss if program.training else self.last.output
 
     def write_back(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from graphs.capture.batches import BatchForm
 from graphs.capture.slices import Slice
 from graphs.computation_graph import ComputationGraph
 
@@ -155,6 +156,7 @@ class Program:
         output: What the model returned, with a `TensorUse` for each tensor.
         optimizer: A key of `graphs.capture.build.OPTIMIZER_STATES`.
         training: Whether the step updates the parameters.
+        batch: What every batch must have in common with the example.
     """
 
     graph: ComputationGraph
@@ -168,6 +170,7 @@ class Program:
     output: Any = field(repr=False)
     optimizer: str
     training: bool
+    batch: BatchForm
 
     def source(self, op: int) -> Source:
         """The source that an op stands for."""

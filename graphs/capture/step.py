@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.overrides import TorchFunctionMode
 
+from graphs.capture.batches import map_tensors, split_batch
 from graphs.capture.build import OPTIMIZER_STATES, add_update, to_graph, update_bytes
 from graphs.capture.calls import CallLog
 from graphs.capture.recorder import Recorder, fake_like
@@ -56,7 +57,9 @@ def capture(
 
     where ``inputs`` is in turn a tensor, a tuple or a dict, so ``((tokens, mask), labels)`` serves a model of two
     arguments. Without a loss the model's output must be the loss, or hold it as ``output.loss`` or ``output["loss"]``.
-    Lists are taken as tuples. Anything in a batch that is not a tensor is passed on as it is.
+    At these two levels lists are taken as tuples. Inside, tensors are found as by PyTorch's pytree, also in dataclasses
+    and in what is registered there; another object that holds tensors is refused. What is no tensor (a number, a flag)
+    is passed on as it is and a part of the step: a step that runs by a placement refuses a batch with another.
 
     The graph:
 
@@ -305,27 +308,13 @@ class _Fakes:
 
     def of_batch(self, value: Any, path: str) -> Any:
         """The batch with every tensor replaced by a fake; a tensor that occurs twice stays one tensor."""
-        if isinstance(value, torch.Tensor):
-            if id(value) not in self._known:
-                fake = fake_like(value.detach()).requires_grad_(value.requires_grad)
-                self._known[id(value)] = self.batch[path] = fake
-            return self._known[id(value)]
-        if isinstance(value, Mapping):
-            return {key: self.of_batch(item, f"{path}/{key}") for key, item in value.items()}
-        if isinstance(value, (tuple, list)):
-            items = [self.of_batch(item, f"{path}/{i}") for i, item in enumerate(value)]
-            return items if isinstance(value, list) else tuple(items)
-        return value
+        return map_tensors(value, path, self._of)
 
-
-def split_batch(batch: Any) -> tuple[Any, tuple[Any, ...]]:
-    """What the model gets and what only the loss gets."""
-    if isinstance(batch, (tuple, list)):
-        if not batch:
-            raise InputError("the example batch is an empty tuple; give (inputs, *targets)")
-        inputs = tuple(batch[0]) if isinstance(batch[0], (tuple, list)) else batch[0]
-        return inputs, tuple(batch[1:])
-    return (dict(batch) if isinstance(batch, Mapping) else batch), ()
+    def _of(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in self._known:
+            fake = fake_like(tensor.detach()).requires_grad_(tensor.requires_grad)
+            self._known[id(tensor)] = self.batch[path] = fake
+        return self._known[id(tensor)]
 
 
 def _own_loss(output: Any) -> torch.Tensor:

@@ -73,6 +73,19 @@ def _generators() -> list[_Undo]:
     return undo
 
 
+def reachable(root: Any) -> Iterator[Any]:
+    """All objects that can be reached from one, itself included, save plain values and what is of PyTorch's inside."""
+    seen: dict[int, Any] = {}
+    waiting = [root]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, _LEAVES) or id(item) in seen:
+            continue
+        seen[id(item)] = item
+        yield item
+        waiting.extend(_look(item, []))
+
+
 def _snapshot(roots: tuple[Any, ...]) -> list[_Undo]:
     """Note what can be reached; one function to put it back for each thing that can change."""
     seen: dict[int, Any] = {}  # by address; holds the objects, so that no other gets the same address

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphs.capture.batches import batch_form
 from graphs.capture.build import names_of, to_graph
 from graphs.capture.calls import CallLog, output_uses
 from graphs.capture.program import Call, Layout, Program, Source, TensorUse, Update
-from graphs.capture.step import Loss, RecordedStep, record_step, split_batch
+from graphs.capture.step import Loss, RecordedStep, record_step
 from graphs.errors import InputError
 
 
@@ -71,29 +72,8 @@ def capture_program(
         output=output_uses(recorder.content, log, recorded.output),
         optimizer=optimizer,
         training=training,
+        batch=batch_form(example_batch, training),
     )
-
-
-def batch_tensors(batch: Any, training: bool) -> dict[str, torch.Tensor]:
-    """The tensors of a batch by the keys of the program's inputs: ``"input/0"``, ``"target"``, ...
-
-    Args:
-        batch: Of the same form as the example batch of the capture.
-        training: Whether the step has targets.
-    """
-    inputs, targets = split_batch(batch)
-    return {**_by_path(inputs, "input"), **(_by_path(targets, "target") if training else {})}
-
-
-def _by_path(value: Any, path: str) -> dict[str, torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return {path: value}
-    items: list[tuple[Any, Any]] = []
-    if isinstance(value, Mapping):
-        items = list(value.items())
-    elif isinstance(value, (tuple, list)):
-        items = list(enumerate(value))
-    return {key: tensor for name, item in items for key, tensor in _by_path(item, f"{path}/{name}").items()}
 
 
 def _sources(recorded: RecordedStep, log: CallLog, position: Mapping[int, int]) -> list[Source]:
