@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from envs.measured.engine import Engine, Step
@@ -13,6 +12,7 @@ from envs.measured.machine import RealDevice, parse_devices
 from envs.measured.problem import machine_cluster
 from envs.measured.updates import UpdateSettings
 from graphs.capture import batch_tensors, capture_program
+from graphs.capture.state import named_state
 from graphs.capture.step import Loss
 from graphs.errors import InputError
 from placement.results.placement_file import PlacementResult, check_placement, read_placement
@@ -117,7 +117,7 @@ def apply(
     real = real_devices(found, devices)
     program = capture_program(model, example_batch, loss, training=training, optimizer=optimizer, name=name)
     placement = check_placement(found, program.graph, machine_cluster(real, names=found.cluster.devices))
-    tensors: dict[str, torch.Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = named_state(model, loss, training=training)
     engine = Engine(program, real, tensors, schedule=found.schedule, settings=settings, seed=seed)
     try:
         engine.place(placement)

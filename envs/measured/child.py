@@ -101,6 +101,7 @@ class _Server:
         from envs.measured.engine import Engine
         from envs.measured.machine import parse_devices
         from graphs.capture import batch_tensors, capture_program
+        from graphs.capture.state import named_state
         from graphs.sources import load_model
 
         options = load_model(load.source)
@@ -113,7 +114,7 @@ class _Server:
                 is_input=True,
             )
         devices = parse_devices(load.devices)
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        tensors = named_state(model, options.get("loss"), training=program.training)
         self._inputs = batch_tensors(batch, program.training)
         self._engine = Engine(
             program, devices, tensors, remaining_path_s=np.frombuffer(load.remaining_path_s, dtype=np.float64)

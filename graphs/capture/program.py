@@ -121,8 +121,8 @@ class Source:
     Attributes:
         op: The op that stands for it.
         value: Its content at the start of the step.
-        key: The name of a parameter or buffer of the model, or the path of an input in the batch
-            (``"input/0"``, ``"target/0"``); for a constant, the op's name.
+        key: The name of a parameter or buffer of the model or the loss (see `graphs.capture.state`), or the path of an
+            input in the batch (``"input/0"``, ``"target/0"``); for a constant, the op's name.
         kind: ``"input"``, ``"parameter"``, ``"buffer"`` or ``"constant"``.
         layout: Its layout.
         storage_bytes: Size of its storage.

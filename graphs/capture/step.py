@@ -19,13 +19,13 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.overrides import TorchFunctionMode
 
 from graphs.capture.batches import map_tensors, split_batch
 from graphs.capture.build import OPTIMIZER_STATES, add_update, to_graph, update_bytes
 from graphs.capture.calls import CallLog
 from graphs.capture.recorder import Recorder, fake_like
 from graphs.capture.sparse import is_sparse
+from graphs.capture.state import StandIns, Whole, named_state
 from graphs.capture.tags import Tags
 from graphs.capture.untouched import left_as_it_was
 from graphs.computation_graph import ComputationGraph
@@ -87,7 +87,8 @@ def capture(
     Args:
         model: Any module that runs without looking at the values of its tensors.
         example_batch: See above. The leading dimension of its first tensor is the batch size.
-        loss: See above; a function or a module, for example ``nn.CrossEntropyLoss()``. Not called when not training.
+        loss: See above; a function or a module, for example ``nn.CrossEntropyLoss()``. The parameters of a module are
+            trained with the model's, by names that begin with ``"loss."``. Not called when not training.
         training: Capture forward, backward and update; each module keeps its mode (a batch norm in ``eval()`` stays
             frozen), but a model that is in evaluation mode as a whole is put into training mode. Otherwise capture the
             forward pass alone, in evaluation mode and without gradients; targets are then no part of the graph.
@@ -153,7 +154,12 @@ def record_step(
     if optimizer not in OPTIMIZER_STATES:
         raise unknown_name("optimizer", optimizer, OPTIMIZER_STATES)
     name = name or type(model).__name__
-    _check_model(model, name, training)
+    _check_model(model, name)
+    if training:
+        if isinstance(loss, nn.Module):
+            _check_model(loss, type(loss).__name__, kind="loss")
+        if not any(p.requires_grad for p in named_state(model, loss).values()):
+            raise InputError(f"no parameter of model '{name}' requires a gradient; capture it with training=False")
     inputs, targets = split_batch(example_batch)
     with _settings(training), left_as_it_was(model, loss, example_batch), FakeTensorMode(allow_non_fake_inputs=True):
         fakes = _Fakes()
@@ -166,7 +172,7 @@ def record_step(
             op = recorder.add_source(tensor, key, "", None)
             recorded.keys[op], recorded.state[op] = ("input", key), tensor
         states = OPTIMIZER_STATES[optimizer] if training else 0
-        state, parameters = _fake_state(recorded, model, states)
+        state, parameters = _fake_state(recorded, named_state(model, loss, training=training), states)
         try:
             _set_modes(model, training)
             gradients = _run(recorded, tags, model, state, list(parameters), inputs, targets, loss, training)
@@ -228,24 +234,9 @@ def _run(
         found = iter(torch.autograd.grad(value, leaves, allow_unused=True))
         return [next(found) if state[key].requires_grad else None for key in trained]
 
-    with _DevicesIgnored(), recorded.recorder, tags.following(model):
-        return torch.func.functional_call(_Step(model, step), {f"model.{k}": v for k, v in state.items()}, ())
-
-
-class _Step(nn.Module):
-    """A whole step as a module, so that the stand-ins for parameters are in place during the backward as well.
-
-    A checkpoint calls parts of the model again in the backward.
-    """
-
-    def __init__(self, model: nn.Module, step: Callable[[nn.Module], Any]) -> None:
-        super().__init__()
-        self.model = model
-        self.step = step
-
-    def forward(self) -> Any:
-        """Run the step."""
-        return self.step(self.model)
+    real = named_state(model, loss, training=training)
+    with StandIns(real, state), recorded.recorder, tags.following(model):
+        return Whole(model, loss if training else None, step).call(state)
 
 
 def _update(recorder: Recorder, parameter: torch.Tensor, op: int, gradient: torch.Tensor, optimizer: str) -> list[int]:
@@ -262,41 +253,25 @@ def _update(recorder: Recorder, parameter: torch.Tensor, op: int, gradient: torc
 
 
 def _fake_state(
-    recorded: RecordedStep, model: nn.Module, optimizer_states: int
+    recorded: RecordedStep, real: Mapping[str, torch.Tensor], optimizer_states: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Stand-ins for all parameters and buffers by name, and the ops of those that are trained, by name."""
     recorder = recorded.recorder
     state: dict[str, torch.Tensor] = {}
     trained: dict[str, int] = {}
-    for key, parameter in model.named_parameters():
-        fake = fake_like(parameter.detach()).requires_grad_(parameter.requires_grad)
+    for key, tensor in real.items():
+        is_parameter = isinstance(tensor, nn.Parameter)
+        fake = fake_like(tensor.detach()).requires_grad_(is_parameter and tensor.requires_grad)
         size = fake.untyped_storage().nbytes()
-        resident = {"parameter": size}
-        if parameter.requires_grad and optimizer_states:
+        resident = {"parameter" if is_parameter else "constant": size}
+        if fake.requires_grad and optimizer_states:
             resident["optimizer"] = size * optimizer_states
-        state[key] = fake
         op = recorder.add_source(fake, key, key.rpartition(".")[0], resident)
-        recorded.keys[op], recorded.state[op] = ("parameter", key), fake
-        if parameter.requires_grad:
+        recorded.keys[op], recorded.state[op] = ("parameter" if is_parameter else "buffer", key), fake
+        state[key] = fake
+        if fake.requires_grad:
             trained[key] = op
-    for key, buffer in model.named_buffers():
-        state[key] = fake_like(buffer.detach())
-        size = state[key].untyped_storage().nbytes()
-        op = recorder.add_source(state[key], key, key.rpartition(".")[0], {"constant": size})
-        recorded.keys[op], recorded.state[op] = ("buffer", key), state[key]
     return state, trained
-
-
-class _DevicesIgnored(TorchFunctionMode):
-    """Makes ``.to("cuda")`` and ``.cuda()`` in a model mean nothing, also where there is no GPU."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function, without the device."""
-        if func is torch.Tensor.cuda:
-            return args[0]
-        if func is torch.Tensor.to:
-            args = tuple("cpu" if isinstance(a, (str, torch.device)) else a for a in args)
-        return func(*args, **(kwargs or {}))
 
 
 class _Fakes:
@@ -327,22 +302,20 @@ def _own_loss(output: Any) -> torch.Tensor:
     return found
 
 
-def _check_model(model: nn.Module, name: str, training: bool) -> None:
+def _check_model(model: nn.Module, name: str, kind: str = "model") -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"the model must be a torch.nn.Module, not {name}")
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(f"model '{name}' is compiled by torch.jit; capture the module that it was made from")
+            raise InputError(f"{kind} '{name}' is compiled by torch.jit; capture the module that it was made from")
         if hasattr(module, "_packed_params"):
             raise InputError(
-                f"model '{name}' keeps the weights of '{path}' packed by a quantization backend, so neither their "
+                f"{kind} '{name}' keeps the weights of '{path}' packed by a quantization backend, so neither their "
                 "bytes nor its FLOPs can be seen; capture it before it is quantized, or use torch._int_mm"
             )
     for key, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if torch.nn.parameter.is_lazy(parameter):
-            raise InputError(f"model '{name}' has not initialised '{key}' yet; call it once on a real batch first")
-    if training and not any(p.requires_grad for p in model.parameters()):
-        raise InputError(f"no parameter of model '{name}' requires a gradient; capture it with training=False")
+            raise InputError(f"{kind} '{name}' has not initialised '{key}' yet; call it once on a real batch first")
 
 
 @contextmanager

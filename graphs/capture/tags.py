@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from graphs.errors import InputError
 
@@ -73,6 +74,12 @@ class Tags:
             if node.name() == "CheckpointFunctionBackward":
                 raise InputError(
                     "a reentrant checkpoint hides its backward from the graph; call checkpoint with use_reentrant=False"
+                )
+            if isinstance(leaf := getattr(node, "variable", None), torch.Tensor) and not isinstance(leaf, FakeTensor):
+                raise InputError(
+                    f"the step has a gradient for a tensor of shape {list(leaf.shape)} that is no parameter of the "
+                    "model or the loss, so nothing would train it; make it a parameter of the model, pass the module "
+                    "that has it as the loss, or detach it"
                 )
             last = bisect_right(self._boundaries, node._sequence_nr()) - 1
             node.register_prehook(self._enter_node(self._boundary_tags[last]))
