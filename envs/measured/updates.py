@@ -1,9 +1,9 @@
 """The optimizer's update of one parameter as PyTorch's own optimizers do it, in place.
 
 ``sgd``, ``momentum`` and ``adam`` are the fused kernels behind ``torch.optim.SGD(fused=True)`` and
-``torch.optim.Adam(fused=True)``, one call a parameter, as the graph has one op; ``rmsprop``, of which PyTorch has no
-fused kernel, is the ops of ``torch.optim.RMSprop``. Sparse gradients are those of ``torch.optim.SGD`` and
-``torch.optim.SparseAdam``.
+``torch.optim.Adam(fused=True)``, one call a parameter, as the graph has one op. What has no fused kernel that is right
+(see `_has_fused_kernel`), and ``rmsprop``, are the ops that ``torch.optim`` calls without one, bit for bit. Sparse
+gradients are those of ``torch.optim.SGD`` and ``torch.optim.SparseAdam``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ParameterState:
     Attributes:
         tensors: By name, see `STATES`.
         steps: How many updates there were, as the fused kernel counts them.
-        updates: The same as a number, where the kernel does not count.
+        updates: The same as a number, of `sgd` and `momentum`, which only ask whether it is the first.
     """
 
     def __init__(self, optimizer: str, parameter: Tensor) -> None:
@@ -74,10 +74,12 @@ def make_update(
         InputError: The optimizer is unknown.
     """
     lr = _LEARNING_RATES[optimizer] if settings.lr is None else settings.lr
+    fused = _has_fused_kernel(parameter)
     if optimizer in ("sgd", "momentum"):
-        dense = _fused_sgd(settings, lr, parameter, state, momentum=optimizer == "momentum")
+        sgd = _fused_sgd if fused else _sgd
+        dense = sgd(settings, lr, parameter, state, momentum=optimizer == "momentum")
     elif optimizer == "adam":
-        dense = _fused_adam(settings, lr, parameter, state)
+        dense = (_fused_adam if fused else _adam)(settings, lr, parameter, state)
     elif optimizer == "rmsprop":
         dense = _rmsprop(settings, lr, parameter, state)
     else:
@@ -93,6 +95,60 @@ def make_update(
         dense(gradient)
 
     return update
+
+
+def _has_fused_kernel(parameter: Tensor) -> bool:
+    """Whether the fused kernels update a parameter as PyTorch's optimizers do without them.
+
+    There are none for complex numbers. On the CPU those for bfloat16 and float16 are not used: PyTorch 2.13's SGD
+    leaves the weights as they are (pytorch/pytorch#191763), and Adam rounds otherwise than the optimizer's own ops.
+    """
+    return parameter.dtype in (torch.float32, torch.float64) or (
+        parameter.device.type != "cpu" and parameter.is_floating_point()
+    )
+
+
+def _sgd(
+    settings: UpdateSettings, lr: float, parameter: Tensor, state: ParameterState, *, momentum: bool
+) -> Callable[[Tensor], None]:
+    def update(gradient: Tensor) -> None:
+        if settings.weight_decay:
+            gradient = gradient.add(parameter, alpha=settings.weight_decay)
+        if momentum:
+            buffer = state.tensors["momentum_buffer"]
+            if state.updates == 0:
+                buffer.copy_(gradient)
+            else:
+                buffer.mul_(settings.momentum).add_(gradient)
+            gradient = buffer
+        state.updates += 1
+        parameter.add_(gradient, alpha=-lr)
+
+    return update
+
+
+def _adam(settings: UpdateSettings, lr: float, parameter: Tensor, state: ParameterState) -> Callable[[Tensor], None]:
+    average, square = _real(state.tensors["exp_avg"]), _real(state.tensors["exp_avg_sq"])
+    weights = _real(parameter)
+    beta1, beta2 = settings.betas
+
+    def update(gradient: Tensor) -> None:
+        state.steps += 1
+        steps = float(state.steps)
+        if settings.weight_decay:
+            gradient = gradient.add(parameter, alpha=settings.weight_decay)
+        gradient = _real(gradient)
+        average.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        denominator = (square.sqrt() / (1 - beta2**steps) ** 0.5).add_(settings.eps)
+        weights.addcdiv_(average, denominator, value=-lr / (1 - beta1**steps))
+
+    return update
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, each of which is updated by itself."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _fused_sgd(
@@ -148,13 +204,14 @@ def _fused_adam(
 
 
 def _rmsprop(settings: UpdateSettings, lr: float, parameter: Tensor, state: ParameterState) -> Callable[[Tensor], None]:
-    square_avg = state.tensors["square_avg"]
+    square_avg, weights = _real(state.tensors["square_avg"]), _real(parameter)
 
     def update(gradient: Tensor) -> None:
         if settings.weight_decay:
             gradient = gradient.add(parameter, alpha=settings.weight_decay)
+        gradient = _real(gradient)
         square_avg.mul_(settings.alpha).addcmul_(gradient, gradient, value=1 - settings.alpha)
-        parameter.addcdiv_(gradient, square_avg.sqrt().add_(settings.eps), value=-lr)
+        weights.addcdiv_(gradient, square_avg.sqrt().add_(settings.eps), value=-lr)
 
     return update
 
