@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from graphs.capture.calls import CallLog
 from graphs.capture.costs import batch_rows, bytes_accessed, compute_dtype, flops, op_type
+from graphs.capture.refusals import Failures
 from graphs.capture.slices import Slice, disjoint, slice_bytes, slice_of
 from graphs.capture.sparse import check_sparse, is_sparse, sparse_bag_gradient, sparse_sum
 from graphs.capture.tags import Tags
@@ -68,6 +69,7 @@ class Recorder(TorchDispatchMode):
         ops: What was recorded, in program order; parameters, buffers, inputs and constants are ops as well.
         values: All contents of all storages.
         at_home: Pairs of ops (a parameter or buffer, an op that writes it) that must share a device.
+        failures: Which op raised, where one did.
     """
 
     def __init__(self, tags: Tags, batch: int, log: CallLog | None = None) -> None:
@@ -76,6 +78,7 @@ class Recorder(TorchDispatchMode):
         self.ops: list[RawOp] = []
         self.values: list[Value] = []
         self.at_home: list[tuple[int, int]] = []
+        self.failures = Failures()
         self._tags = tags
         self._batch = batch
         self._storages: dict[int, Storage] = {}
@@ -146,7 +149,11 @@ class Recorder(TorchDispatchMode):
                 self.log.in_sparse_bag(args)
             with self:
                 return sparse_bag_gradient(args[0], args[1], args[6])
-        out = func(*args, **kwargs)
+        try:
+            out = run_on_shapes(func, args, kwargs)
+        except Exception as error:
+            self.failures.in_op(error, func, self._tags.tag[0] if self._tags.tag else None)
+            raise
         check_sparse(signature.type, out)
         if signature.type in _METADATA:
             return out
@@ -315,6 +322,22 @@ class Recorder(TorchDispatchMode):
             )
             self._signatures[func] = signature
         return signature
+
+
+def run_on_shapes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run an op on fake tensors.
+
+    PyTorch refuses the CTC loss, whose table depends on the lengths of the targets; where these are numbers they are
+    known.
+    """
+    if func is torch.ops.aten._ctc_loss.default:
+        log_probs, _, _, target_lengths = args[:4]
+        steps, batch = log_probs.shape[:2]  # [T, B, C]
+        table = log_probs.new_empty((batch, steps, 2 * max(target_lengths, default=0) + 1))
+        return log_probs.new_empty((batch,)), table
+    if func is torch.ops.aten._ctc_loss_backward.default:
+        return torch.empty_like(args[1], memory_format=torch.contiguous_format)
+    return func(*args, **kwargs)
 
 
 def fake_like(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from graphs.capture.refusals import Failures
+
 
 def named_state(model: nn.Module, loss: Any = None, *, training: bool = True) -> dict[str, torch.Tensor]:
     """All parameters, then all buffers, by the names that they have in the graph.
@@ -71,10 +73,14 @@ class StandIns(TorchFunctionMode):
     Args:
         real: The tensors of the model and the loss by name.
         stand_ins: Those that stand for them.
+        failures: Is told which function raised.
     """
 
-    def __init__(self, real: Mapping[str, torch.Tensor], stand_ins: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, real: Mapping[str, torch.Tensor], stand_ins: Mapping[str, torch.Tensor], failures: Failures
+    ) -> None:
         super().__init__()
+        self._failures = failures
         self._held = dict(real)  # so that no other tensor gets the same address
         self._by_address = {id(tensor): stand_ins[key] for key, tensor in real.items()}
 
@@ -85,7 +91,13 @@ class StandIns(TorchFunctionMode):
         if func is torch.Tensor.to:
             args = tuple("cpu" if isinstance(a, (str, torch.device)) else a for a in args)
         args = tuple(self._replaced(a) for a in args)
-        return func(*args, **{key: self._replaced(a) for key, a in (kwargs or {}).items()})
+        try:
+            if func in (torch.ctc_loss, nn.functional.ctc_loss):
+                return _ctc_loss(*args, **(kwargs or {}))
+            return func(*args, **{key: self._replaced(a) for key, a in (kwargs or {}).items()})
+        except Exception as error:
+            self._failures.in_function(error, func)
+            raise
 
     def _replaced(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -93,3 +105,22 @@ class StandIns(TorchFunctionMode):
         if type(value) in (list, tuple):
             return type(value)([self._replaced(item) for item in value])
         return value
+
+
+def _ctc_loss(
+    log_probs: torch.Tensor,
+    targets: torch.Tensor,
+    input_lengths: Any,
+    target_lengths: Any,
+    blank: int = 0,
+    reduction: str | int = 1,
+    zero_infinity: bool = False,
+) -> torch.Tensor:
+    """``torch.ctc_loss`` by the same ops; its own mean fills a tensor, which a fake one is not."""
+    arguments = (log_probs, targets, input_lengths, target_lengths, blank)
+    if isinstance(reduction, str):
+        reduction = {"none": 0, "mean": 1, "sum": 2}[reduction]
+    if reduction != 1 or isinstance(target_lengths, torch.Tensor):
+        return torch.ctc_loss(*arguments, reduction, zero_infinity)
+    each = torch.ctc_loss(*arguments, 0, zero_infinity)
+    return (each / torch.tensor(target_lengths, dtype=each.dtype).clamp_min(1)).mean()

@@ -14,16 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphs.capture.batches import map_tensors, split_batch
 from graphs.capture.build import OPTIMIZER_STATES, add_update, to_graph, update_bytes
 from graphs.capture.calls import CallLog
 from graphs.capture.recorder import Recorder, fake_like
+from graphs.capture.refusals import quiet, refusal
 from graphs.capture.sparse import is_sparse
 from graphs.capture.state import StandIns, Whole, named_state
 from graphs.capture.tags import Tags
@@ -176,10 +173,8 @@ def record_step(
         try:
             _set_modes(model, training)
             gradients = _run(recorded, tags, model, state, list(parameters), inputs, targets, loss, training)
-        except InputError:
-            raise
         except Exception as error:
-            raise InputError(f"model '{name}' cannot be traced: {_reason(error)}") from error
+            raise refusal(error, name, model, recorder.failures) from error
         for (key, op), gradient in zip(parameters.items(), gradients, strict=True):
             if gradient is not None:
                 recorded.together.append(_update(recorder, state[key], op, gradient, optimizer))
@@ -193,8 +188,13 @@ def _set_modes(model: nn.Module, training: bool) -> None:
     A frozen batch norm is a module in evaluation mode inside a model in training; a model that was just loaded is in
     evaluation mode as a whole, and that says nothing of how it is to be trained.
     """
-    if not training or not any(module.training for module in model.modules()):
+    if training and any(module.training for module in model.modules()):
+        return
+    try:
         model.train(training)
+    except NotImplementedError:  # an exported program is of one mode
+        for module in model.modules():
+            module.training = training
 
 
 def _run(
@@ -235,7 +235,7 @@ def _run(
         return [next(found) if state[key].requires_grad else None for key in trained]
 
     real = named_state(model, loss, training=training)
-    with StandIns(real, state), recorded.recorder, tags.following(model):
+    with StandIns(real, state, recorded.recorder.failures), recorded.recorder, tags.following(model):
         return Whole(model, loss if training else None, step).call(state)
 
 
@@ -303,6 +303,8 @@ def _own_loss(output: Any) -> torch.Tensor:
 
 
 def _check_model(model: nn.Module, name: str, kind: str = "model") -> None:
+    if isinstance(model, torch.export.ExportedProgram):
+        raise InputError("an ExportedProgram is no module; capture its .module() with the sizes it was exported for")
     if not isinstance(model, nn.Module):
         raise InputError(f"the model must be a torch.nn.Module, not {name}")
     for path, module in model.named_modules():
@@ -322,6 +324,9 @@ def _check_model(model: nn.Module, name: str, kind: str = "model") -> None:
 def _settings(training: bool) -> Iterator[None]:
     """Gradients as the step wants them, and no kernels that only a CPU has."""
     with ExitStack() as stack:
+        stack.enter_context(quiet())
+        # An optimized TorchScript function does other ops the second time than the first.
+        stack.enter_context(torch.jit.optimized_execution(False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(training))
         stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
@@ -335,25 +340,3 @@ def _settings(training: bool) -> Iterator[None]:
         )
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
         yield
-
-
-def _reason(error: Exception) -> str:
-    """PyTorch's reason in one line, and what to do about it."""
-    if isinstance(error, DataDependentOutputException):
-        return (
-            f"{error} looks at a tensor's value (.item(), bool(), or control flow on data), but only shapes are known; "
-            "compute it outside of the step, or by tensor ops such as torch.where"
-        )
-    if isinstance(error, DynamicOutputShapeException):
-        return (
-            f"the shape that {error} makes depends on values (a boolean mask, nonzero, unique); "
-            "use ops of a fixed shape, such as torch.where"
-        )
-    text = " ".join(str(error).split())
-    text = text.rstrip(".") if len(text) <= 300 else text[:297] + "..."
-    hint = ""
-    if ".numpy()" in text:
-        hint = "; only shapes are known, so compute it outside of the step, or by tensor ops"
-    if isinstance(error, TypeError) and "positional argument" in text:
-        hint = "; an example batch that is a tuple is (inputs, *targets), with inputs a tuple for several arguments"
-    return f"{type(error).__name__}: {text}{hint}"
