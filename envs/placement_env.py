@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from envs.bounds import upper_bound_s
 from envs.clusters.catalog import load_cluster
+from envs.evaluators import Evaluation
 from envs.observation import Observer
-from envs.problem import Evaluation, PlacementProblem, divide_by_dtype
+from envs.problem import PlacementProblem, divide_by_dtype
 from graphs.colocation.groups import one_group_an_op
 from graphs.errors import InputError
 from graphs.synthetic import random_graph

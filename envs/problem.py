@@ -5,7 +5,7 @@ Letters: ``B`` placements in a batch, ``N`` ops, ``G`` co-location groups, ``D``
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster, DeviceSpec
 from envs.cost_model import op_times_s
+from envs.evaluators import Evaluation, Evaluator, Simulated
 from envs.simulator.checkpoints import StepCheckpoints
 from envs.simulator.input import SCHEDULES, SimulatorInput, make_input
-from envs.simulator.simulate import simulate, simulate_batch
+from envs.simulator.simulate import simulate
 from envs.simulator.trace import Trace
 from graphs.colocation.groups import Groups, make_groups
 from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, DTYPES, INPUT, ComputationGraph
@@ -23,32 +24,6 @@ from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
 
 _MOST_INDICES = 2**24
 """How many device indices of ops are made at once: 64 MiB."""
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What evaluating a batch of placements answers; simulated and measured evaluation give the same type.
-
-    Attributes:
-        step_time_s: ``float64[B]``; the step time that an infeasible placement would have if memory were no limit.
-        peak_memory_bytes: ``int64[B, D]``.
-        feasible: ``bool[B]``, True where no device's peak exceeds its memory and every op may run where it is.
-
-    An evaluation that was given a bound (`PlacementProblem.evaluate`) may have stopped early: `aborted` says where.
-    """
-
-    step_time_s: NDArray[np.float64]
-    peak_memory_bytes: NDArray[np.int64]
-    feasible: NDArray[np.bool_]
-
-    @property
-    def aborted(self) -> NDArray[np.bool_]:
-        """``bool[B]``: True where the step was proven slower than the bound; its time is infinity, not feasible."""
-        return np.isinf(self.step_time_s)
-
-    def cost_s(self, failing_s: float = np.inf) -> NDArray[np.float64]:
-        """``float64[B]``: the step time, or `failing_s` (the failing signal) where the placement is infeasible."""
-        return np.where(self.feasible, self.step_time_s, failing_s)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +35,7 @@ class PlacementProblem:
         groups: What is placed: a placement is ``int[G]``, a device index for each group.
         cluster: Where to.
         schedule: Which ready op a device runs first: one of `envs.simulator.SCHEDULES`.
+        evaluator: What answers how long a step takes; by default the simulator.
 
     Raises:
         InputError: The schedule is unknown, no accelerator computes in the graph's dtypes, or a group has no device
@@ -70,6 +46,7 @@ class PlacementProblem:
     groups: Groups
     cluster: Cluster
     schedule: str = "priority"
+    evaluator: Evaluator = field(default=Simulated(), kw_only=True)
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -145,6 +122,9 @@ class PlacementProblem:
     @cached_property
     def simulator_input(self) -> SimulatorInput:
         """The arrays that the simulator reads."""
+        given = self.evaluator.given
+        if given is not None:
+            return given if given.schedule == self.schedule else replace(given, schedule=self.schedule)
         specs: list[DeviceSpec] = []
         for device in self.cluster.devices:
             if device.spec not in specs:
@@ -184,12 +164,14 @@ class PlacementProblem:
         # Expanded to ops a batch can be large, so it is expanded in parts.
         rows = max(_MOST_INDICES // self.graph.num_ops, 1)
         parts = [
-            self._evaluate(
+            self.evaluator.evaluate(
+                self.simulator_input,
                 self.groups.to_ops(placements[i : i + rows]),
                 allowed[i : i + rows],
-                threads,
-                None if bounds_s is None else bounds_s[i : i + rows],
-                checkpoints,
+                self.cluster.memory_bytes,
+                threads=threads,
+                abort_above_s=None if bounds_s is None else bounds_s[i : i + rows],
+                checkpoints=checkpoints,
             )
             for i in range(0, max(len(placements), 1), rows)
         ]
@@ -211,7 +193,14 @@ class PlacementProblem:
         """As `evaluate`, for placements of single ops, ``int[B, N]``."""
         placements = self._checked(placements, self.graph.num_ops)
         feasible = self.op_allowed[np.arange(self.graph.num_ops), placements].all(axis=1)
-        return self._evaluate(placements.astype(np.int32), feasible, threads, abort_above_s)
+        return self.evaluator.evaluate(
+            self.simulator_input,
+            placements.astype(np.int32),
+            feasible,
+            self.cluster.memory_bytes,
+            threads=threads,
+            abort_above_s=abort_above_s,
+        )
 
     def checkpoints(self, placement: NDArray[np.integer]) -> StepCheckpoints:
         """Simulate one placement of groups, ``int[G]``, for `evaluate` to go on from with others that differ little.
@@ -254,6 +243,11 @@ class PlacementProblem:
     def with_groups(self, groups: Groups) -> PlacementProblem:
         """The same problem with other groups, coarser or finer."""
         return replace(self, groups=groups)
+
+    @property
+    def simulated(self) -> PlacementProblem:
+        """The same problem, evaluated by the simulator with the op times of its graph and cluster."""
+        return PlacementProblem(self.graph, self.groups, self.cluster, self.schedule)
 
     def check_can_fit(self) -> None:
         """Raise where residents alone prove that no placement fits.
@@ -307,24 +301,6 @@ class PlacementProblem:
                 f"devices 0 to {self.num_devices - 1}"
             )
         return placements
-
-    def _evaluate(
-        self,
-        ops: NDArray[np.int32],
-        allowed: NDArray[np.bool_],
-        threads: int | None,
-        abort_above_s: float | NDArray[np.float64] | None,
-        checkpoints: StepCheckpoints | None = None,
-    ) -> Evaluation:
-        if abort_above_s is not None:
-            # What is left of a step is bounded for ops on devices that they may be on.
-            abort_above_s = np.where(allowed, abort_above_s, np.inf)
-        if checkpoints is None:
-            step_time_s, peak = simulate_batch(self.simulator_input, ops, threads=threads, abort_above_s=abort_above_s)
-        else:
-            step_time_s, peak = checkpoints.simulate_batch(ops, abort_above_s=abort_above_s)
-        fits = (peak <= self.cluster.memory_bytes).all(axis=1)
-        return Evaluation(step_time_s, peak, allowed & fits & np.isfinite(step_time_s))
 
 
 def divide_by_dtype(graph: ComputationGraph, groups: Groups, cluster: Cluster) -> Groups:

@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.clusters.device_specs import CPU_CORES, DEVICE_SPECS, cpu_core
+from envs.evaluators import Evaluation
 from envs.measured.machine import RealDevice, parse_devices
 from envs.measured.process import MeasuringProcess
 from envs.measured.protocol import Failed, Protocol
-from envs.problem import Evaluation, PlacementProblem
+from envs.problem import PlacementProblem
 from envs.simulator.checkpoints import StepCheckpoints
+from envs.simulator.input import SimulatorInput
 from graphs.errors import InputError
 
 DEFAULT_LIMIT_S = 60.0
@@ -80,7 +82,7 @@ class MeasurementsOverError(Exception):
 
 
 class Measurer:
-    """Runs placements, remembers what it has run, and tells who wants to know.
+    """The evaluator that runs placements, remembers what it has run, and tells who wants to know.
 
     Args:
         process: What runs them.
@@ -139,6 +141,43 @@ class Measurer:
             self.on_measure(found)
         return found
 
+    @property
+    def given(self) -> None:
+        """None: what a measured problem simulates is its own graph and cluster."""
+
+    @property
+    def measures(self) -> bool:
+        """True: steps are run."""
+        return True
+
+    def evaluate(
+        self,
+        given: SimulatorInput,
+        ops: NDArray[np.int32],
+        allowed: NDArray[np.bool_],
+        memory_bytes: NDArray[np.int64],
+        *,
+        threads: int | None = None,
+        abort_above_s: float | NDArray[np.float64] | None = None,
+        checkpoints: StepCheckpoints | None = None,
+    ) -> Evaluation:
+        """As `envs.evaluators.Evaluator.evaluate`: run each placement that is allowed, one after another.
+
+        Threads, bounds and checkpoints save nothing, since a step must be run to be known. What fails has the time
+        limit as its step time.
+        """
+        count = len(ops)
+        step_time_s = np.full(count, self.time_limit_s)
+        peak = np.zeros((count, given.num_devices), dtype=np.int64)
+        feasible = np.zeros(count, dtype=np.bool_)
+        for row in np.flatnonzero(allowed):
+            found = self.measure(ops[row], given.schedule)
+            peak[row] = found.peak_memory_bytes
+            if not found.reason:
+                step_time_s[row] = found.step_time_s
+                feasible[row] = (peak[row] <= memory_bytes).all()
+        return Evaluation(step_time_s, peak, feasible)
+
     def is_known(self, op_placement: NDArray[np.integer], schedule: str) -> bool:
         """Whether a placement of ops was run before."""
         return (schedule, np.ascontiguousarray(op_placement, dtype=np.int32).tobytes()) in self._known
@@ -164,10 +203,15 @@ class MeasuredProblem(PlacementProblem):
     Make one with `measured`; end its process with `close`, or use it in a ``with`` statement.
 
     Attributes:
-        measurer: What runs the placements; shared with the problems that are made from this one.
+        evaluator: What runs the placements; shared with the problems that are made from this one.
     """
 
-    measurer: Measurer = field(default=None)  # type: ignore[assignment]  # the fields before it have defaults
+    evaluator: Measurer = field(kw_only=True)
+
+    @property
+    def measurer(self) -> Measurer:
+        """What runs the placements."""
+        return self.evaluator
 
     def __enter__(self) -> MeasuredProblem:
         return self
@@ -183,32 +227,6 @@ class MeasuredProblem(PlacementProblem):
     def failing_s(self) -> float:
         """The failing signal: what an infeasible placement is charged."""
         return self.measurer.time_limit_s
-
-    @property
-    def simulated(self) -> PlacementProblem:
-        """The same problem, evaluated by the simulator."""
-        return PlacementProblem(self.graph, self.groups, self.cluster, self.schedule)
-
-    def _evaluate(
-        self,
-        ops: NDArray[np.int32],
-        allowed: NDArray[np.bool_],
-        threads: int | None,
-        abort_above_s: float | NDArray[np.float64] | None,
-        checkpoints: StepCheckpoints | None = None,
-    ) -> Evaluation:
-        """Run each placement; bounds and checkpoints save nothing, since a step must be run to be known."""
-        count = len(ops)
-        step_time_s = np.full(count, self.failing_s)
-        peak = np.zeros((count, self.num_devices), dtype=np.int64)
-        feasible = np.zeros(count, dtype=np.bool_)
-        for row in np.flatnonzero(allowed):
-            found = self.measurer.measure(ops[row], self.schedule)
-            peak[row] = found.peak_memory_bytes
-            if not found.reason:
-                step_time_s[row] = found.step_time_s
-                feasible[row] = (peak[row] <= self.cluster.memory_bytes).all()
-        return Evaluation(step_time_s, peak, feasible)
 
 
 def measured(
@@ -242,7 +260,7 @@ def measured(
         raise InputError(f"the time limit of a measurement is {time_limit_s}; it must be positive")
     process = MeasuringProcess(source, problem.graph.untimed.sha256, real, problem.simulator_input.remaining_path_s)
     measurer = Measurer(process, time_limit_s=time_limit_s, how=how)
-    return MeasuredProblem(problem.graph, problem.groups, problem.cluster, problem.schedule, measurer)
+    return MeasuredProblem(problem.graph, problem.groups, problem.cluster, problem.schedule, evaluator=measurer)
 
 
 def machine_cluster(

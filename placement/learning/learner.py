@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.problem import Evaluation, PlacementProblem
+from envs.evaluators import Evaluation
+from envs.problem import PlacementProblem
 from placement.learning.features import make_features
 from placement.learning.policy import Encoded, Seq2SeqPolicy, chosen_log_probability, entropy, gumbel_noise
 from placement.learning.reinforce import (

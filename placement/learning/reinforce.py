@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.bounds import upper_bound_s
-from envs.problem import Evaluation, PlacementProblem
+from envs.evaluators import Evaluation
+from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.placers.best import overflow_share
 

@@ -21,15 +21,14 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.measured.problem import MeasuredProblem
-from envs.problem import Evaluation, PlacementProblem
-from envs.simulator.input import SimulatorInput, make_input
+from envs.evaluators import Evaluation, Simulated
+from envs.problem import PlacementProblem
+from envs.simulator.input import make_input
 from placement.learning.reinforce import ReinforceConfig, charged_s
 from placement.learning.warm_start import heuristic_start
 from placement.move_search.plan import Cycle
@@ -65,41 +64,28 @@ _BEFORE_END = 0.999  # at its very end the next cycle would begin
 Ops = NDArray[np.int32]
 
 
-@dataclass(frozen=True, eq=False)
-class Model(PlacementProblem):
-    """The same problem with op times of its own.
+def with_op_times(problem: PlacementProblem, spec_time_s: NDArray[np.float64]) -> PlacementProblem:
+    """A model of a problem: the simulator with op times of its own.
 
     The order in which devices prefer ready ops is the problem's: under the schedule ``priority`` it is handed to the
     runtime, which follows it whatever the ops really take, so it is known.
 
-    Attributes:
-        spec_time_s: ``float64[S, N]``, op times by distinct device spec.
-        device_spec: ``int32[D]``, the row of each device.
-        remaining_path_s: ``float64[N]``, what the schedule ``priority`` goes by.
+    Args:
+        problem: What is modelled.
+        spec_time_s: ``float64[S, N]``, seconds of each op by distinct device spec, in the problem's order of specs.
     """
-
-    spec_time_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
-    device_spec: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
-    remaining_path_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-
-    @cached_property
-    def simulator_input(self) -> SimulatorInput:
-        """The arrays that the simulator reads."""
-        own = make_input(self.graph, self.cluster, self.spec_time_s, self.device_spec, self.op_allowed, self.schedule)
-        # Paths also bound what is left of a step, so they are scaled until none is longer than it is here.
-        takes_time = self.remaining_path_s > 0
-        scale = np.min(own.remaining_path_s[takes_time] / self.remaining_path_s[takes_time], initial=1.0)
-        return replace(own, remaining_path_s=self.remaining_path_s * scale)
+    known = problem.simulator_input
+    own = make_input(
+        problem.graph, problem.cluster, spec_time_s, known.device_spec, problem.op_allowed, problem.schedule
+    )
+    # Paths also bound what is left of a step, so they are scaled until none is longer than it is here.
+    takes_time = known.remaining_path_s > 0
+    scale = np.min(own.remaining_path_s[takes_time] / known.remaining_path_s[takes_time], initial=1.0)
+    given = replace(own, remaining_path_s=known.remaining_path_s * scale)
+    return replace(problem.simulated, evaluator=Simulated(given))
 
 
-def with_op_times(problem: PlacementProblem, spec_time_s: NDArray[np.float64]) -> Model:
-    """A model of a problem, with op times ``float64[S, N]``."""
-    given = problem.simulator_input
-    about = (problem.graph, problem.groups, problem.cluster, problem.schedule)
-    return Model(*about, spec_time_s, given.device_spec, given.remaining_path_s)
-
-
-def perturbed(problem: PlacementProblem, share: float, rng: np.random.Generator) -> Model:
+def perturbed(problem: PlacementProblem, share: float, rng: np.random.Generator) -> PlacementProblem:
     """A model that does not quite know the machine.
 
     Args:
@@ -111,10 +97,10 @@ def perturbed(problem: PlacementProblem, share: float, rng: np.random.Generator)
     return with_op_times(problem, times * rng.uniform(1.0 - share, 1.0 + share, times.shape))
 
 
-def model_of(problem: PlacementProblem, noise: float, rng: np.random.Generator) -> Model:
+def model_of(problem: PlacementProblem, noise: float, rng: np.random.Generator) -> PlacementProblem:
     """What is asked in a problem's place: of a measured one the simulator, of a simulated one a perturbed copy."""
-    if isinstance(problem, MeasuredProblem):
-        return with_op_times(problem.simulated, problem.simulated.simulator_input.op_time_s)
+    if problem.evaluator.measures:
+        return with_op_times(problem, problem.simulator_input.op_time_s)
     return perturbed(problem, noise, rng)
 
 

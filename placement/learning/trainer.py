@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.problem import Evaluation, PlacementProblem
+from envs.evaluators import Evaluation
+from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.learning.clock import Clock, EvaluationsClock, SecondsClock, UpdatesClock
 from placement.learning.learner import Learner

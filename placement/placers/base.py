@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.problem import Evaluation, PlacementProblem
+from envs.evaluators import Evaluation
+from envs.problem import PlacementProblem
 from graphs.errors import unknown_name
 
 

@@ -10,7 +10,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.problem import Evaluation, PlacementProblem
+from envs.evaluators import Evaluation
+from envs.problem import PlacementProblem
 
 IntArray = NDArray[np.int64]
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from envs.problem import Evaluation, PlacementProblem
+from envs.evaluators import Evaluation
+from envs.problem import PlacementProblem
 from placement.learning.learner import Learner
 from placement.learning.reinforce import PRESETS, ReinforceConfig
 from tests.placement.placer_problems import training_problem

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from envs.problem import Evaluation, PlacementProblem
+from envs.evaluators import Evaluation
+from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
 from graphs.errors import InputError

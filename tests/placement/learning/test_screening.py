@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from envs.measured.problem import MeasuredProblem
-from envs.problem import Evaluation, PlacementProblem
+from envs.evaluators import Evaluation, Simulated
+from envs.measured.machine import parse_devices
+from envs.measured.problem import MeasuredProblem, Measurer
+from envs.measured.process import MeasuringProcess
+from envs.problem import PlacementProblem
+from envs.simulator.input import SimulatorInput
+from graphs.colocation.groups import one_group_an_op
 from placement.api import make_problem
 from placement.learning.placer import place, place_with
 from placement.learning.reinforce import PRESETS
@@ -21,34 +26,36 @@ from tests.placement.problems import branches, optimum_s
 
 
 @dataclass(frozen=True, eq=False)
-class _Counting(PlacementProblem):
-    """A problem that counts the placements that it is asked to evaluate."""
+class _Counting(Simulated):
+    """A simulator that counts the placements that it is asked to evaluate."""
 
     asked: list[int] = field(default_factory=list)
 
-    def _evaluate(self, ops: NDArray[np.int32], *args: Any, **options: Any) -> Evaluation:
+    def evaluate(self, given: SimulatorInput, ops: NDArray[np.int32], *args: Any, **options: Any) -> Evaluation:
         self.asked.append(len(ops))
-        return super()._evaluate(ops, *args, **options)
+        return super().evaluate(given, ops, *args, **options)
 
 
-def _counting(problem: PlacementProblem) -> _Counting:
-    return _Counting(problem.graph, problem.groups, problem.cluster, problem.schedule)
+def _counting(problem: PlacementProblem) -> tuple[PlacementProblem, list[int]]:
+    """The problem, counted, and the counts."""
+    evaluator = _Counting()
+    return replace(problem, evaluator=evaluator), evaluator.asked
 
 
 @pytest.mark.parametrize("evaluations", [1, 3, 40])
 @pytest.mark.parametrize("preset", ["default", "uniform"])
 def test_no_more_is_evaluated_than_the_budget_allows(evaluations: int, preset: str) -> None:
-    problem = _counting(branches(6, 8))
+    problem, asked = _counting(branches(6, 8))
     placed = place_with(
         problem, budget=Budget(evaluations=evaluations), rng=np.random.default_rng(0), config=PRESETS[preset]
     )
-    assert sum(problem.asked) == placed.evaluations == evaluations
+    assert sum(asked) == placed.evaluations == evaluations
 
 
 def test_a_budget_of_nothing_evaluates_nothing() -> None:
-    problem = _counting(branches(2, 2))
+    problem, asked = _counting(branches(2, 2))
     placed = place(problem, budget=Budget(evaluations=0), rng=np.random.default_rng(0))
-    assert placed.evaluations == sum(problem.asked) == 0
+    assert placed.evaluations == sum(asked) == 0
     assert "budget" in placed.note
 
 
@@ -75,10 +82,24 @@ def test_the_model_is_off_by_up_to_its_share_and_never_the_evaluator() -> None:
 
 def test_the_model_of_a_measured_problem_is_the_simulator() -> None:
     problem = branches(4, 5)
-    measured = MeasuredProblem(problem.graph, problem.groups, problem.cluster, problem.schedule)
+    process = MeasuringProcess("never:started", problem.graph.sha256, parse_devices("cpu:0"), np.zeros(0))
+    about = (problem.graph, problem.groups, problem.cluster, problem.schedule)
+    measured = MeasuredProblem(*about, evaluator=Measurer(process))
     model = model_of(measured, 0.2, np.random.default_rng(1))
     placement = np.zeros((1, problem.num_groups), dtype=np.int64)
     assert model.evaluate(placement).step_time_s[0] == problem.evaluate(placement).step_time_s[0]
+
+
+def test_a_model_keeps_its_op_times_under_other_groups_and_schedules() -> None:
+    problem = branches(4, 5)
+    model = perturbed(problem, 0.2, np.random.default_rng(1))
+    placement = np.zeros((1, problem.num_groups), dtype=np.int64)
+    by_op = model.with_groups(one_group_an_op(problem.graph)).evaluate(problem.groups.to_ops(placement))
+    assert by_op.step_time_s[0] == model.evaluate(placement).step_time_s[0]
+    fifo = perturbed(problem.with_schedule("fifo"), 0.2, np.random.default_rng(1))
+    assert model.with_schedule("fifo").simulator_input.schedule == "fifo"
+    assert np.array_equal(model.with_schedule("fifo").op_time_s, fifo.op_time_s)
+    assert not np.array_equal(model.simulated.op_time_s, model.op_time_s)
 
 
 def test_bounds_of_the_model_are_its_own() -> None:

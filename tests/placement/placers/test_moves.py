@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.problem import Evaluation, PlacementProblem
+from envs.evaluators import Evaluation
+from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Search
 from placement.placers.searching.moves import Moves, coarse_to_fine, coarse_units, single_units
 from placement.registry import get_placer
