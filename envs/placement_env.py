@@ -14,11 +14,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from envs.allowed import divide_groups
 from envs.bounds import upper_bound_s
 from envs.clusters.catalog import load_cluster
 from envs.evaluators import Evaluation
 from envs.observation import Observer
-from envs.problem import PlacementProblem, divide_by_dtype
+from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.errors import InputError
 from graphs.synthetic import random_graph
@@ -360,5 +361,5 @@ def _problem(
 
     named = load_graph(graph)
     where = load_cluster(cluster)
-    made_groups = divide_by_dtype(named, colocate(named, wanted_groups=groups), where)
+    made_groups = divide_groups(named, colocate(named, wanted_groups=groups), where)
     return PlacementProblem(named, made_groups, where, schedule)

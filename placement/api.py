@@ -18,18 +18,20 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from envs.allowed import divide_groups, profile_warnings
 from envs.clusters.catalog import load_cluster
 from envs.clusters.cluster import Cluster
-from envs.problem import PlacementProblem, divide_by_dtype
+from envs.problem import PlacementProblem
 from graphs.colocation.rules import colocate
 from graphs.computation_graph import ComputationGraph
-from graphs.errors import InputError, unknown_name
+from graphs.errors import InputError, InputWarning, unknown_name
 from graphs.files import write_atomically
 from graphs.sources import load_graph
 from placement.placers import PlacerInfo
@@ -66,13 +68,18 @@ def make_problem(
 
     Raises:
         InputError: Something of it does not exist or is not valid.
+
+    Warns:
+        InputWarning: The graph has profiled times for a device spec that the cluster lacks.
     """
     if groups < 1:
         raise InputError(f"the wanted number of groups is {groups}; it must be at least 1")
     # The cluster first: a typing error in its name should not wait for a capture.
     loaded_cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
     loaded_graph = load_graph(graph) if isinstance(graph, str) else graph
-    made_groups = divide_by_dtype(loaded_graph, colocate(loaded_graph, wanted_groups=groups), loaded_cluster)
+    made_groups = divide_groups(loaded_graph, colocate(loaded_graph, wanted_groups=groups), loaded_cluster)
+    for message in profile_warnings(loaded_graph, loaded_cluster):
+        warnings.warn(message, InputWarning, stacklevel=2)
     return PlacementProblem(loaded_graph, made_groups, loaded_cluster, schedule)
 
 
