@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.allowed import allowed_devices, busy, check_profiles
 from envs.clusters.cluster import Cluster, DeviceSpec
 from envs.cost_model import op_times_s
 from envs.evaluators import Evaluation, Evaluator, Simulated
@@ -19,7 +20,7 @@ from envs.simulator.input import SCHEDULES, SimulatorInput, make_input
 from envs.simulator.simulate import simulate
 from envs.simulator.trace import Trace
 from graphs.colocation.groups import Groups
-from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, DTYPES, INPUT, ComputationGraph
+from graphs.computation_graph import DTYPES, ComputationGraph
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
 
 _MOST_INDICES = 2**24
@@ -75,12 +76,14 @@ class PlacementProblem:
                 f"{self.graph.num_ops}; group this graph again"
             )
         self._check_dtypes()
+        check_profiles(self.graph, self.cluster, self.op_allowed)
         nowhere = np.flatnonzero(~self.allowed.any(axis=1))
         if nowhere.size:
             op = int(np.flatnonzero(self.groups.group_of_op == nowhere[0])[0])
             raise InputError(
                 f"group '{self.groups.names[nowhere[0]]}' (op '{self.graph.op_names[op]}' and others) may be on no "
-                f"device of cluster '{self.cluster.name}': its ops' allowed device kinds and dtypes leave none"
+                f"device of cluster '{self.cluster.name}': its ops' allowed device kinds, dtypes and profiled "
+                "times leave none"
             )
 
     @property
@@ -113,22 +116,8 @@ class PlacementProblem:
 
     @cached_property
     def op_allowed(self) -> NDArray[np.bool_]:
-        """``bool[N, D]``: True where the op may run.
-
-        That is where its kind of device and its dtype are allowed; what takes no time (a parameter, a view) needs no
-        dtype. Inputs start on the host's CPU where the cluster has one.
-        """
-        kind = np.array([DEVICE_KINDS.index(d.spec.kind) for d in self.cluster.devices])
-        allowed = (self.graph.allowed_kinds[:, None] >> kind[None, :]) & 1 == 1  # [N, D]
-        computes = np.array([[d.spec.computes(dtype) for dtype in DTYPES] for d in self.cluster.devices])
-        allowed &= computes[:, self.graph.dtype].T | ~self._busy[:, None]
-        cpus = np.flatnonzero(kind == DEVICE_KINDS.index("cpu"))
-        if cpus.size and INPUT in self.graph.type_names:
-            inputs = self.graph.op_type == self.graph.type_names.index(INPUT)
-            inputs &= self.graph.allowed_kinds == ANY_KIND
-            allowed[inputs] = False
-            allowed[inputs, cpus[0]] = True
-        return allowed
+        """``bool[N, D]``: True where the op may run; see `envs.allowed.allowed_devices`."""
+        return allowed_devices(self.graph, self.cluster)
 
     @cached_property
     def allowed(self) -> NDArray[np.bool_]:
@@ -288,15 +277,10 @@ class PlacementProblem:
                 f"cluster '{self.cluster.name}' have {have / 1e9:.2f} GB in all: short by {(need - have) / 1e9:.2f} GB"
             )
 
-    @property
-    def _busy(self) -> NDArray[np.bool_]:
-        """``bool[N]``: True for the ops that compute or move something."""
-        return (self.graph.flops > 0) | (self.graph.bytes_accessed > 0)
-
     def _check_dtypes(self) -> None:
         """Raise where every accelerator is there for nothing, as one that knows only int8 is for a float graph."""
         specs = [d.spec for d in self.cluster.devices if d.spec.kind != "cpu"]
-        matter = self.graph.flops > 0 if self.graph.flops.any() else self._busy
+        matter = self.graph.flops > 0 if self.graph.flops.any() else busy(self.graph)
         dtypes = [DTYPES[i] for i in np.unique(self.graph.dtype[matter])]
         if specs and dtypes and not any(spec.computes(dtype) for spec in specs for dtype in dtypes):
             known = sorted({dtype for spec in specs for dtype in spec.peak_flops_per_s})
