@@ -1,4 +1,6 @@
-"""Compare all placers on all workloads and clusters: fills `docs/results.md`, and `docs/results.json` with every row.
+"""Compare all placers on all workloads and clusters: fills a page of docs, and a JSON file with every row.
+
+They are `docs/results/results.md` and `docs/data/results.json`; beside another --out lies its own JSON file.
 
     python scripts/compare_all.py --graphs rnnlm,nmt --clusters k80x2,k80x4 --time-limit-s 60 --seeds 0,1,2
     python scripts/compare_all.py --cells nmt@k80x4,bert@v100x8 --rerun reinforce
@@ -11,6 +13,7 @@ others are kept. Another budget is refused unless --restart is given.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -33,6 +36,8 @@ from placement.results.comparison_file import ComparisonRecord, RowRecord, finis
 from placement.text import clock, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "results" / "results.md"
+ROWS = ROOT / "docs" / "data" / "results.json"
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -69,7 +74,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--time-limit-s", type=float, default=60.0, help="seconds for each search: %(default)s")
     parser.add_argument("--seeds", default="0", help="seeds, separated by commas: %(default)s")
     parser.add_argument("--schedule", default="priority", help="the simulator's: %(default)s")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results.md", help="the page to write")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page to write: %(default)s")
     parser.add_argument("--rerun", default="", help="placers, separated by commas, whose finished rows are run again")
     parser.add_argument("--restart", action="store_true", help="forget what the results file holds")
     return parser.parse_args(args)
@@ -77,7 +82,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(asked: argparse.Namespace) -> int:
     out: Path = asked.out
-    raw = out.with_suffix(".json")
+    raw = ROWS if out.resolve() == PAGE else out.with_suffix(".json")
     placers = choose_placers(asked.placers)
     placers = [SINGLE_DEVICE, *(name for name in placers if name != SINGLE_DEVICE)]  # without it no table is honest
     seeds = [int(seed) for seed in asked.seeds.split(",")]
@@ -121,7 +126,7 @@ def _run(asked: argparse.Namespace) -> int:
                 )
             except NoFeasiblePlacementError as error:
                 print(f"{name}: left out, {error}", flush=True)
-        write_atomically(out, page(results, out.stem).encode())
+        write_atomically(out, page(results, os.path.relpath(raw, out.parent)).encode())
     print(f"{out}, {raw}")
     return 0
 
@@ -139,8 +144,8 @@ def _cells(asked: argparse.Namespace) -> list[tuple[str, str]]:
     return cells
 
 
-def page(results: Results, stem: str) -> str:
-    """The Markdown: what makes it, an overview with a line a cell, and a table a cell; `stem` names the raw file."""
+def page(results: Results, raw: str) -> str:
+    """The Markdown: what makes it, an overview with a line a cell, and a table a cell; `raw` is the JSON file, seen from it."""
     problems = list(dict.fromkeys((cell.graph, cell.cluster) for cell in results.cells))
     records = {
         key: [cell.comparison for cell in results.cells if (cell.graph, cell.cluster) == key] for key in problems
@@ -159,7 +164,7 @@ def page(results: Results, stem: str) -> str:
         "the others answer as soon as they are done. With several seeds, a figure is the mean over them, ± half of the "
         "spread. Every placement is evaluated again by the simulator, whatever its placer claims. How much a search "
         "finds in a time depends on the machine: compare within a table. Every row is in "
-        f"[{stem}.json]({stem}.json).",
+        f"[{Path(raw).name}]({raw}).",
         "",
         "| graph | cluster | one device | best that answers at once | best search | learned | lower bound |",
         "|---|---|---|---|---|---|---|",

@@ -8,7 +8,7 @@ devices (`graphs.replicate`). The speed-up is in samples a second: replicas x st
 
 By default it is ResNet-50 on a TPU v2 half pod, beside the published figure: 1,402 minutes of training to 76% on one
 TPU v2 device, 45 on 32 of them (Dean, "Machine learning for systems and systems for machine learning", NIPS 2017), 31.2
-times as fast. Nothing is fitted to it; docs/clusters.md says what explains the difference.
+times as fast. Nothing is fitted to it; docs/guide/clusters.md says what explains the difference.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a learned placement gains on real cores: its measured step time against one core, the expert and heuristics.
 
     python scripts/fidelity.py                 # profiles the workloads
-    python scripts/measured_gain.py --json docs/measured_gain.json
+    python scripts/measured_gain.py --json docs/data/measured_gain.json
 
 For each workload a placement is learned as `placement train --measured --screen` does, on the profiled graph. Then it,
 one core, the expert's placement and the best heuristic's are run five times each, in turn. What was measured is kept in

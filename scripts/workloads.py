@@ -1,4 +1,4 @@
-"""Write the table of docs/workloads.md: what each workload of the zoo amounts to, beside what its paper says.
+"""Write the table of docs/results/workloads.md: what each workload of the zoo amounts to, beside what its paper says.
 
     python scripts/workloads.py
 
@@ -29,7 +29,7 @@ from graphs.files import write_atomically
 from graphs.zoo import ZOO, load
 from graphs.zoo.figures import PATH, Figures
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "workloads.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "workloads.md"
 BEGIN, END = "<!-- written by scripts/workloads.py: begin -->", "<!-- written by scripts/workloads.py: end -->"
 
 SPECS = ("k80", "h100")

@@ -47,7 +47,7 @@ CLUSTER_FILE_SUFFIXES = (".yaml", ".yml")
 """How the name of a cluster file ends."""
 
 _MOST_DEVICES = 1024
-_REMEDY = "correct it there, or begin with a copy of the example in docs/clusters.md"
+_REMEDY = "correct it there, or begin with a copy of the example in docs/guide/clusters.md"
 
 
 class _SpecRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -2,7 +2,7 @@
 
 A search moves one group at a time. Until the first thing that a move changes, the step is the one that was simulated
 before, so it is resumed from a copy of the simulator's state there (`choosing_kernel.resume_many`). The answer is
-that of a whole simulation, to the last bit. How much it spares depends on the graph: see docs/simulator.md.
+that of a whole simulation, to the last bit. How much it spares depends on the graph: see docs/concepts/simulator.md.
 
 Letters: ``B`` placements in a batch, ``N`` ops, ``D`` devices.
 """

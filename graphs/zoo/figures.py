@@ -1,6 +1,6 @@
 """What each workload amounts to in its default sizes, so that a list of them needs neither PyTorch nor a capture.
 
-``figures.json`` is written by ``scripts/workloads.py``, together with the table of ``docs/workloads.md``.
+``figures.json`` is written by ``scripts/workloads.py``, together with the table of ``docs/results/workloads.md``.
 """
 
 from __future__ import annotations

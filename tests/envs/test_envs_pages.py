@@ -1,4 +1,4 @@
-"""What docs/clusters.md and docs/environments.md show works as it stands there."""
+"""What docs/guide/clusters.md and docs/guide/environments.md show works as it stands there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import envs.clusters.file
 from envs.clusters.catalog import DEVICE_SPECS
 from envs.clusters.file import _SpecRecord, parse_cluster
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "guide"
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What docs/graphs.md shows works as it stands there."""
+"""What docs/guide/graphs.md shows works as it stands there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graphs.files import _Op, decode_graph
 from graphs.networkx_graph import _NODE_ATTRIBUTES
 from graphs.networkx_graph import __doc__ as networkx_text
 
-PAGE = (Path(__file__).parents[2] / "docs" / "graphs.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "guide" / "graphs.md").read_text()
 
 
 def blocks(language: str) -> list[str]:

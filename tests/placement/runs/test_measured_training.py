@@ -149,7 +149,7 @@ def test_the_page_runs_as_it_stands(
     """With a narrower model and less time; what it types is what is run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    page = (Path(__file__).parents[3] / "docs" / "run-it.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "guide" / "run-it.md").read_text()
     module, script = re.findall(r"^```python\n(.*?)^```$", page, flags=re.M | re.S)
     Path("towers.py").write_text(module.replace("1024", "32").replace("256", "8"))
     train, run = re.findall(r"^```\nplacement (.*?)\n", page, flags=re.M)[:2]
