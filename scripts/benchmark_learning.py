@@ -8,7 +8,8 @@ placer's start to its answer, with the graph loaded and everything compiled. The
 it is started again, the script runs only what is missing. Beside it, in FILE.curves.json, stands how each row came
 about. Without --cells all cells are run; that takes days.
 
-    python scripts/benchmark_learning.py --json docs/data/learning.json --report --plot docs/images --page docs/results/learning.md
+    python scripts/benchmark_learning.py --json docs/data/learning.json --report --plot docs/images
+        --page docs/results/learning.md
 
 runs nothing and shows what there is: tables on the terminal, learning curves, and the tables of a page.
 """

@@ -145,7 +145,7 @@ def _cells(asked: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def page(results: Results, raw: str) -> str:
-    """The Markdown: what makes it, an overview with a line a cell, and a table a cell; `raw` is the JSON file, seen from it."""
+    """The Markdown: what makes it, an overview with a line a cell, a table a cell; `raw` is the JSON file's path."""
     problems = list(dict.fromkeys((cell.graph, cell.cluster) for cell in results.cells))
     records = {
         key: [cell.comparison for cell in results.cells if (cell.graph, cell.cluster) == key] for key in problems

@@ -2,7 +2,7 @@
 
     python scripts/fidelity.py                                   # profile, measure, report
     python scripts/fidelity.py --workloads rnnlm --placements 104 --out runs/fidelity
-    python scripts/fidelity.py --json docs/data/fidelity.json --plot docs/images/fidelity.png   # of what was measured before
+    python scripts/fidelity.py --json docs/data/fidelity.json --plot docs/images/fidelity.png   # report only
 
 For each workload the machine is profiled with real steps; placements are drawn at random, in blocks,
 by heuristics, and learned on the profiled graph; each is run, in random order, until two runs agree. What was measured

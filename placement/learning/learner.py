@@ -1,6 +1,7 @@
 """A policy that learns by REINFORCE: it samples placements, and follows the gradient of what they took.
 
-The equations are those of docs/results/learning.md, "An update"; their pure parts are in `placement.learning.reinforce`.
+The equations are those of docs/concepts/learner.md, "An update"; their pure parts are in
+`placement.learning.reinforce`.
 
 Letters: ``B`` samples, ``G`` groups, ``D`` devices.
 """

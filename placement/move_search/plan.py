@@ -154,7 +154,7 @@ def goes_by_types(problem: PlacementProblem, *, finest: str, evaluations: float)
     """Whether some chains of a run of about so many evaluations begin with types of op.
 
     Chains that begin so end farther apart, and the best of them ends lower, where a network is unrolled over time, on
-    more than two accelerators, in runs that can move every op ten times: measured, see docs/results/learning.md.
+    more than two accelerators, in runs that can move every op ten times: measured, see docs/notebook.md.
     """
     graph, cluster = problem.graph, problem.cluster
     accelerators = sum(device.spec.kind != "cpu" for device in cluster.devices)

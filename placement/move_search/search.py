@@ -41,7 +41,7 @@ from placement.move_search.plan import Cycle, Plan, goes_by_types, make_plan, ro
 from placement.placers.random import draw
 
 FIRST_WEIGHTS = np.array([1.0, 1.0, 0.7, 0.7, 0.7, 0.7, -0.7, 1.5, -0.5, -0.7, 0.0])
-"""Weights of the features at first, set by hand from what each means; learning moves them (see docs/results/learning.md)."""
+"""Weights of the features at first, set by hand; learning moves them (docs/concepts/learner.md)."""
 
 SHARE_OF_A_STEP = 0.6
 """What a move takes of the time of a whole simulated step, about: the simulator stops where it is proven too slow."""

@@ -44,7 +44,7 @@ def plain_loss(
     weight: float,
     counted: list[bool] | None = None,
 ) -> float:
-    """The loss as docs/results/learning.md has it, sample by sample."""
+    """The loss as docs/concepts/learner.md has it, sample by sample."""
     count = len(sampled)
     differences = [r - b for r, b in zip(rewards, baselines, strict=True)]
     if learner.config.normalise_advantage:
