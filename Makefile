@@ -7,7 +7,7 @@ CLUSTER ?= k80x4
 TIME_LIMIT_S ?= 120
 OUT ?= runs/$(GRAPH)-$(CLUSTER)
 
-.PHONY: install train test lint check clean
+.PHONY: install train test lint check docs clean
 
 install: $(VENV)/.installed
 
@@ -29,7 +29,15 @@ lint: install  ## style, types and floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test  ## everything that CI runs
+check: lint docs test  ## everything that CI runs
+
+docs: $(VENV)/.docs  ## the documentation as a site, in build/site; a broken link or reference fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	@$(BIN)/python -m pip install -qq --editable '.[docs]'
+	@touch $@
+
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
