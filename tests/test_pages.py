@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -85,6 +86,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_files_and_names_in_the_code_exist(page: Path) -> None:
+    """Those that a page names in full: ``graphs/sources.py``, `graphs.sources.load_graph`."""
+    for named in re.findall(r"`((?:graphs|envs|placement|scripts|tests)/[\w./-]*)`", prose(page)):
+        assert "NAME" in named or (ROOT / named).exists(), named
+    for named in re.findall(r"(?:`|^::: )((?:graphs|envs|placement)(?:\.\w+)+)", prose(page), flags=re.MULTILINE):
+        if not named.endswith((".json", ".md", ".pt", ".yaml")):
+            pkgutil.resolve_name(named)  # raises where there is no such name
 
 
 def test_every_page_with_python_is_run_by_some_test() -> None:
