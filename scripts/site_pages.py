@@ -1,4 +1,7 @@
-"""What MkDocs builds from the code: the help of every verb, for docs/reference/cli.md. `make docs` calls it."""
+"""What MkDocs does to a page before it builds it: the help of every verb goes into docs/reference/cli.md.
+
+`make docs` calls it, by the hooks in ``mkdocs.yml``.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,20 @@ from typing import Any
 
 PLACE = "<!-- the verbs' help -->"
 
+_UNIT = re.compile(r"(\d) (?=(?:ms|s|us|ns|[kMGT]?B|GFLOP)\b)")
+"""A figure and its unit, in a row of a table."""
+
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """MkDocs asks for each page; the one that has the place for it gets the verbs' help.
+    """MkDocs asks for each page: the verbs' help goes where its place is, and figures in tables keep their units.
 
     Args:
         markdown: A page.
     """
+    lines = [
+        _UNIT.sub("\\1\N{NO-BREAK SPACE}", line) if line.startswith("|") else line for line in markdown.split("\n")
+    ]
+    markdown = "\n".join(lines)
     return markdown.replace(PLACE, verbs_help()) if PLACE in markdown else markdown
 
 

@@ -22,4 +22,10 @@ def test_every_verb_and_flag_is_on_the_page() -> None:
 
 
 def test_other_pages_are_left_alone() -> None:
-    assert on_page_markdown("# Groups") == "# Groups"
+    assert on_page_markdown("# Groups\n\nAfter 10 s.") == "# Groups\n\nAfter 10 s."
+
+
+def test_a_figure_keeps_its_unit_in_a_table() -> None:
+    assert on_page_markdown("| nmt | 1.16 s | 680.7 ms (contiguous) |") == (
+        "| nmt | 1.16\N{NO-BREAK SPACE}s | 680.7\N{NO-BREAK SPACE}ms (contiguous) |"
+    )
