@@ -32,13 +32,31 @@ PROFILE_ENDS = ("_alone", "_beside")
 
 _PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addbmm", "linear", "matmul", "gemm", "einsum", "dot", "mv", "addmv")
 _RECURRENT = ("gru", "lstm", "rnn")
+_OF_PRODUCTS = (
+    *("linalg_", "cholesky", "lu_", "geqrf", "ormqr", "triangular_solve"),  # factorizations and solvers
+    *(
+        "fft_",
+        "cdist",
+        "pdist",
+        "euclidean_dist",
+        "trilinear",
+        "bilinear",
+        "vdot",
+        "mkldnn_linear",
+        "mixed_dtypes_linear",
+    ),
+    *("addmm_", "scaled_mm", "foreach_mm", "sparse_addmm", "sparse_sampled_addmm", "sparse_semi_structured"),
+    *("weight_int4pack_mm", "weight_int8pack_mm"),
+)
+"""How the types of ops begin that consist of products."""
 
 
 def op_class(op_type: str) -> str:
     """Which of `envs.clusters.cluster.OP_CLASSES` an op type belongs to.
 
     A name space and an overload are ignored, so ``"aten.addmm.default"`` is a product; a backward op is in its forward
-    op's class. Operators of the ONNX standard are known too; a recurrent layer is its products.
+    op's class. Operators of the ONNX standard are known too. What consists of products is one: a recurrent layer, a
+    factorization, a solver, a Fourier transform.
 
     >>> op_class("QLinearConv"), op_class("MatMulInteger"), op_class("LSTM"), op_class("QuantizeLinear")
     ('convolution', 'product', 'product', 'other')
@@ -47,11 +65,11 @@ def op_class(op_type: str) -> str:
     """
     parts = op_type.lower().removeprefix("aten.").removeprefix("aten::").split(".")
     base = parts[0].strip("_").removesuffix("_backward").removeprefix("qlinear").removesuffix("integer")
-    if "attention" in base:
+    if "attention" in base or "_attn" in op_type:
         return "attention"
-    if base.startswith(("conv", "deformconv", "causalconv")) and "convert" not in base:
+    if base.startswith(("conv", "deformconv", "causalconv", "slow_conv", "cudnn_conv")) and "convert" not in base:
         return "convolution"
-    if base in (*_PRODUCTS, *_RECURRENT, "int_mm") or "grouped_mm" in base:
+    if base in (*_PRODUCTS, *_RECURRENT, "int_mm") or "grouped_mm" in base or base.startswith(_OF_PRODUCTS):
         return "product"
     return "other"
 

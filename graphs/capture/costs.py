@@ -1,4 +1,4 @@
-"""What an ATen op costs: FLOPs, bytes read and written, dtype and batch size, from the shapes of its tensors.
+"""What an ATen op costs beside its FLOPs (`graphs.capture.flops`): bytes, dtype and rows, from its tensors' shapes.
 
 The rule for bytes: each distinct input once, as it is viewed (an expanded tensor counts its distinct elements), plus
 each output. `bytes_accessed` makes the exceptions where that rule is plainly wrong.
@@ -6,13 +6,14 @@ each output. `bytes_accessed` makes the exceptions where that rule is plainly wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_flop_count
 
+from graphs.capture.arguments import Arguments
+from graphs.capture.attention import attention
 from graphs.computation_graph import DTYPE_BYTES, Shape
 
 _OTHER_DTYPES = {1: "int8", 2: "float16", 4: "float32", 8: "float64"}
@@ -41,68 +42,6 @@ def compute_dtype(tensors: Sequence[torch.Tensor]) -> str:
             return dtype_name(tensor.dtype)
     numbers = [t for t in tensors if t.dtype is not torch.bool] or list(tensors)
     return dtype_name(numbers[0].dtype) if numbers else "float32"
-
-
-def flops(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
-    """Floating-point operations of one call, a multiply-add counting two; 0 for ops that are not products.
-
-    The formulas are PyTorch's own (`torch.utils.flop_counter`), and ours for the products that it lacks and for the
-    backward of a convolution, which it overcounts where the convolution has groups.
-    """
-    packet = func._overloadpacket
-    formula = _OWN_FLOPS.get(op_type(func))
-    if formula:
-        return formula(args)
-    return int(flop_registry[packet](*args, **kwargs, out_val=out)) if packet in flop_registry else 0
-
-
-def op_type(func: torch._ops.OpOverload) -> str:
-    """The type of an op: its ATen name without overload, ``aten.add.Tensor`` being ``add``."""
-    return str(func._overloadpacket).removeprefix("aten.")
-
-
-def _matrix_vector_flops(args: Sequence[Any]) -> int:
-    return 2 * int(args[0].numel())
-
-
-def _grouped_mm_flops(args: Sequence[Any]) -> int:
-    """``[n, k] x [e, k, m]`` where each row meets one of the ``e`` matrices, or ``[e, n, k] x [e, k, m]``."""
-    first, second = args[0].shape, args[1].shape
-    if len(first) == 2 and len(second) == 2:
-        return 2 * first[0] * first[1] * second[1]
-    return 2 * int(args[0].numel()) * int(second[-1])
-
-
-def _attention_flops(args: Sequence[Any]) -> int:
-    return int(sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape))
-
-
-def _attention_backward_flops(args: Sequence[Any]) -> int:
-    """Five products where the forward pass has two: the scores are computed again (Dao 2022, arXiv 2205.14135)."""
-    query, key, value = args[1].shape, args[2].shape, args[3].shape
-    batch, heads, length_q, width = query
-    length_k, width_v = key[-2], value[-1]
-    return 2 * batch * heads * length_q * length_k * (3 * width + 2 * width_v)
-
-
-def _convolution_backward_flops(args: Sequence[Any]) -> int:
-    """As many as the forward for each of the two gradients that are wanted, of the input and of the weight."""
-    grad_output, image, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]
-    forward = conv_flop_count(image.shape, weight.shape, grad_output.shape, transposed=transposed)
-    return int(forward) * (int(wanted[0]) + int(wanted[1]))
-
-
-_OWN_FLOPS = {
-    "convolution_backward": _convolution_backward_flops,
-    "mv": _matrix_vector_flops,
-    "addmv": lambda args: 2 * int(args[1].numel()),
-    "dot": _matrix_vector_flops,
-    "vdot": _matrix_vector_flops,
-    "_grouped_mm": _grouped_mm_flops,
-    "_int_mm": lambda args: 2 * int(args[0].numel()) * int(args[1].shape[-1]),
-    "_scaled_dot_product_flash_attention_for_cpu": _attention_flops,
-    "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward_flops,
-}
 
 
 def distinct_bytes(tensor: torch.Tensor) -> int:
@@ -161,28 +100,74 @@ def _rows_bytes(indices: torch.Tensor, rows: torch.Tensor) -> int:
     return int(indices.numel() * rows.shape[-1] * rows.itemsize)
 
 
-def batch_rows(name: str, args: Sequence[Any], from_data: Sequence[bool], outputs: Sequence[Shape], batch: int) -> int:
+_PRODUCTS = {
+    **dict.fromkeys(("mm", "_int_mm", "_scaled_mm", "_scaled_mm_v2"), ("self", "mat2")),
+    **dict.fromkeys(("_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2", "bmm"), ("self", "mat2")),
+    **dict.fromkeys(("addmm", "_addmm_activation", "_sparse_addmm"), ("mat1", "mat2")),
+    **dict.fromkeys(("baddbmm", "addbmm"), ("batch1", "batch2")),
+}
+"""Products of two matrices, or of two batches of them, and the names of both operands."""
+
+_RIGHT_TRANSPOSED = {
+    **dict.fromkeys(("linear", "mkldnn_linear"), ("input", "weight")),
+    **dict.fromkeys(("_mixed_dtypes_linear", "_sparse_semi_structured_linear"), ("input", "weight")),
+    **dict.fromkeys(("_weight_int8pack_mm", "_weight_int4pack_mm"), ("self", "mat2")),
+    **dict.fromkeys(("_weight_int4pack_mm_for_cpu", "_weight_int4pack_mm_with_scales_and_zeros"), ("self", "mat2")),
+}
+"""Products with a weight that has a row for each column of the result."""
+
+
+def batch_rows(
+    name: str, given: Arguments, from_data: Callable[[Any], bool], outputs: Sequence[Shape], batch: int
+) -> int:
     """Size of the batch dimension that an op works over, 0 where it has none.
 
     For a product that is how many rows stem from the data: the rows of the operand that is not a weight (of one matrix
     in a batch of them); where neither is a weight, the dimension that is summed over in a weight's gradient, and all
-    rows of a batch of matrices (attention). A convolution is a product with a row for each pixel that it puts out.
+    rows of a batch of matrices. Attention in one op is the products of queries and keys: batch x heads x queries. A
+    convolution is a product with a row for each pixel that it puts out.
 
     Args:
         name: The op's type.
-        args: Its positional arguments.
-        from_data: For each of `args`, whether it is a tensor that is not computed from parameters and buffers alone.
+        given: Its arguments.
+        from_data: Whether a tensor is not computed from parameters and buffers alone.
         outputs: Shapes of what it makes.
         batch: The leading dimension of the example batch.
     """
-    if name in ("mm", "addmm", "bmm", "baddbmm", "_int_mm"):
-        skip = 1 if name in ("addmm", "baddbmm") else 0
-        first, second = args[skip].shape, args[skip + 1].shape
-        left, right = from_data[skip], from_data[skip + 1]
-        if left and right:
-            return int(first[0] * first[1] if len(first) == 3 else first[1])
-        return int(first[-2] if left else second[-1] if right else 0)
+    fused = attention(name, given)
+    if fused is not None:
+        return fused.rows
+    base = name.removesuffix("_")
+    if base in _PRODUCTS:
+        left, right = (given[key] for key in _PRODUCTS[base])
+        return _product_rows(left.shape, right.shape, from_data(left), from_data(right))
+    if base in _RIGHT_TRANSPOSED:
+        left, right = (given[key] for key in _RIGHT_TRANSPOSED[base])
+        return prod(left.shape[:-1]) if from_data(left) else int(right.shape[0]) if from_data(right) else 0
+    if base == "_trilinear":
+        return _bilinear_rows(given)
+    if name in ("_cdist_forward", "_cdist_backward", "_euclidean_dist"):
+        return prod(given["x1"].shape[:-1])
     if name in ("convolution", "convolution_backward"):
-        grid = outputs[0] if name == "convolution" else args[0].shape
+        grid = outputs[0] if name == "convolution" else given["grad_output"].shape
         return int(grid[0] * prod(grid[2:]))
+    if name == "conv_tbc":
+        return prod(outputs[0][:-1])
     return batch if outputs and outputs[0] and outputs[0][0] == batch else 0
+
+
+def _product_rows(first: Shape, second: Shape, left: bool, right: bool) -> int:
+    """The rows of a product of two matrices, or of batches or groups of them, and which of both is data."""
+    if left and right:
+        if len(first) == 2 and len(second) == 2:
+            return int(first[1])
+        return int(first[0] * first[1]) if len(second) == len(first) else int(first[-2])
+    return int(first[-2] if left else second[-1] if right else 0)
+
+
+def _bilinear_rows(given: Arguments) -> int:
+    """The first dimension of a bilinear form, which all data have in common; a weight's gradient sums over it."""
+    for tensor, missing in ((given["i1"], given["expand1"]), (given["i3"], given["expand3"])):
+        if 0 not in missing:
+            return int(tensor.shape[0])
+    return 0

@@ -15,8 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
+from graphs.capture.arguments import Arguments, op_type
 from graphs.capture.calls import CallLog
-from graphs.capture.costs import batch_rows, bytes_accessed, compute_dtype, flops, op_type
+from graphs.capture.costs import batch_rows, bytes_accessed, compute_dtype
+from graphs.capture.flops import flops
 from graphs.capture.refusals import Failures
 from graphs.capture.slices import Slice, disjoint, slice_bytes, slice_of
 from graphs.capture.sparse import check_sparse, is_sparse, sparse_bag_gradient, sparse_sum
@@ -203,9 +205,10 @@ class Recorder(TorchDispatchMode):
                 distinct.append(tensor)
         shapes = [tuple(t.shape) for t in (made or written)]
         called = None if self.log is None else self.log.arguments(self.content, func, args, kwargs, read, written)
-        flags = [from_data.get(id(a), False) for a in args]
         depends = not inputs or any(from_data.values())
         index = len(self.ops)
+        given = Arguments(func, args, kwargs)
+        rows = batch_rows(kind, given, lambda t: from_data.get(id(t), False), shapes, self._batch)
         self.ops.append(
             RawOp(
                 kind,
@@ -214,7 +217,7 @@ class Recorder(TorchDispatchMode):
                 flops=flops(func, args, kwargs, out),
                 bytes_accessed=bytes_accessed(kind, args, distinct, made, written),
                 dtype=compute_dtype([*inputs, *made]),
-                batch=batch_rows(kind, args, flags, shapes, self._batch) if depends else 0,
+                batch=rows if depends else 0,
                 output_shapes=shapes,
             )
         )

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from graphs.capture.autocast import autocast_as_on_its_device
 from graphs.capture.batches import map_tensors, split_batch
 from graphs.capture.build import OPTIMIZER_STATES, add_update, to_graph, update_bytes
 from graphs.capture.calls import CallLog
@@ -78,8 +79,9 @@ def capture(
 
     Every tensor is faked on the CPU, wherever it is and whatever device the model names, so the model may be on any
     device, or on ``"meta"`` so that it needs no memory at all. Ops that differ by device are those of the CPU: dropout
-    is three ops, not one, and attention with dropout is its parts. Fused CPU-only kernels (oneDNN, the transformer fast
-    path) are switched off meanwhile. The model is left as it was: mode, hooks, buffers, gradients and attributes.
+    is three ops, not one, and attention with dropout is its parts. Autocast for a GPU has a GPU's rules, though. Fused
+    CPU-only kernels (oneDNN, the transformer fast path) are switched off meanwhile. The model is left as it was: mode,
+    hooks, buffers, gradients and attributes.
 
     Args:
         model: Any module that runs without looking at the values of its tensors.
@@ -235,7 +237,8 @@ def _run(
         return [next(found) if state[key].requires_grad else None for key in trained]
 
     real = named_state(model, loss, training=training)
-    with StandIns(real, state, recorded.recorder.failures), recorded.recorder, tags.following(model):
+    stand_ins = StandIns(real, state, recorded.recorder.failures)
+    with autocast_as_on_its_device(), stand_ins, recorded.recorder, tags.following(model):
         return Whole(model, loss if training else None, step).call(state)
 
 

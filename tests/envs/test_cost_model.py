@@ -86,3 +86,14 @@ def test_a_profiled_time_wins_where_there_is_one() -> None:
 )
 def test_op_classes(op_type: str, expected: str) -> None:
     assert op_class(op_type) == expected
+
+
+def test_ops_with_flops_are_of_a_class_that_devices_rate() -> None:
+    flops = pytest.importorskip("graphs.capture.flops")
+    kinds = [
+        *flops.COUNTED,
+        *(f"{kind}_backward" for kind in flops.COUNTED),
+        "flex_attention",
+        "torch_attn._varlen_attn",
+    ]
+    assert [kind for kind in kinds if op_class(kind) == "other"] == []
