@@ -20,7 +20,7 @@ MOST_UNROLLED = 2000
 """Operators that the turns of one loop may come to; a longer loop is one operator."""
 
 _INT64, _BOOL = 7, 9
-_REMEDY = "export the model without control flow, or simplify the file (onnxsim)"
+_REMEDY = "export the model without control flow"
 
 
 def _graph(node: Any, name: str) -> Any:
@@ -28,6 +28,10 @@ def _graph(node: Any, name: str) -> Any:
         if attribute.name == name and attribute.HasField("g"):
             return attribute.g
     raise InputError(f"operator {title(node)} lacks the graph '{name}'; export the model again")
+
+
+def _name(frame: Frame, node: Any) -> str:
+    return frame.prefix + (node.name or next((n for n in node.output if n), ""))
 
 
 def _undecided(walk: Walker, node: Any, message: str, value: Value | None) -> InputError:
@@ -41,9 +45,14 @@ def _undecided(walk: Walker, node: Any, message: str, value: Value | None) -> In
 
 
 def _if(walk: Walker, frame: Frame, node: Any, inputs: Sequence[Value | None]) -> list[Value | None]:
-    taken = walk.known_number(inputs[0]) if inputs else None
+    name = _name(frame, node)
+    told = walk.sizes.lookup(f"{name}.then")
+    taken = told if told is not None else walk.known_number(inputs[0]) if inputs else None
     if taken is None:
-        message = f"decides in the step what is computed, so its cost is not known beforehand; {_REMEDY}"
+        message = (
+            "decides in the step what is computed, so its cost is not known beforehand; say which branch it takes, as "
+            f"in {walk.path}:{name}.then=1 (or 0 for the other), or {_REMEDY}"
+        )
         raise _undecided(walk, node, message, inputs[0] if inputs else None)
     branch = _graph(node, "then_branch" if taken else "else_branch")
     inner = frame.inside()
@@ -80,7 +89,7 @@ def _turn(
 
 def _loop(walk: Walker, frame: Frame, node: Any, inputs: Sequence[Value | None]) -> list[Value | None]:
     body, shared, nodes = _body(walk, frame, node)
-    name = frame.prefix + (node.name or next((n for n in node.output if n), ""))
+    name = _name(frame, node)
     told = walk.sizes.lookup(f"{name}.trips")
     limit = told if told is not None else walk.known_number(inputs[0] if inputs else None)
     going: Value | None = inputs[1] if len(inputs) > 1 else None

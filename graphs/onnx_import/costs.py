@@ -110,6 +110,8 @@ def bytes_accessed(op: Operator) -> int:
     read = [o.bytes for o in op.inputs if o is not None]
     if op.type in _ROW_READERS:
         return min(read[0], op.result.bytes) + sum(read[1:]) + written
+    if op.type == "SequenceAt":  # it reads one of its inputs, and the position
+        return 2 * written + read[-1]
     if op.type in _SCATTERS and len(read) > 1:
         # A copy of the data, and then the updates into it.
         return read[0] + sum(read[1:]) + written + read[-1]

@@ -52,14 +52,16 @@ def read_external(tensor: Any, model: Path) -> np.ndarray:
         # Without blocking: opening a pipe would wait for someone who writes into it.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise InputError(f"{where}, which is not a regular file; export the model again")
-            file.seek(offset)
-            raw.raw_data = file.read(length)
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            if regular:
+                file.seek(offset)
+                raw.raw_data = file.read(length)
     except FileNotFoundError as error:
         raise InputError(f"{where}, which is not there; copy it beside the model") from error
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise InputError(f"{where}, which cannot be read; give a file that may be read") from error
+    if not regular:
+        raise InputError(f"{where}, which is not a regular file; export the model again")
     if len(raw.raw_data) < length:
         raise InputError(f"{where}, which is too short; copy it again")
     return np.asarray(numpy_helper.to_array(raw))

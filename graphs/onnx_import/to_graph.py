@@ -61,7 +61,9 @@ def to_graph(
                 readers.setdefault(tensor.origin, []).append(len(ops))
         add(_record(op, module, batch, opsets), [t for t in op.outputs if t is not None])
     if not ops:
-        raise InputError("nothing in it depends on an input, so a step computes nothing; export it again")
+        raise InputError(
+            "a step computes nothing: all that it puts out is constant, or an input itself; export it again"
+        )
     tensors = [
         TensorRecord(number, tensor.bytes, readers.get(tensor, []), resident=tensor.constant)
         for tensor, number in producer.items()

@@ -177,6 +177,8 @@ class Walk:
     def operator(self, frame: Frame, node: Any, inputs: list[Tensor | None]) -> list[Value | None]:
         """Walk over an operator on tensors."""
         standard = is_standard(node)
+        if node.op_type == "Constant" and node.domain in STANDARD:
+            return [self._constant_operator(frame, node)]
         if standard:
             check_inputs(node, inputs, frame.opsets)
         folded = self._read_shape(frame, node, inputs) if standard else None
@@ -209,6 +211,26 @@ class Walk:
             return list(outputs)
         self.emit(frame, node, inputs, outputs)
         return list(outputs)
+
+    def _constant_operator(self, frame: Frame, node: Any) -> Tensor:
+        """What a Constant puts out."""
+        from onnx import helper
+
+        attribute = next((a for a in node.attribute if a.name.startswith(("value", "sparse_value"))), None)
+        name = frame.prefix + next((n for n in node.output if n), "")
+        if attribute is None or not name:
+            raise InputError(f"operator {title(node)} lacks its value; export the model again")
+        if attribute.name == "value":
+            return self.constant(name, attribute.t)
+        if attribute.name == "sparse_value":
+            return self.sparse(name, attribute.sparse_tensor)
+        value = helper.get_attribute_value(attribute)
+        elem_type = {"value_float": 1, "value_floats": 1, "value_int": 7, "value_ints": 7}.get(attribute.name, 8)
+        shape = (len(value),) if isinstance(value, list) else ()
+        tensor = Tensor(name, elem_type, shape, constant=True, stored=True)
+        if elem_type != 8 and tensor.elements <= MOST_ELEMENTS:
+            tensor.value = np.array(value, dtype=tensor.dtype)
+        return tensor
 
     def _read_shape(self, frame: Frame, node: Any, inputs: list[Tensor | None]) -> Tensor | None:
         """What an operator puts out that reads a shape alone."""
