@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,9 @@ from graphs.zoo import load as load_zoo
 
 PYTHON_PREFIX = "python:"
 """How a source begins that runs a function of the user's; no other source runs anything."""
+
+_SIZE = re.compile(r"(.+?)=(-?[0-9]{1,18}|[0-9]{1,18}(?:x[0-9]{1,18})+)(?:,|$)")
+"""A size behind the name of an ONNX file: of one dimension, or of all dimensions of a tensor."""
 
 CAPTURE_OPTIONS = ("loss", "training", "optimizer", "name")
 """What a dict that such a function returns may hold besides ``model`` and ``example_batch``."""
@@ -43,7 +47,7 @@ def load_graph(source: str) -> ComputationGraph:
     ``nmt``, ``nmt:layers=4``     a workload of the zoo, captured once and then cached; see `graphs.zoo.load`
     ``step.graph.json[.gz]``      a graph file; see `graphs.files.load_graph_file`
     ``model.onnx``                an ONNX model's inference step; see `graphs.onnx_import.importer.load_onnx_file`
-    ``model.onnx:batch=8``        the same, with sizes for dimensions that the file only names
+    ``model.onnx:batch=8,x.1=4``  the same, with sizes for dimensions that the file leaves open
     ``python:pkg.mod:function``   the model that a function returns, captured; the only source that runs user code
     ============================  ====================================================================================
 
@@ -78,21 +82,24 @@ def load_graph(source: str) -> ComputationGraph:
     )
 
 
-def _split_onnx(source: str) -> tuple[str, dict[str, int]]:
+def _split_onnx(source: str) -> tuple[str, dict[str, int | tuple[int, ...]]]:
     """The path of an ONNX file and the sizes behind it; an empty path where the source is none."""
     if source.endswith(ONNX_SUFFIX):
         return source, {}
     path, colon, text = source.rpartition(f"{ONNX_SUFFIX}:")
     if not colon:
         return "", {}
-    sizes = {}
-    for setting in text.split(","):
-        key, equals, value = setting.partition("=")
-        if not equals or not value.isdecimal():
+    sizes: dict[str, int | tuple[int, ...]] = {}
+    while text:
+        # Names of tensors may hold commas and equals signs, so a setting ends where a size does.
+        setting = _SIZE.match(text)
+        if setting is None:
+            wrong = text.partition(",")[0]
             raise InputError(
-                f"graph '{source}': '{setting}' does not give a dimension a size; write {path}{ONNX_SUFFIX}:batch=8"
+                f"graph '{source}': '{wrong}' does not give a dimension a size; write {path}{ONNX_SUFFIX}:batch=8"
             )
-        sizes[key.strip()] = int(value)
+        key, value, text = setting[1].strip(), setting[2], text[setting.end() :]
+        sizes[key] = tuple(int(n) for n in value.split("x")) if "x" in value else int(value)
     return path + ONNX_SUFFIX, sizes
 
 

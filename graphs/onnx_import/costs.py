@@ -50,12 +50,14 @@ class Operator:
         inputs: In the standard's order.
         outputs: In the standard's order.
         attributes: Those that the file gives; text as `str`.
+        domain: Whose operator it is; ``""`` for the standard's.
     """
 
     type: str
     inputs: Sequence[Operand | None]
     outputs: Sequence[Operand | None]
     attributes: Mapping[str, Any]
+    domain: str = ""
 
     def input(self, index: int) -> Operand | None:
         """An input, None where it is left out."""
@@ -81,6 +83,11 @@ class Operator:
         return next(o for o in self.outputs if o is not None)
 
 
+def has_costs(op_type: str, domain: str) -> bool:
+    """Whether an operator from outside the standard is one whose costs are known."""
+    return False
+
+
 def is_integer_product(op_type: str) -> bool:
     """Whether an operator computes its product in 8-bit integers."""
     return op_type in _QUANTIZED
@@ -103,6 +110,8 @@ def bytes_accessed(op: Operator) -> int:
     read = [o.bytes for o in op.inputs if o is not None]
     if op.type in _ROW_READERS:
         return min(read[0], op.result.bytes) + sum(read[1:]) + written
+    if op.type == "SequenceAt":  # it reads one of its inputs, and the position
+        return 2 * written + read[-1]
     if op.type in _SCATTERS and len(read) > 1:
         # A copy of the data, and then the updates into it.
         return read[0] + sum(read[1:]) + written + read[-1]

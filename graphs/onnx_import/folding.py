@@ -1,116 +1,87 @@
-"""Computing, in an ONNX model whose inputs have fixed sizes, the few numbers that its shapes are made of.
+"""Computing the few numbers that the shapes of an ONNX model are made of.
 
 Exporters leave the arithmetic of shapes in the graph: take the shape of a tensor, pick a dimension, divide it, put it
-into a Reshape. ONNX's own shape inference follows only some of it. Here every operator that makes a few numbers from
-known numbers is computed with ONNX's reference implementation, and shape inference runs again, until nothing is new.
-Only operators of the ONNX standard in the list below are computed.
+into a Reshape. An operator that makes a few numbers from known numbers is computed with ONNX's reference
+implementation, in the version that the file's operator set says. Only operators of the ONNX standard in the list below
+are computed, and only where their outputs are known to be small before they are.
 """
 
 from __future__ import annotations
 
-from math import prod
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from graphs.onnx_import.values import MOST_ELEMENTS, Tensor
+
 _COMPUTED = frozenset(
     {
-        *("Abs", "Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand"),
-        *("Flatten", "Floor", "Gather", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max", "Min"),
-        *("Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum"),
-        *("Reshape", "ScatterND", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze"),
-        "Where",
+        *("Abs", "Add", "And", "ArgMax", "ArgMin", "BitShift", "Cast", "CastLike", "Ceil", "Clip", "Concat"),
+        *("ConstantOfShape", "CumSum", "Div", "Equal", "Exp", "Expand", "EyeLike", "Flatten", "Floor", "Gather"),
+        *("GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "IsInf", "IsNaN", "Less"),
+        *("LessOrEqual", "Log", "MatMul", "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pad"),
+        *("Pow", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"),
+        *("ReduceSum", "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Sign", "Slice", "Split", "Sqrt"),
+        *("Squeeze", "Sub", "Sum", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor"),
     }
 )
 
-_MOST_ELEMENTS = 1024
-"""Elements up to which a tensor is computed: more are data, not shapes."""
-
-_MOST_ROUNDS = 100
+_BOUNDED = frozenset({"Compress", "NonZero", "Unique"})
+"""Operators whose output has a size that depends on numbers, but is never much more than those that go in."""
 
 
-def infer_shapes(proto: Any) -> Any:
-    """The model with the shapes that can be known; operators that were computed have become initializers.
+class Folding:
+    """Computes operators, one at a time, and keeps what it has made ready for those of the same kind."""
 
-    Args:
-        proto: An `onnx.ModelProto` whose inputs have fixed shapes, without subgraphs.
-    """
-    from onnx import shape_inference
+    def __init__(self) -> None:
+        self._ready: dict[tuple[Any, ...], Any] = {}
 
-    proto.ir_version = max(proto.ir_version, 4)  # before, every initializer had to be an input, too
-    for _ in range(_MOST_ROUNDS):
-        proto = shape_inference.infer_shapes(proto, data_prop=True)
-        if not _is_open(proto.graph) or not _compute(proto.graph):
-            break
-        del proto.graph.value_info[:]
-        for output in proto.graph.output:
-            output.type.tensor_type.ClearField("shape")
-    return proto
+    def compute(
+        self, node: Any, inputs: Sequence[Tensor | None], sizes: Sequence[int | None], opsets: Mapping[str, int]
+    ) -> list[np.ndarray] | None:
+        """What a node puts out; None where it is not known, or too much.
 
+        Args:
+            node: The `onnx.NodeProto`, of the ONNX standard.
+            inputs: In its order, None where one is left out.
+            sizes: Elements of each output, None where they are not known.
+            opsets: The version of each domain that the file imports.
+        """
+        if node.op_type not in _COMPUTED | _BOUNDED or any(t is not None and t.value is None for t in inputs):
+            return None
+        if node.op_type not in _BOUNDED and any(size is None or size > MOST_ELEMENTS for size in sizes):
+            return None
+        try:
+            with warnings.catch_warnings():  # an overflow is not ours to report
+                warnings.simplefilter("ignore")
+                evaluator = self._evaluator(node, inputs, opsets)
+                feeds = {f"i{i}": t.value for i, t in enumerate(inputs) if t is not None}
+                made = [np.asarray(value) for value in evaluator.run(None, feeds)]
+        except Exception:  # the reference implementation lacks something: the shape stays open, and is refused by name
+            return None
+        return None if any(value.size > MOST_ELEMENTS or value.dtype == object for value in made) else made
 
-def _is_open(graph: Any) -> bool:
-    """Whether the shape of some operator's output is not known."""
-    known = {
-        value.name
-        for value in (*graph.value_info, *graph.output)
-        if value.type.tensor_type.HasField("shape")
-        and all(d.HasField("dim_value") for d in value.type.tensor_type.shape.dim)
-    }
-    return any(name and name not in known for node in graph.node for name in node.output)
+    def _evaluator(self, node: Any, inputs: Sequence[Tensor | None], opsets: Mapping[str, int]) -> Any:
+        from onnx import NodeProto, helper
+        from onnx.reference import ReferenceEvaluator
 
-
-def _compute(graph: Any) -> bool:
-    """Replace the operators whose results are known by initializers; False where there is nothing new."""
-    from onnx import numpy_helper
-
-    shapes = {
-        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
-        for value in (*graph.value_info, *graph.input)
-        if value.type.tensor_type.HasField("shape")
-        and all(d.HasField("dim_value") for d in value.type.tensor_type.shape.dim)
-    }
-    values = {t.name: numpy_helper.to_array(t) for t in graph.initializer if prod(t.dims) <= _MOST_ELEMENTS}
-    shapes |= {t.name: list(t.dims) for t in graph.initializer}
-    left, computed = [], []
-    for node in graph.node:
-        made = _outputs(node, shapes, values)
-        if made is None:
-            left.append(node)
-        else:
-            values |= made
-            computed += [numpy_helper.from_array(value, name) for name, value in made.items()]
-    if not computed:
-        return False
-    del graph.node[:]
-    graph.node.extend(left)
-    graph.initializer.extend(computed)
-    return True
-
-
-def _outputs(node: Any, shapes: dict[str, list[int]], values: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-    """What a node puts out, by name; None where it is not known, or too much."""
-    if node.domain not in ("", "ai.onnx"):
-        return None
-    if node.op_type in ("Shape", "Size") and node.input[0] in shapes:
-        shape = np.array(shapes[node.input[0]], dtype=np.int64)
-        if node.op_type == "Size":
-            return {node.output[0]: np.array(shape.prod(), dtype=np.int64)}
-        ends = {a.name: a.i for a in node.attribute}
-        return {node.output[0]: shape[ends.get("start", 0) : ends.get("end", len(shape))]}
-    if node.op_type not in _COMPUTED or not all(name in values or not name for name in node.input):
-        return None
-    sizes = [prod(shapes[name]) for name in node.output if name in shapes]
-    if node.op_type in ("ConstantOfShape", "Expand"):
-        sizes.append(prod(values[node.input[-1]].tolist()))
-    if any(size > _MOST_ELEMENTS for size in sizes):
-        return None
-    from onnx.reference import ReferenceEvaluator
-
-    try:
-        inputs = {name: values[name] for name in node.input if name}
-        made = [np.asarray(value) for value in ReferenceEvaluator(node).run(None, inputs)]
-    except Exception:  # the reference implementation lacks something: the shape stays open, and is refused by name
-        return None
-    if any(value.size > _MOST_ELEMENTS for value in made):
-        return None
-    return dict(zip(node.output, made, strict=True))
+        attributes = b"".join(a.SerializeToString(deterministic=True) for a in node.attribute)
+        present = tuple(t.elem_type if t is not None else 0 for t in inputs)
+        version = opsets.get("", 1)
+        key = (node.op_type, version, attributes, present, tuple(map(bool, node.output)))
+        if key not in self._ready:
+            renamed = NodeProto()
+            renamed.CopyFrom(node)
+            renamed.domain = ""
+            del renamed.input[:], renamed.output[:]
+            renamed.input.extend(f"i{i}" if t is not None else "" for i, t in enumerate(inputs))
+            renamed.output.extend(f"o{i}" if name else "" for i, name in enumerate(node.output))
+            values = [
+                helper.make_tensor_value_info(f"i{i}", t.elem_type, None) for i, t in enumerate(inputs) if t is not None
+            ]
+            outputs = [helper.make_empty_tensor_value_info(name) for name in renamed.output if name]
+            graph = helper.make_graph([renamed], "one", values, outputs)
+            self._ready[key] = ReferenceEvaluator(graph, opsets={**opsets, "": version})
+        return self._ready[key]
