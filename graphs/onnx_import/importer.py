@@ -42,6 +42,7 @@ from graphs.computation_graph import (
 from graphs.errors import InputError, unknown_name
 from graphs.onnx_import.costs import VIEWS, Operand, Operator, batch_rows, bytes_accessed, flops, is_integer_product
 from graphs.onnx_import.folding import infer_shapes
+from graphs.reading import is_missing, read_file
 
 SUFFIX = ".onnx"
 """How the name of an ONNX file ends."""
@@ -58,6 +59,9 @@ _NEVER_FOLDED = (
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _MOST_METADATA = 64
 """Elements up to which an integer constant is taken for a shape, axes or indices."""
+
+_MOST_BYTES = 2**31
+"""What the format allows: weights beyond that lie in other files, which are not read."""
 
 _STRIPPED_ELEMENTS = 1024
 """Elements from which an initializer's values are dropped before shape inference, which only reads small ones."""
@@ -146,11 +150,9 @@ def _read(path: Path, sizes: dict[str, int]) -> _Model:
     except ModuleNotFoundError as error:
         raise InputError(f"reading it needs the package '{error.name}'; install it with: {INSTALL}") from error
     try:
-        proto = onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise InputError("it does not exist; check the path") from error
-    except OSError as error:
-        raise InputError(f"it cannot be read ({error.strerror}); give a file that may be read") from error
+        proto = onnx.load_model_from_string(read_file(path, "the file", most_bytes=_MOST_BYTES))
+    except InputError as error:
+        raise InputError("it does not exist; check the path" if is_missing(error) else str(error)) from error
     except DecodeError as error:
         raise InputError("it is not an ONNX model, or was cut short; export or copy it again") from error
     if not proto.graph.node:
