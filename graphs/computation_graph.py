@@ -395,14 +395,14 @@ def _int_column(name: str, ops: Sequence[OpRecord], key: str, dtype: Any) -> NDA
     limit = np.iinfo(dtype).max
     for op in ops:
         value = getattr(op, key)
-        if not _is_whole(value, limit):
+        if not is_whole(value, limit):
             raise InputError(
                 f"graph '{name}': op '{op.name}' has {key} = {value}; it must be a whole number from 0 to {limit}"
             )
     return np.array([int(getattr(op, key)) for op in ops], dtype=dtype)
 
 
-def _is_whole(value: Any, limit: int = 2**63 - 1) -> bool:
+def is_whole(value: Any, limit: int = 2**63 - 1) -> bool:
     """Whether a size is one, as an integer or a float without a fraction, which NumPy would cut off without a word."""
     if isinstance(value, float | np.floating):
         return bool(np.isfinite(value)) and value == np.floor(value) and 0 <= int(value) <= limit
@@ -412,7 +412,7 @@ def _is_whole(value: Any, limit: int = 2**63 - 1) -> bool:
 def _shapes(name: str, op: OpRecord) -> tuple[Shape, ...]:
     for shape in op.output_shapes:
         for size in shape:
-            if not _is_whole(size):
+            if not is_whole(size) and not isinstance(size, int | np.integer):  # negative ones are found later
                 raise InputError(
                     f"graph '{name}': op '{op.name}' has a dimension of {size} in its output_shapes; it must be a "
                     "whole number that is not negative"
@@ -445,7 +445,7 @@ def _resident_column(name: str, ops: Sequence[OpRecord]) -> NDArray[np.int64]:
                     f"graph '{name}': op '{op.name}' has resident bytes of '{part}'; "
                     f"known parts: {', '.join(RESIDENT_PARTS)}"
                 )
-            if not _is_whole(size):
+            if not is_whole(size):
                 raise InputError(
                     f"graph '{name}': op '{op.name}' has {size} resident bytes of '{part}'; it must be a whole number "
                     "that is not negative"
@@ -470,7 +470,7 @@ def _kinds_column(name: str, ops: Sequence[OpRecord]) -> NDArray[np.uint8]:
 
 def _tensor_bytes(name: str, ops: Sequence[OpRecord], tensors: Sequence[tuple[int, TensorRecord]]) -> NDArray[np.int64]:
     for producer, tensor in tensors:
-        if not _is_whole(tensor.bytes):
+        if not is_whole(tensor.bytes):
             raise InputError(
                 f"graph '{name}': op '{ops[producer].name}' makes a tensor of {tensor.bytes} bytes; it must be a whole "
                 "number that is not negative"
