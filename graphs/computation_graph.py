@@ -303,7 +303,7 @@ def build(
         batch=_int_column(name, ordered, "batch", np.int32),
         resident_bytes=_resident_column(name, ordered),
         allowed_kinds=_kinds_column(name, ordered),
-        output_shapes=tuple(tuple(tuple(int(d) for d in s) for s in op.output_shapes) for op in ordered),
+        output_shapes=tuple(_shapes(name, op) for op in ordered),
         tensor_producer=np.array([producer for producer, _, _, _ in kept], dtype=np.int32),
         tensor_bytes=_tensor_bytes(name, ordered, [(producer, t) for producer, _, t, _ in kept]),
         tensor_resident=np.array([t.resident for _, _, t, _ in kept], dtype=np.bool_),
@@ -395,16 +395,29 @@ def _int_column(name: str, ops: Sequence[OpRecord], key: str, dtype: Any) -> NDA
     limit = np.iinfo(dtype).max
     for op in ops:
         value = getattr(op, key)
-        if not _is_whole(value, limit):
+        if not is_whole(value, limit):
             raise InputError(
                 f"graph '{name}': op '{op.name}' has {key} = {value}; it must be a whole number from 0 to {limit}"
             )
-    return np.array([getattr(op, key) for op in ops], dtype=dtype)
+    return np.array([int(getattr(op, key)) for op in ops], dtype=dtype)
 
 
-def _is_whole(value: Any, limit: int = 2**63 - 1) -> bool:
-    """Whether a size is one; NumPy would cut a fraction off without a word."""
+def is_whole(value: Any, limit: int = 2**63 - 1) -> bool:
+    """Whether a size is one, as an integer or a float without a fraction, which NumPy would cut off without a word."""
+    if isinstance(value, float | np.floating):
+        return bool(np.isfinite(value)) and value == np.floor(value) and 0 <= int(value) <= limit
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) <= limit
+
+
+def _shapes(name: str, op: OpRecord) -> tuple[Shape, ...]:
+    for shape in op.output_shapes:
+        for size in shape:
+            if not is_whole(size) and not isinstance(size, int | np.integer):  # negative ones are found later
+                raise InputError(
+                    f"graph '{name}': op '{op.name}' has a dimension of {size} in its output_shapes; it must be a "
+                    "whole number that is not negative"
+                )
+    return tuple(tuple(int(size) for size in shape) for shape in op.output_shapes)
 
 
 def _time_columns(ops: Sequence[OpRecord]) -> dict[str, NDArray[np.float64]]:
@@ -432,12 +445,12 @@ def _resident_column(name: str, ops: Sequence[OpRecord]) -> NDArray[np.int64]:
                     f"graph '{name}': op '{op.name}' has resident bytes of '{part}'; "
                     f"known parts: {', '.join(RESIDENT_PARTS)}"
                 )
-            if not _is_whole(size):
+            if not is_whole(size):
                 raise InputError(
                     f"graph '{name}': op '{op.name}' has {size} resident bytes of '{part}'; it must be a whole number "
                     "that is not negative"
                 )
-            column[i, RESIDENT_PARTS.index(part)] = size
+            column[i, RESIDENT_PARTS.index(part)] = int(size)
     return column
 
 
@@ -457,12 +470,12 @@ def _kinds_column(name: str, ops: Sequence[OpRecord]) -> NDArray[np.uint8]:
 
 def _tensor_bytes(name: str, ops: Sequence[OpRecord], tensors: Sequence[tuple[int, TensorRecord]]) -> NDArray[np.int64]:
     for producer, tensor in tensors:
-        if not _is_whole(tensor.bytes):
+        if not is_whole(tensor.bytes):
             raise InputError(
                 f"graph '{name}': op '{ops[producer].name}' makes a tensor of {tensor.bytes} bytes; it must be a whole "
                 "number that is not negative"
             )
-    return np.array([t.bytes for _, t in tensors], dtype=np.int64)
+    return np.array([int(t.bytes) for _, t in tensors], dtype=np.int64)
 
 
 _COLUMNS = {

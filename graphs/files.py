@@ -23,7 +23,6 @@ import math
 import os
 import re
 import secrets
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +43,7 @@ from graphs.computation_graph import (
     build,
 )
 from graphs.errors import InputError
+from graphs.reading import decode_json, gunzip, is_missing, read_file
 
 FORMAT = "computation-graph"
 """Value of the field ``format`` of every graph file."""
@@ -54,8 +54,9 @@ VERSION = 1
 SUFFIXES = (".graph.json", ".graph.json.gz")
 """How the name of a graph file ends."""
 
-_Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-_SmallSize = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+# Many programs write every number as a float: whole ones are taken.
+_Size = Annotated[int, Meta(ge=0, le=2**63 - 1)] | Annotated[float, Meta(ge=0, lt=2.0**63, multiple_of=1)]
+_SmallSize = Annotated[int, Meta(ge=0, le=2**31 - 1)] | Annotated[float, Meta(ge=0, lt=2.0**31, multiple_of=1)]
 _Seconds = Annotated[float, Meta(ge=0)]
 
 
@@ -114,8 +115,18 @@ def graph_file_schema() -> dict[str, Any]:
     It cannot say that op names are unique, that every name refers to an op and that there is no cycle;
     `load_graph_file` checks those too.
     """
-    schema: dict[str, Any] = msgspec.json.schema(_Document)
+    schema: dict[str, Any] = _whole_numbers(msgspec.json.schema(_Document))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Computation graph", **schema}
+
+
+def _whole_numbers(schema: Any) -> Any:
+    """A schema in which a size is an integer: of which JSON Schema says, as we do, that 64.0 is one."""
+    if isinstance(schema, dict):
+        either = schema.get("anyOf", ())
+        if [choice.get("type") for choice in either] == ["integer", "number"]:
+            return either[0]
+        return {key: _whole_numbers(inner) for key, inner in schema.items()}
+    return [_whole_numbers(inner) for inner in schema] if isinstance(schema, list) else schema
 
 
 def save_graph_file(graph: ComputationGraph, path: str | os.PathLike[str]) -> None:
@@ -154,25 +165,15 @@ def load_graph_file(path: str | os.PathLike[str]) -> ComputationGraph:
     """
     path = _checked_suffix(path)
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(
-            f"graph file '{path}' does not exist; check the path, or write it with 'placement import'"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"graph file '{path}' cannot be read ({error.strerror}); give a file that may be read"
-        ) from error
-    if path.name.endswith(".gz"):
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        data = read_file(path, "graph file")
+    except InputError as error:
+        if is_missing(error):
             raise InputError(
-                f"graph file '{path}' is not a whole gzip file ({_lower_first(str(error))}); it may have been cut "
-                "short: write or copy it again"
+                f"graph file '{path}' does not exist; check the path, or write it with 'placement import'"
             ) from error
+        raise
     try:
-        return decode_graph(data)
+        return decode_graph(gunzip(data) if path.name.endswith(".gz") else data)
     except InputError as error:
         raise InputError(f"graph file '{path}': {error}") from error.__cause__
 
@@ -210,9 +211,7 @@ def decode_graph(data: bytes) -> ComputationGraph:
         InputError: As `load_graph_file`, without the file's name.
     """
     try:
-        document = _DECODER.decode(data)
-    except RecursionError as error:
-        raise InputError("it is nested too deeply to be a graph; write it again") from error
+        document = decode_json(data, _DECODER)
     except msgspec.ValidationError as error:
         _check_header(data)
         raise InputError(_explain(str(error), data)) from error
@@ -232,7 +231,7 @@ def decode_graph(data: bytes) -> ComputationGraph:
     tensors = [
         TensorRecord(
             position(t.producer, f"tensor number {number}, field producer,"),
-            t.bytes,
+            int(t.bytes),
             [position(c, f"tensor number {number} (of op '{t.producer}'), field consumers,") for c in t.consumers],
             t.resident,
         )
@@ -262,9 +261,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no file can have such a name"
         raise InputError(
-            f"'{path}' cannot be written ({error.strerror}); give a path in a folder that exists and may be written to"
+            f"'{path}' cannot be written ({reason}); give a path in a folder that exists and may be written to"
         ) from error
 
 
@@ -314,14 +314,14 @@ def _op_record(op: _Op) -> OpRecord:
         type=op.type,
         phase=op.phase,
         module=op.module,
-        module_call=op.module_call,
-        flops=op.flops,
-        bytes_accessed=op.bytes_accessed,
+        module_call=int(op.module_call),
+        flops=int(op.flops),
+        bytes_accessed=int(op.bytes_accessed),
         dtype=op.dtype,
-        batch=op.batch,
-        resident_bytes=op.resident_bytes,
+        batch=int(op.batch),
+        resident_bytes={part: int(size) for part, size in op.resident_bytes.items()},
         allowed_kinds=None if op.allowed_kinds is UNSET else op.allowed_kinds,
-        output_shapes=op.output_shapes,
+        output_shapes=tuple(tuple(int(size) for size in shape) for shape in op.output_shapes),
         time_s={} if op.time_s is UNSET else op.time_s,
     )
 
@@ -346,7 +346,8 @@ def _check_header(data: bytes, document: _Document | None = None) -> None:
 def _explain(message: str, data: bytes, raw: Any = None) -> str:
     """Turn a complaint in msgspec's form, which gives positions, into one that names the op and the field."""
     what, _, where = message.partition(" - at `")
-    what = _lower_first(what.replace("Object ", "").replace("`", "'"))
+    what = _lower_first(what.replace("Object ", "").replace("`", "'").replace("int | float", "int"))
+    what = what.replace("'float' that's a multiple of 1", "a whole number")
     where = where.rstrip("`").removeprefix("$").removeprefix(".")
     listed = re.match(r"(ops|tensors|colocation)\[(\d+)\]\.?(.*)", where)
     if listed is None:

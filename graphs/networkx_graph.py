@@ -33,11 +33,13 @@ that must share a device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
 import networkx as nx
+import numpy as np
 
 from graphs.computation_graph import (
     ANY_KIND,
@@ -46,6 +48,7 @@ from graphs.computation_graph import (
     OpRecord,
     TensorRecord,
     build,
+    is_whole,
 )
 from graphs.errors import InputError, unknown_name
 from graphs.files import op_record
@@ -98,8 +101,11 @@ def from_networkx(graph: nx.DiGraph, *, name: str | None = None) -> ComputationG
         InputError: An attribute is unknown or has no sense, two nodes have the same name, or there is a cycle; the
             message names the node.
     """
-    if not graph.is_directed() or graph.is_multigraph():
+    if not isinstance(graph, nx.DiGraph) or graph.is_multigraph():
         raise InputError("a computation graph is made from a networkx.DiGraph; this graph is of another kind")
+    called = name or graph.graph.get("name", "")
+    if not isinstance(called, str):
+        raise InputError(f"attribute name of the graph is {_shown(called)}; it must be text")
     position = {node: i for i, node in enumerate(graph)}
     ops = [_op(node, attributes) for node, attributes in graph.nodes(data=True)]
     tensors = [
@@ -107,13 +113,21 @@ def from_networkx(graph: nx.DiGraph, *, name: str | None = None) -> ComputationG
         for node in graph
         for size, readers, resident in _tensors(graph, node)
     ]
-    colocation = []
-    for members in graph.graph.get("colocation", ()):
-        for node in members:
-            if node not in position:
-                raise InputError(f"attribute colocation of the graph names node '{node}', which it lacks; add the node")
-        colocation.append([position[node] for node in members])
-    return build(name or graph.graph.get("name") or "networkx", ops, tensors, colocation)
+    return build(called or "networkx", ops, tensors, _colocation(graph.graph.get("colocation", ()), position))
+
+
+def _colocation(sets: Any, position: Mapping[Any, int]) -> list[list[int]]:
+    found = []
+    for members in _listed(sets, "attribute colocation of the graph", "a list of lists of nodes"):
+        numbers = []
+        for node in _listed(members, "a set in attribute colocation of the graph", "a list of nodes"):
+            if not isinstance(node, Hashable) or node not in position:
+                raise InputError(
+                    f"attribute colocation of the graph names node '{str(node)[:80]}', which it lacks; add the node"
+                )
+            numbers.append(position[node])
+        found.append(numbers)
+    return found
 
 
 def _op(node: Any, attributes: Mapping[str, Any]) -> OpRecord:
@@ -121,61 +135,109 @@ def _op(node: Any, attributes: Mapping[str, Any]) -> OpRecord:
         if key not in _NODE_ATTRIBUTES:
             raise InputError(f"node '{node}': {unknown_name('attribute', str(key), _NODE_ATTRIBUTES)}")
     given = {key: attributes[key] for key in _OP_FIELDS if key in attributes}
-    for key, kind in (("resident_bytes", Mapping), ("time_s", Mapping), ("type", str), ("module", str)):
-        if key in given and not isinstance(given[key], kind):
-            expected = "text" if kind is str else "a dict"
-            raise InputError(f"node '{node}' has {key} {given[key]!r}; it must be {expected}")
-    for spec, seconds in given.get("time_s", {}).items():
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-            raise InputError(f"node '{node}' has time_s {seconds!r} on '{spec}'; it must be seconds")
-    if isinstance(given.get("allowed_kinds"), str):
-        raise InputError(
-            f"node '{node}' has allowed_kinds {given['allowed_kinds']!r}; it must be a list of {DEVICE_KINDS}"
-        )
+    for key in ("type", "phase", "module", "dtype"):
+        if key in given and not isinstance(given[key], str):
+            raise InputError(f"node '{node}' has {key} {_shown(given[key])}; it must be text")
+    for key in ("flops", "bytes_accessed", "batch", "module_call"):
+        if key in given:
+            given[key] = _whole(given[key], f"op '{node}' has {key} = ")
+    for key in ("resident_bytes", "time_s"):
+        if key in given:
+            if not isinstance(given[key], Mapping) or not all(isinstance(name, str) for name in given[key]):
+                raise InputError(f"node '{node}' has {key} {_shown(given[key])}; it must be a dict")
+            read = _seconds if key == "time_s" else _bytes
+            given[key] = {str(name): read(value, node, key, name) for name, value in given[key].items()}
+    if given.get("allowed_kinds") is not None:
+        kinds = _listed(given["allowed_kinds"], f"node '{node}' has allowed_kinds", f"a list of {DEVICE_KINDS}")
+        given["allowed_kinds"] = [kind if isinstance(kind, str) else _shown(kind) for kind in kinds]
+    what, wanted = f"node '{node}' has output_shapes", "a list of shapes, as [(8, 4)]"
+    shapes = []
+    for shape in _listed(given.pop("output_shapes", ()), what, wanted):
+        if not isinstance(shape, Iterable) or isinstance(shape, str):
+            raise InputError(f"{what} {_shown(attributes['output_shapes'])}; it must be {wanted}")
+        shapes.append(tuple(_whole(size, f"{what} with a dimension of ") for size in shape))
+    return OpRecord(str(node), str(given.pop("type", "op")), output_shapes=shapes, **given)
+
+
+def _bytes(value: Any, node: Any, key: str, part: str) -> int:
+    return _whole(value, f"node '{node}' has {key} of '{part}' ")
+
+
+def _seconds(value: Any, node: Any, key: str, spec: str) -> float:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise InputError(f"node '{node}' has {key} {_shown(value)} on '{spec}'; it must be seconds")
     try:
-        shapes = [tuple(int(d) for d in shape) for shape in given.pop("output_shapes", ())]
-    except (TypeError, ValueError):
-        raise InputError(
-            f"node '{node}' has output_shapes {attributes['output_shapes']!r}; it must be a list of shapes, as [(8, 4)]"
-        ) from None
-    return OpRecord(str(node), given.pop("type", "op"), output_shapes=shapes, **given)
+        return float(value)
+    except OverflowError:  # an integer beyond the largest float
+        return math.inf
 
 
-def _tensors(graph: nx.DiGraph, node: Any) -> Iterable[tuple[Any, list[Any], bool]]:
+def _whole(value: Any, what: str) -> int:
+    """A size as an integer: also one that NumPy counted, or that is written as a float without a fraction."""
+    if not is_whole(value):
+        raise InputError(f"{what}{_shown(value)}; it must be a whole number from 0 to {2**63 - 1}")
+    return int(value)
+
+
+def _listed(value: Any, what: str, wanted: str) -> list[Any]:
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        raise InputError(f"{what} {_shown(value)}; it must be {wanted}")
+    try:
+        return list(value)
+    except TypeError:  # an array without dimensions says that it can be iterated
+        raise InputError(f"{what} {_shown(value)}; it must be {wanted}") from None
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, in at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _tensors(graph: nx.DiGraph, node: Any) -> Iterable[tuple[int, list[Any], bool]]:
     """Size, readers and residence of each tensor that a node makes."""
     attributes = graph.nodes[node]
     if "tensors" in attributes:
-        listed = [t if isinstance(t, Mapping) else {"bytes": t} for t in attributes["tensors"]]
+        listed = [
+            t if isinstance(t, Mapping) else {"bytes": t}
+            for t in _listed(attributes["tensors"], f"node '{node}' has tensors", "a list of sizes")
+        ]
         readers: list[list[Any]] = [[] for _ in listed]
         for reader, edge in graph[node].items():
             for number in _read_positions(node, reader, edge, len(listed)):
                 readers[number].append(reader)
         for tensor, reading in zip(listed, readers, strict=True):
+            resident = tensor.get("resident", False)
             if "bytes" not in tensor or not set(tensor) <= {"bytes", "resident"}:
                 raise InputError(
-                    f"node '{node}' has a tensor {dict(tensor)}; it must hold bytes, and may hold resident"
+                    f"node '{node}' has a tensor {_shown(dict(tensor))}; it must hold bytes, and may hold resident"
                 )
-            yield tensor["bytes"], reading, bool(tensor.get("resident", False))
+            if not isinstance(resident, bool | np.bool_):
+                raise InputError(
+                    f"node '{node}' has a tensor with resident {_shown(resident)}; it must be True or False"
+                )
+            yield _whole(tensor["bytes"], f"node '{node}' has a tensor of bytes "), reading, bool(resident)
         return
-    by_size: dict[Any, list[Any]] = {}
+    by_size: dict[int, list[Any]] = {}
+    usual = _whole(attributes.get("output_bytes", 0), f"node '{node}' has output_bytes ")
     if "output_bytes" in attributes:
-        by_size[attributes["output_bytes"]] = []
+        by_size[usual] = []
     for reader, edge in graph[node].items():
         _check_edge(node, reader, edge, ("bytes",))
-        by_size.setdefault(edge.get("bytes", attributes.get("output_bytes", 0)), []).append(reader)
+        size = _whole(edge["bytes"], f"edge '{node}' -> '{reader}' has bytes ") if "bytes" in edge else usual
+        by_size.setdefault(size, []).append(reader)
     for size, reading in by_size.items():
         yield size, reading, False
 
 
 def _read_positions(node: Any, reader: Any, edge: Mapping[str, Any], count: int) -> list[int]:
     _check_edge(node, reader, edge, ("tensors",))
-    positions = list(edge.get("tensors", (0,)))
+    what = f"edge '{node}' -> '{reader}' reads tensor"
+    positions = _listed(edge.get("tensors", (0,)), f"{what}s", "a list of positions in the node's tensors")
     for number in positions:
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
-            raise InputError(
-                f"edge '{node}' -> '{reader}' reads tensor {number!r}, but node '{node}' makes {count}, counted from 0"
-            )
-    return positions
+        if not is_whole(number) or number >= count:
+            raise InputError(f"{what} {_shown(number)}, but node '{node}' makes {count}, counted from 0")
+    return [int(number) for number in positions]
 
 
 def _check_edge(node: Any, reader: Any, edge: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -34,7 +34,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -42,11 +41,14 @@ import yaml
 
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from graphs.errors import InputError, unknown_name
+from graphs.reading import read_file
 
 CLUSTER_FILE_SUFFIXES = (".yaml", ".yml")
 """How the name of a cluster file ends."""
 
 _MOST_DEVICES = 1024
+_MOST_BYTES = 2**22
+_MOST_MERGED = 10_000
 _REMEDY = "correct it there, or begin with a copy of the example in docs/guide/clusters.md"
 
 
@@ -88,6 +90,21 @@ class _ClusterRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     source: str = ""
 
 
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML's safe loader, with a bound on merge keys: a few lines of them can stand for more than memory holds."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._merged = 0
+
+    def flatten_mapping(self, node: Any) -> None:
+        before = len(node.value)
+        super().flatten_mapping(node)
+        self._merged += max(len(node.value) - before, 0)
+        if self._merged > _MOST_MERGED:
+            raise yaml.constructor.ConstructorError(None, None, "its merge keys stand for too much", node.start_mark)
+
+
 def load_cluster_file(path: str | os.PathLike[str], specs: Mapping[str, DeviceSpec]) -> Cluster:
     """Read a cluster from a YAML file.
 
@@ -98,20 +115,22 @@ def load_cluster_file(path: str | os.PathLike[str], specs: Mapping[str, DeviceSp
     Raises:
         InputError: The file is missing, not YAML, or not a valid cluster; the message names the file and the field.
     """
+    data = read_file(path, "cluster file", most_bytes=_MOST_BYTES)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(f"cannot read cluster file '{path}': {reason}") from None
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise InputError(f"cannot read cluster file '{path}': it is not UTF-8 text; write it as such") from None
     return parse_cluster(text, specs, where=f"cluster file '{path}'")
 
 
 def parse_cluster(text: str, specs: Mapping[str, DeviceSpec], *, where: str = "cluster text") -> Cluster:
     """Read a cluster from YAML text; `where` begins the error messages. As `load_cluster_file` otherwise."""
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_Loader)  # a safe loader, which makes plain values only
     except yaml.MarkedYAMLError as error:
-        line = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        # What is missing at the end is found on a line that the text does not have.
+        last = len(text.splitlines())
+        line = f" at line {min(error.problem_mark.line + 1, last)}" if error.problem_mark else ""
         raise InputError(f"{where} is not YAML: {error.problem or 'it cannot be parsed'}{line}; {_REMEDY}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}; {_REMEDY}") from None

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from envs.measured import protocol
 from envs.measured.machine import RealDevice
 from graphs.errors import InputError
+from graphs.sources import PYTHON_PREFIX
 
 START_LIMIT_S = 600.0
 """Seconds that building and capturing the model may take."""
@@ -69,7 +70,7 @@ class MeasuringProcess:
             graph_sha256,
             [device.name for device in devices],
             np.ascontiguousarray(remaining_path_s, dtype=np.float64).tobytes(),
-            [os.getcwd() if path == "" else path for path in dict.fromkeys([*sys.path, ""])],
+            _import_path(source),
         )
         self._start_limit_s = start_limit_s
         self._lock = threading.Lock()
@@ -164,6 +165,12 @@ class MeasuringProcess:
             self._child = None
 
 
+def _import_path(source: str) -> list[str]:
+    """Where the process looks for modules: in the working directory only where the source is a function there."""
+    path = [*sys.path, ""] if source.startswith(PYTHON_PREFIX) else sys.path
+    return [os.getcwd() if entry == "" else entry for entry in dict.fromkeys(path)]
+
+
 class _Child:
     """A running process and the pipes to it."""
 
@@ -174,7 +181,7 @@ class _Child:
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "envs.measured.child", str(request_read), str(reply_write)],
+            [sys.executable, "-P", "-m", "envs.measured.child", str(request_read), str(reply_write)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,

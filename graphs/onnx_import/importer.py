@@ -25,7 +25,6 @@ executed, and weights that lie in files beside it are not read: their sizes are 
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
@@ -43,6 +42,7 @@ from graphs.onnx_import.inference import Type
 from graphs.onnx_import.to_graph import to_graph
 from graphs.onnx_import.values import Missing, Tensor, tensors_of
 from graphs.onnx_import.walk import MOST_EXPANDED, Walk
+from graphs.reading import is_missing, read_file
 
 SUFFIX = ".onnx"
 """How the name of an ONNX file ends."""
@@ -50,8 +50,8 @@ SUFFIX = ".onnx"
 INSTALL = "pip install 'device-placement[onnx]'"
 """What to run where the package is missing."""
 
-_LARGEST_FILE = 2**31 - 1
-"""Bytes that a message of protobuf may have; larger models keep their weights beside it."""
+_MOST_BYTES = 2**31
+"""What the format allows: weights beyond that lie in other files, which are not read."""
 
 _STRIPPED_ELEMENTS = 1024
 """Elements from which an initializer's values are dropped: only small ones are looked at."""
@@ -99,16 +99,9 @@ def _read(path: Path) -> Any:
     except ModuleNotFoundError as error:
         raise InputError(f"reading it needs the package '{error.name}'; install it with: {INSTALL}") from error
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError("it is not a regular file; give a file")
-        if status.st_size > _LARGEST_FILE:
-            raise InputError("it is larger than 2 GiB, which no ONNX file is; keep its weights in a file beside it")
-        proto = onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise InputError("it does not exist; check the path") from error
-    except OSError as error:
-        raise InputError(f"it cannot be read ({error.strerror}); give a file that may be read") from error
+        proto = onnx.load_model_from_string(read_file(path, "the file", most_bytes=_MOST_BYTES))
+    except InputError as error:
+        raise InputError("it does not exist; check the path" if is_missing(error) else str(error)) from error
     except DecodeError as error:
         raise InputError("it is not an ONNX model, or was cut short; export or copy it again") from error
     if not proto.graph.node:

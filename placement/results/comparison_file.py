@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
+from graphs.reading import decode_json, exists, read_file
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Granularity, SearchOptions, StartAt
 from placement.results.comparison import Comparison, Row
+from placement.results.placement_file import Size
 
 _REMEDY = "start anew with --restart, or give another file"
 
@@ -26,10 +28,10 @@ class RowRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     placer: str
     step_time_s: float | None
     feasible: bool
-    peak_memory_bytes: dict[str, int] | None
+    peak_memory_bytes: dict[str, Size] | None
     busy_share: dict[str, float] | None
     search_s: float
-    evaluations: int
+    evaluations: Size
     note: str
 
 
@@ -59,14 +61,17 @@ class ComparisonRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     cluster: str
     cluster_sha256: str
     schedule: str
-    groups: int
-    seed: int
+    groups: Size
+    seed: Size
     time_limit_s: float | None
-    evaluations: int | None
+    evaluations: Size | None
     lower_bound_s: float
     rows: tuple[RowRecord, ...]
     granularity: Granularity = "group"
     start: StartAt = "heuristics"
+
+
+_RECORD = msgspec.json.Decoder(ComparisonRecord)
 
 
 def make_record(comparison: Comparison) -> ComparisonRecord:
@@ -132,10 +137,8 @@ def read_record(path: Path, *, remedy: str = _REMEDY) -> ComparisonRecord:
         InputError: It cannot be read or is not one.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=ComparisonRecord)
-    except OSError as error:
-        raise InputError(f"cannot read comparison '{path}': {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return decode_json(read_file(path, "comparison"), _RECORD)
+    except msgspec.DecodeError as error:
         raise InputError(f"'{path}' is not a comparison ({error}); {remedy}") from error
 
 
@@ -147,7 +150,7 @@ def read_finished(
     Raises:
         InputError: The file is no comparison, or one with other settings; the message says which.
     """
-    if not path.exists():
+    if not exists(path):
         return ()
     return finished_rows(read_record(path), path, problem, seed=seed, budget=budget, options=options)
 

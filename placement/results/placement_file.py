@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -19,9 +19,13 @@ from envs.problem import PlacementProblem
 from graphs.computation_graph import DEVICE_KINDS, ComputationGraph
 from graphs.errors import InputError
 from graphs.files import write_atomically
+from graphs.reading import decode_json, read_file
 
 FORMAT: Final = "device-placement"
 VERSION: Final = 1
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""What fits an array of int64."""
 
 _REMEDY = "copy it again from where it was written, or write a new one with 'placement train'"
 
@@ -31,7 +35,7 @@ class GraphReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     sha256: str
-    num_ops: int
+    num_ops: Size
 
 
 class ClusterReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +75,7 @@ class PlacementResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     schedule: str
     step_time_s: float
     feasible: bool
-    peak_memory_bytes: dict[str, int]
+    peak_memory_bytes: dict[str, Size]
     placer: PlacerReference
     ops: dict[str, str]
 
@@ -81,6 +85,10 @@ class _Header(msgspec.Struct):
 
     format: str = ""
     version: int = 0
+
+
+_HEADER = msgspec.json.Decoder(_Header)
+_RESULT = msgspec.json.Decoder(PlacementResult)
 
 
 def make_result(
@@ -138,12 +146,9 @@ def read_placement(path: str | Path) -> PlacementResult:
     Raises:
         InputError: The file cannot be read, is not a placement file, or contradicts itself.
     """
+    data = read_file(path, "placement file")
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read placement file '{path}': {error.strerror}") from error
-    try:
-        header = msgspec.json.decode(data, type=_Header)
+        header = decode_json(data, _HEADER)
         if header.format != FORMAT:
             raise InputError(f"'{path}' is not a placement file: its field format is not '{FORMAT}'; {_REMEDY}")
         if header.version != VERSION:
@@ -151,8 +156,8 @@ def read_placement(path: str | Path) -> PlacementResult:
                 f"placement file '{path}' has version {header.version}, but this program reads version {VERSION}; "
                 "write it again with this program, or use the program that wrote it"
             )
-        result = msgspec.json.decode(data, type=PlacementResult)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is a DecodeError
+        result = decode_json(data, _RESULT)
+    except msgspec.DecodeError as error:  # ValidationError is one
         raise InputError(f"'{path}' is not a valid placement file: {error}; {_REMEDY}") from error
     _check_consistent(path, result)
     return result

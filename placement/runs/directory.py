@@ -26,10 +26,13 @@ import msgspec
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from graphs.files import write_atomically
+from graphs.reading import decode_json, exists, read_file
 
 CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
 
 _LOCK = ".lock"
+
+_MOST_CONFIG_BYTES = 2**20
 
 _VERSIONS_OF = ("device-placement", "numba", "numpy", "torch")
 
@@ -64,6 +67,9 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     updates: int | None
     time_limit_s: float | None
     versions: dict[str, str]
+
+
+_DECODER = msgspec.json.Decoder(RunConfig)
 
 
 def make_run_config(
@@ -138,11 +144,11 @@ def check_free(run_dir: Path) -> None:
     Raises:
         InputError: There is a run in the directory already, or it cannot be made.
     """
-    if (run_dir / CONFIG).exists():
+    if exists(run_dir / CONFIG):
         raise InputError(
             f"'{run_dir}' holds a run already; continue it with --resume {run_dir}, or give another directory to --out"
         )
-    above = next((path for path in (run_dir, *run_dir.parents) if path.exists()), Path())
+    above = next((path for path in (run_dir, *run_dir.parents) if exists(path)), Path())
     if not above.is_dir():
         raise InputError(f"cannot make run directory '{run_dir}': '{above}' is a file; give another --out")
     if not os.access(above, os.W_OK):
@@ -157,12 +163,10 @@ def read_config(run_dir: Path) -> RunConfig:
     """
     path = run_dir / CONFIG
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunConfig)
-    except OSError as error:
-        raise InputError(
-            f"'{run_dir}' holds no run to resume: cannot read '{path}' ({error.strerror}); give a run's directory"
-        ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return decode_json(read_file(path, "run configuration", most_bytes=_MOST_CONFIG_BYTES), _DECODER)
+    except InputError as error:
+        raise InputError(f"'{run_dir}' holds no run to resume: {error}") from error
+    except msgspec.DecodeError as error:
         raise InputError(f"'{path}' is not a run's configuration: {error}") from error
 
 

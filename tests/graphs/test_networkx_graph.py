@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import networkx as nx
@@ -10,7 +12,7 @@ import pytest
 
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
 from graphs.errors import InputError
-from graphs.networkx_graph import from_networkx, to_networkx
+from graphs.networkx_graph import _NODE_ATTRIBUTES, from_networkx, to_networkx
 from graphs.synthetic import random_graph
 
 
@@ -78,6 +80,62 @@ def edited(**attributes: Any) -> nx.DiGraph:
     made = nx.DiGraph([("a", "b")])
     made.nodes["a"].update(attributes)
     return made
+
+
+def test_sizes_may_be_whole_floats_and_scalars_of_numpy() -> None:
+    def made(size: Callable[[int], Any], seconds: Callable[[float], Any]) -> ComputationGraph:
+        graph = nx.DiGraph([("a", "b", {"bytes": size(64)})], colocation=[["a", "b"]])
+        graph.nodes["a"].update(
+            flops=size(512),
+            bytes_accessed=size(96),
+            batch=size(4),
+            module_call=size(2),
+            resident_bytes={"parameter": size(32)},
+            output_shapes=[(size(4), size(8))],
+            time_s={"k80": seconds(0.5)},
+        )
+        graph.add_node("c", tensors=[size(8), {"bytes": size(16), "resident": np.True_}])
+        graph.add_edge("c", "b", tensors=[size(1)])
+        return from_networkx(graph)
+
+    plain = made(int, float)
+    for size, seconds in ((float, np.float32), (np.int64, np.float64), (np.uint16, np.float16), (np.float32, float)):
+        assert made(size, seconds).sha256 == plain.sha256
+    assert plain.flops.tolist() == [512, 0, 0]
+
+
+ODD = [None, True, -1, 1.5, math.nan, math.inf, 10**400, "4", b"4", [], [[]], {}, {1: 2}, {"k80": None}, {"a": 10**400}]
+ODD += [
+    np.array(3),
+    np.arange(3),
+    np.bool_(True),
+    np.float64(2.5),
+    object(),
+    {1, 2},
+    (1, "x"),
+    3 + 4j,
+    range(3),
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("attribute", [*_NODE_ATTRIBUTES, "edge bytes", "edge tensors", "colocation", "name"])
+def test_no_value_of_an_attribute_raises_anything_but_a_sentence(attribute: str) -> None:
+    for value in ODD:
+        graph = nx.DiGraph([("a", "b")])
+        if attribute.startswith("edge"):
+            graph.edges["a", "b"][attribute.removeprefix("edge ")] = value
+            graph.nodes["a"].update({"tensors": [4]} if attribute == "edge tensors" else {})
+        elif attribute in ("colocation", "name"):
+            graph.graph[attribute] = value
+        else:
+            graph.nodes["a"][attribute] = value
+        try:
+            made = from_networkx(graph)
+        except InputError as error:
+            assert len(str(error)) < 400  # noqa: PT017
+        else:
+            assert made.num_ops == 2
 
 
 @pytest.mark.parametrize(
