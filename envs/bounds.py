@@ -94,9 +94,8 @@ def upper_bound_s(problem: PlacementProblem) -> float:
     slowest = np.where(problem.allowed[problem.groups.group_of_op], problem.op_time_s.T, 0.0).max(axis=1)
     graph, group = problem.graph, problem.groups.group_of_op
     elsewhere = group[graph.consumers] != group[graph.edge_producer]
-    reader = np.stack([graph.edge_tensor[elsewhere], group[graph.consumers[elsewhere]]])
-    tensors = np.unique(reader, axis=1)[0] if elsewhere.any() else np.zeros(0, dtype=np.int64)
-    copies = np.bincount(tensors, minlength=graph.num_tensors)
+    reader = graph.edge_tensor[elsewhere].astype(np.int64) * problem.num_groups + group[graph.consumers[elsewhere]]
+    copies = np.bincount(np.unique(reader) // problem.num_groups, minlength=graph.num_tensors)
     copies = np.minimum(copies, problem.num_devices - 1)
     latency, per_byte = _transfers(problem)
     apart = ~np.eye(problem.num_devices, dtype=np.bool_)

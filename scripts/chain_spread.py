@@ -28,9 +28,9 @@ from envs.problem import PlacementProblem
 from envs.simulator.workspace import available_cores
 from graphs.errors import InputError
 from placement.api import make_problem
-from placement.learning.reinforce import charged_s
+from placement.move_search.chain import MoveConfig
 from placement.move_search.plan import make_plan
-from placement.move_search.search import MoveConfig, MoveSearch
+from placement.move_search.search import MoveSearch
 from placement.placers.random import draw
 from scripts.benchmark_learning import split_cell, whole
 
@@ -76,8 +76,8 @@ def _go(problem: PlacementProblem, evaluations: int, seed: int, by_types: bool) 
     """Let one chain go; what its best placement costs at the end of each stage, by the stage."""
     search = MoveSearch(problem, config=MoveConfig(chains=1), seed=seed)
     placement = draw(problem.allowed, 1, np.random.default_rng([seed, 4]))
-    cost_s = charged_s(problem.evaluate(placement), problem.cluster.memory_bytes, failing_signal_s=0.0)
-    search.offer(problem.to_ops(placement[0]).astype(np.int32), float(cost_s[0]))
+    search.offer_best_of(placement, problem.evaluate(placement))
+    start_s = search.best_cost_s
     search.expect(evaluations)
     if by_types:
         search.plan = make_plan(problem, finest="ops", evaluations=evaluations, by_types=True)
@@ -97,7 +97,7 @@ def _go(problem: PlacementProblem, evaluations: int, seed: int, by_types: bool) 
             if search.evaluations == done:  # nothing can move
                 break
             costs_s[search.plan.cycle_at(progress, 0).stage] = search.best_cost_s
-    ends, last_s = {}, float(cost_s[0])
+    ends, last_s = {}, start_s
     for cycle in search.plan.rounds[0]:  # a stage that so few evaluations skipped ends as the one before it
         ends[cycle.stage] = last_s = costs_s.get(cycle.stage, last_s)
     return ends

@@ -8,8 +8,6 @@ Letters: ``B`` samples, ``G`` groups, ``D`` devices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,7 +20,6 @@ from placement.learning.policy import Encoded, Seq2SeqPolicy, chosen_log_probabi
 from placement.learning.reinforce import (
     ReinforceConfig,
     advantage,
-    charged_s,
     clip_gradient,
     failing_signal_s,
     leave_one_out,
@@ -30,6 +27,7 @@ from placement.learning.reinforce import (
     reinforce_loss,
     reward_of,
 )
+from placement.placers.best import INFEASIBLE_RATIO, BestKnown
 
 IntArray = NDArray[np.int64]
 
@@ -85,7 +83,12 @@ class Learner:
         return advice
 
     def learn(
-        self, encoded: Encoded, sampled: Tensor, evaluation: Evaluation, elite: Sequence[IntArray], updates: int
+        self,
+        encoded: Encoded,
+        sampled: Tensor,
+        evaluation: Evaluation,
+        known: BestKnown,
+        updates: int,
     ) -> dict[str, float]:
         """Make one step of Adam.
 
@@ -93,15 +96,15 @@ class Learner:
             encoded: What the samples were drawn with.
             sampled: ``int64[B, G]``.
             evaluation: Of the samples.
-            elite: The best placements so far, ``int64[G]`` each; their likelihood is raised, too.
+            known: The best so far: samples that do not fit are charged more than it takes, and the likelihood of its
+                elite is raised, too.
             updates: How many steps were made before.
 
         Returns:
             Loss, entropy and so on: the learning's own fields of `placement.learning.stats.UpdateStats`.
         """
         config = self.config
-        charged = charged_s(evaluation, self.problem.cluster.memory_bytes, failing_signal_s=self._failing_s)
-        rewards = reward_of(charged, config.reward)
+        rewards = reward_of(self._charged_s(evaluation, known), config.reward)
         if config.baseline == "leave_one_out":
             baseline: NDArray[np.float64] | float = leave_one_out(rewards)
         else:
@@ -111,6 +114,7 @@ class Learner:
         advantages = advantage(rewards, baseline, normalise=config.normalise_advantage)
         if 0 < config.feasible_only_after <= updates:
             advantages = np.where(evaluation.feasible, advantages, 0.0)
+        elite = [placement for _, placement in known.elite]
         imitating = updates < config.imitation_updates and len(elite) > 0
         if imitating:
             advantages = np.zeros_like(advantages)
@@ -139,3 +143,11 @@ class Learner:
             "grad_norm": norm,
             "baseline": float(np.mean(baseline)),
         }
+
+    def _charged_s(self, evaluation: Evaluation, known: BestKnown) -> NDArray[np.float64]:
+        """``float64[B]``: what the samples are charged: by the paper's failing signal where there is one."""
+        if self._failing_s == 0.0:
+            return known.charged_s(evaluation)
+        # It is a constant, unless a step that was measured takes longer than the simulator thinks any can.
+        slower_s = known.step_time_s if np.isfinite(known.step_time_s) else 0.0
+        return evaluation.cost_s(max(self._failing_s, INFEASIBLE_RATIO * slower_s))

@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.bounds import upper_bound_s
-from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from placement.placers.best import overflow_share
 
 REWARDS = ("sqrt", "log")
 BASELINES = ("moving_average", "leave_one_out")
@@ -49,8 +47,9 @@ class ReinforceConfig:
         baseline_decay: Of the moving average.
         normalise_advantage: Divide advantages by their standard deviation over the batch.
         failing_ratio: The failing signal, the step time that an infeasible placement is charged, over the time of all
-            groups one after the other on the slowest device; where it is 0, a placement is charged its own time without
-            a memory limit, made worse by the share of memory that it exceeds.
+            groups one after the other on the slowest device, and no less than any step can take; where it is 0, it is
+            charged more than the best feasible step, by the memory that each device lacks
+            (`placement.placers.best.charged_s`).
         feasible_only_after: After this many updates infeasible samples are not learned from; 0 always learns from them.
         warm_start: Evaluate the heuristic placers first, and learn from the best of them.
         imitation_updates: Updates at the start that only imitate the elite.
@@ -195,19 +194,6 @@ def failing_signal_s(problem: PlacementProblem, ratio: float) -> float:
     if ratio == 0:
         return 0.0
     return max(ratio * float(problem.group_time_s.sum(axis=0).max()), upper_bound_s(problem))
-
-
-def charged_s(evaluation: Evaluation, memory_bytes: NDArray[np.int64], *, failing_signal_s: float) -> FloatArray:
-    """``float64[B]``: the step time that each placement is charged.
-
-    A feasible one is charged its step time. An infeasible one is charged the failing signal (the paper's rule) or,
-    where that is 0, its time without a memory limit times ``1.5 + 10 * overflow_share``: graded, so that among
-    placements that all fail, those that nearly fit are preferred.
-    """
-    if failing_signal_s > 0:
-        return evaluation.cost_s(failing_signal_s)
-    graded = evaluation.step_time_s * (1.5 + 10.0 * overflow_share(evaluation, memory_bytes))
-    return np.where(evaluation.feasible, evaluation.step_time_s, graded)
 
 
 def reward_of(charged: FloatArray, reward: str) -> FloatArray:

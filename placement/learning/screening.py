@@ -26,14 +26,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.evaluators import Evaluation, Simulated
+from envs.evaluators import Simulated
 from envs.problem import PlacementProblem
 from envs.simulator.input import make_input
-from placement.learning.reinforce import ReinforceConfig, charged_s
+from placement.learning.reinforce import ReinforceConfig
 from placement.learning.warm_start import heuristic_start
+from placement.move_search.chain import MoveConfig
 from placement.move_search.plan import Cycle
-from placement.move_search.search import MoveConfig, MoveSearch
-from placement.placers.best import as_groups
+from placement.move_search.search import MoveSearch
+from placement.placers.best import BestKnown, as_groups, ranked
 
 MOST_EVALUATIONS = 2000
 """Where the budget is larger, the evaluator itself is searched: by then it is worth more than a model."""
@@ -117,9 +118,6 @@ class Screening:
 
     Attributes:
         evaluations: Placements evaluated so far.
-        best_ops: ``int32[N]``, the best of them; of those that do not fit the nearest to fitting, where none does.
-        best_cost_s: What it is charged (`placement.learning.reinforce.charged_s`).
-        best_s: Its step time, infinite where it does not fit.
         modelled: Steps of the model so far.
     """
 
@@ -138,16 +136,24 @@ class Screening:
         self.most_evaluations = evaluations
         self.seed = seed
         self.evaluations = 0
-        self.best_ops: Ops | None = None
-        self.best_cost_s = math.inf
-        self.best_s = math.inf
         self.modelled = 0
         self._rng = np.random.default_rng([seed, 2])
+        self._best = BestKnown(problem)
         self._known: set[bytes] = set()
         self._on_evaluated = on_evaluated
         self._should_stop = should_stop
         self._learned: list[dict[str, object]] = []
         self.model = model_of(problem, config.screen_noise, self._rng)
+
+    @property
+    def best_ops(self) -> Ops | None:
+        """``int32[N]``, the best of what was evaluated; where none fits, what lacks least memory."""
+        return None if self._best.placement is None else self._best.placement.astype(np.int32)
+
+    @property
+    def best_s(self) -> float:
+        """Its step time, infinite where it does not fit."""
+        return self._best.step_time_s
 
     @property
     def best_placement(self) -> NDArray[np.int64] | None:
@@ -195,7 +201,7 @@ class Screening:
         """Cool once on the model, from the best placement; ``int32[B, N]``, where the chains were in the cold part."""
         assert self.best_ops is not None
         search = self._search(number)
-        search.offer(self.best_ops, float(self._charged_s(self.model.evaluate_ops(self.best_ops[None]))[0]))
+        search.offer_best_of(self.best_ops[None], self.model.evaluate_ops(self.best_ops[None]))
         share = min(OPS_A_STEP / self.model.graph.num_ops, 1.0) * (self.most_evaluations / 100) ** 0.25
         steps = max(int(STEPS_A_ROUND * share) * self.config.search_survivors, LEAST_STEPS)
         looks = math.ceil(count / self.config.search_survivors)
@@ -229,9 +235,6 @@ class Screening:
             if search.evaluations == before:  # nothing can move
                 break
 
-    def _charged_s(self, evaluation: Evaluation) -> NDArray[np.float64]:
-        return charged_s(evaluation, self.problem.cluster.memory_bytes, failing_signal_s=0.0)
-
     def _ranked(self, placements: NDArray[np.int32]) -> NDArray[np.int32]:
         """Those of ``int32[B, N]`` that were not evaluated yet, the best by the model first."""
         new = {row.tobytes(): row for row in placements if row.tobytes() not in self._known}
@@ -239,7 +242,7 @@ class Screening:
             return placements[:0]
         rows = np.stack(list(new.values()))
         evaluation = self.model.evaluate_ops(rows)
-        return rows[np.lexsort((self._charged_s(evaluation), ~evaluation.feasible))]
+        return rows[ranked(evaluation, self.model.cluster.memory_bytes)]
 
     def _evaluate(self, placements: Iterable[Ops]) -> None:
         """Evaluate as many as the budget allows, count them, and keep the best."""
@@ -247,13 +250,9 @@ class Screening:
         if not rows:
             return
         evaluation = self.problem.evaluate_ops(np.stack(rows))
-        costs_s = self._charged_s(evaluation)
         self.evaluations += len(rows)
         self._known.update(row.tobytes() for row in rows)
-        best = int(np.lexsort((costs_s, ~evaluation.feasible))[0])
-        time_s = float(evaluation.cost_s()[best])
-        if (time_s, costs_s[best]) < (self.best_s, self.best_cost_s):  # what fits goes before all that does not
-            self.best_ops, self.best_s, self.best_cost_s = rows[best].copy(), time_s, float(costs_s[best])
+        self._best.keep(np.stack(rows), evaluation)
         if self._on_evaluated is not None:
             self._on_evaluated(self)
 

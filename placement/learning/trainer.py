@@ -18,12 +18,13 @@ from graphs.errors import InputError
 from placement.learning.clock import Clock, EvaluationsClock, SecondsClock, UpdatesClock
 from placement.learning.learner import Learner
 from placement.learning.policy import Encoded, Seq2SeqPolicy
-from placement.learning.reinforce import ReinforceConfig, charged_s
+from placement.learning.reinforce import ReinforceConfig
 from placement.learning.state import State
 from placement.learning.stats import UpdateStats
 from placement.learning.threads import deferred_interrupt, one_torch_thread
 from placement.learning.warm_start import Start, heuristic_start
-from placement.move_search.search import MoveConfig, MoveSearch
+from placement.move_search.chain import MoveConfig
+from placement.move_search.search import MoveSearch
 from placement.placers.best import BestKnown, as_groups, nearest_groups
 
 OPS_AN_UPDATE = 32_000_000
@@ -275,8 +276,9 @@ class Trainer:
         try:
             evaluation = self._evaluate(sampled.numpy())
             with self._timed("learn"):
-                elite = [placement for _, placement in self._known.elite]
-                numbers = self._learner.learn(encoded, sampled[1:], _without_first(evaluation), elite, self.updates)
+                numbers = self._learner.learn(
+                    encoded, sampled[1:], _without_first(evaluation), self._known, self.updates
+                )
             self._policy_s = time.perf_counter() - began
             self._policy_in_run_s += self._policy_s
         finally:
@@ -385,9 +387,7 @@ class Trainer:
                 evaluation = self.problem.evaluate(placements)
             self.evaluations += len(placements)
             self._known.keep(placements, evaluation)
-            charged = charged_s(evaluation, self.problem.cluster.memory_bytes, failing_signal_s=0.0)
-            best = int(np.argmin(charged))
-            self._search.offer(self.problem.groups.to_ops(placements[best]), float(charged[best]))
+            self._search.offer_best_of(placements, evaluation)
         if len(placements) < wanted:
             raise _BudgetSpentError
         return evaluation

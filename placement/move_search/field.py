@@ -35,7 +35,6 @@ class Field(NamedTuple):
     input_tensors: NDArray[np.int32]
     producer: NDArray[np.int32]  # [T]
     memory_bytes: NDArray[np.int64]  # [D]
-    total_memory_bytes: float
 
     @property
     def num_movable(self) -> int:
@@ -92,7 +91,6 @@ def make_field(problem: PlacementProblem, units: Groups) -> Field:
         input_tensors=np.array(input_tensors, dtype=np.int32),
         producer=np.array(graph.tensor_producer, dtype=np.int32),
         memory_bytes=np.array(cluster.memory_bytes, dtype=np.int64),
-        total_memory_bytes=float(max(int(cluster.memory_bytes.sum()), 1)),
     )
 
 

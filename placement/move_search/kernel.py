@@ -18,6 +18,8 @@ from numba.extending import overload
 
 from envs.simulator import choosing_kernel, in_order
 from envs.simulator.choosing_kernel import compiled, inlined
+from placement.placers import best
+from placement.placers.best import INFEASIBLE_RATIO
 
 CRITICAL, TRANSFER, WAITED, DELAYED, AFFINITY, LOAD, SLOWER, ALIKE, APART, REJECTED, POLICY = range(11)
 """Features of moving a unit to a device, see `_features`."""
@@ -32,10 +34,13 @@ NUM_KINDS = 8
 _LEAST_LENGTH = np.array([1, 2, 5, 17, 1, 1, 1, 2])
 _MOST_LENGTH = np.array([1, 4, 16, 64, 64, 1, 16, 16])
 
-STEP, COST, BEST, BASELINE, LEARNING_RATE, KIND_RATE, UNIFORM_SHARE = range(7)
-"""What `Chain.scalars` holds: step time and cost of the chain's placement and cost of the best it met, in seconds; the
+(
+    STEP, MISSING, COST, BEST_STEP, BEST_MISSING, BEST, REFERENCE, BASELINE, LEARNING_RATE, KIND_RATE, UNIFORM_SHARE,
+) = range(11)  # fmt: skip
+"""What `Chain.scalars` holds: step time in seconds, missing memory (`placement.placers.best.missing_share`) and cost in
+seconds of the chain's placement; the same of the best it met; what costs are charged by in this call, in seconds; the
 running mean of the rewards; learning rates of the weights and of the kinds; the share of moves drawn uniformly."""
-NUM_SCALARS = 7
+NUM_SCALARS = 11
 
 EVALUATIONS, ACCEPTED, TRACED = range(3)
 """What `Chain.counts` holds: simulations and accepted moves so far; and one of the following."""
@@ -298,12 +303,18 @@ def _simulate_compiled(work, op_device, bounds_s, step_time_s, peak):
 
 
 @inlined
-def _charged_s(step_s, peak, memory_bytes, total_memory_bytes):
-    """The step time, or for what does not fit more than that, by the bytes missing."""
+def _missing_share(peak, memory_bytes):
+    """As `placement.placers.best.missing_share`, of one placement that is everywhere where it may be."""
     missing = 0.0
     for d in range(len(memory_bytes)):
-        missing += max(peak[d] - memory_bytes[d], 0)
-    return step_s if missing == 0.0 else step_s * (1.5 + 10.0 * missing / total_memory_bytes)
+        missing += max(peak[d] - memory_bytes[d], 0) / max(memory_bytes[d], 1)
+    return missing
+
+
+@inlined
+def _charged_s(step_s, missing, reference_s):
+    """As `placement.placers.best.charged_s`."""
+    return step_s if missing == 0.0 else max(step_s, reference_s) * (INFEASIBLE_RATIO + missing)
 
 
 @compiled
@@ -338,8 +349,8 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
     """Compile the walk.
 
     Args:
-        simulator_code: What the simulator was compiled from. It is part of the key of numba's cache, which would not
-            notice by itself that a function in another file has changed.
+        simulator_code: What the simulator and the charge were compiled from. It is part of the key of numba's cache,
+            which would not notice by itself that a function in another file has changed.
     """
 
     def walk(work, field, chain, traced, moves, temperature_s):
@@ -350,6 +361,10 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
         count_active, still, accepted = -1, 0, 0
         # What is known of the placement may be some moves old. A block of moves begins with what is true.
         counts[TRACED] = min(counts[TRACED], RESTORED)
+        # A better feasible step may be known by now than when the chain walked before.
+        reference_s = scalars[REFERENCE]
+        scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
+        scalars[BEST] = _charged_s(scalars[BEST_STEP], scalars[BEST_MISSING], reference_s)
         # Added up anew, so that rounding does not depend on how long the chain has walked.
         chain.busy_s[:] = 0.0
         for u in range(units):
@@ -361,7 +376,8 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
                 counts[EVALUATIONS] += counts[TRACED] == UNKNOWN
                 counts[TRACED] = SIMULATED
                 scalars[STEP] = step_time_s[0]
-                scalars[COST] = _charged_s(step_time_s[0], chain.peak[0], field.memory_bytes, field.total_memory_bytes)
+                scalars[MISSING] = _missing_share(chain.peak[0], field.memory_bytes)
+                scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
             if counts[TRACED] == SIMULATED:
                 # The workspace still holds the trace of the placement that was accepted last.
                 _trace_back(
@@ -423,7 +439,8 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
             chain.bounds_s[0] = limit_s
             _simulate(work, chain.op_device, chain.bounds_s, step_time_s, chain.peak)
             counts[EVALUATIONS] += 1
-            cost_s = _charged_s(step_time_s[0], chain.peak[0], field.memory_bytes, field.total_memory_bytes)
+            missing = _missing_share(chain.peak[0], field.memory_bytes)
+            cost_s = _charged_s(step_time_s[0], missing, reference_s)
             reward = 0.0
             if cost_s <= limit_s:
                 reward = min(max((scalars[COST] - cost_s) / temperature_s, -1.0), 1.0)
@@ -431,12 +448,12 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
                 accepted += 1
                 if accepted > count_active // _ACTIVE_AN_ACCEPTANCE:
                     counts[TRACED] = SIMULATED
-                scalars[STEP], scalars[COST] = step_time_s[0], cost_s
+                scalars[STEP], scalars[MISSING], scalars[COST] = step_time_s[0], missing, cost_s
                 for i in range(count):
                     for d in range(devices):
                         chain.rejected[chain.moved[i], d] *= np.float32(0.5)
                 if cost_s < scalars[BEST]:
-                    scalars[BEST] = cost_s
+                    scalars[BEST_STEP], scalars[BEST_MISSING], scalars[BEST] = step_time_s[0], missing, cost_s
                     for i in range(len(chain.best_ops)):
                         chain.best_ops[i] = chain.op_device[0, i]
             else:
@@ -462,11 +479,11 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
     return compiled(walk)
 
 
-def _code_of_simulators() -> str:
+def _code_compiled_in() -> str:
     digest = hashlib.sha256()
-    for module in (choosing_kernel, in_order):
+    for module in (choosing_kernel, in_order, best):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 
 
-walk = _make_walk(_code_of_simulators())
+walk = _make_walk(_code_compiled_in())

@@ -24,24 +24,24 @@ Letters: ``N`` ops, ``U`` units, ``G`` groups, ``D`` devices, ``T`` tensors, ``F
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import astuple, dataclass
+from functools import cached_property
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
-from envs.simulator.workspace import available_cores, make_workspace
+from envs.simulator.workspace import available_cores
 from placement.move_search import kernel
+from placement.move_search.chain import Found, MoveConfig, Ops, Walker
 from placement.move_search.field import Field, make_field
 from placement.move_search.plan import Cycle, Plan, goes_by_types, make_plan, rounds_within, units_of
+from placement.placers.best import LEAST_REFERENCE_S, missing_share, ranked, step_limit_s
 from placement.placers.random import draw
-
-FIRST_WEIGHTS = np.array([1.0, 1.0, 0.7, 0.7, 0.7, 0.7, -0.7, 1.5, -0.5, -0.7, 0.0])
-"""Weights of the features at first, set by hand; learning moves them (docs/concepts/learner.md)."""
 
 SHARE_OF_A_STEP = 0.6
 """What a move takes of the time of a whole simulated step, about: the simulator stops where it is proven too slow."""
@@ -58,180 +58,6 @@ SCATTERED_FROM = 0.5
 OPS_A_BLOCK = 500_000
 """Ops that are simulated, at most, between two looks at the clock."""
 
-Ops = NDArray[np.int32]
-
-
-class Chain(NamedTuple):
-    """All that changes as a chain walks; the compiled walk reads and writes it."""
-
-    placed: NDArray[np.int64]  # [U]
-    op_device: Ops  # [1, N]
-    best_ops: Ops  # [N]
-    busy_s: NDArray[np.float64]  # [D]
-    weights: NDArray[np.float64]  # [F]
-    kinds: NDArray[np.float64]  # [K], logits
-    kind_share: NDArray[np.float64]  # [K]
-    rejected: NDArray[np.float32]  # [U, D], moves there that were rejected; halved when the unit moves
-    log_probability: NDArray[np.float32]  # [U, D], the policy's
-    scalars: NDArray[np.float64]
-    counts: NDArray[np.int64]
-    rng: NDArray[np.uint64]  # [1]
-    active: NDArray[np.int64]  # [U], units worth moving
-    shares: NDArray[np.float64]  # [U * D]
-    expected: NDArray[np.float64]  # [F]
-    x: NDArray[np.float64]  # [D, F]
-    near_on_s: NDArray[np.float64]  # [D]
-    moved: NDArray[np.int64]  # [U]
-    kept: NDArray[np.int64]  # [U]
-    critical_s: NDArray[np.float64]  # [U]
-    transfer_s: NDArray[np.float64]  # [U, D]
-    waited_s: NDArray[np.float64]  # [U]
-    delayed_s: NDArray[np.float64]  # [U]
-    step_time_s: NDArray[np.float64]  # [1]
-    bounds_s: NDArray[np.float64]  # [1]
-    peak: NDArray[np.int64]  # [1, D]
-    arrival_s: NDArray[np.float64]  # [T * D]
-    bucket: NDArray[np.int32]  # [N]
-    next_in_bucket: NDArray[np.int32]  # [N]
-
-
-class _Traced(NamedTuple):
-    """Views of a simulator's workspace: when ops and transfers of its last step ended."""
-
-    start_s: NDArray[np.float64]
-    end_s: NDArray[np.float64]
-    sent_tensor: NDArray[np.uint32]
-    sent_to: NDArray[np.uint32]
-    sent_end_s: NDArray[np.float64]
-    num_sent: NDArray[np.uint32]
-
-
-@dataclass(frozen=True)
-class MoveConfig:
-    """How the chains go about it.
-
-    Attributes:
-        chains: How many begin, each on a core of its own where there are so many.
-        survivors: Of these, how many go on after `THIN_OUT_AT` of a round; None for all.
-        learning_rate: Of the features' weights; 0 keeps those that were set by hand.
-        kind_rate: Of the kinds of move; 0 keeps all equally likely.
-        uniform_share: Share of the moves whose unit and device are drawn uniformly, and for half of which the kind is,
-            too; 1 leaves learning out.
-        finest: Last stage: ``"groups"`` moves groups only, ``"ops"`` what the graph's constraints allow.
-    """
-
-    chains: int = 2
-    survivors: int | None = None
-    learning_rate: float = 0.1
-    kind_rate: float = 0.02
-    uniform_share: float = 0.5
-    finest: str = "ops"
-
-
-class _Walker:
-    """One chain with its simulator."""
-
-    def __init__(self, problem: PlacementProblem, config: MoveConfig, seed: Sequence[int]) -> None:
-        self.problem = problem
-        self._work, traced = make_workspace(problem.simulator_input)
-        self._traced = _Traced(*traced)
-        self.weights = FIRST_WEIGHTS.copy()
-        self.kinds = np.zeros(kernel.NUM_KINDS)
-        self.scalars = np.zeros(kernel.NUM_SCALARS)
-        self.scalars[kernel.BEST] = np.inf
-        self.scalars[kernel.LEARNING_RATE] = config.learning_rate
-        self.scalars[kernel.KIND_RATE] = config.kind_rate
-        self.scalars[kernel.UNIFORM_SHARE] = config.uniform_share
-        self.counts = np.zeros(kernel.NUM_COUNTS, dtype=np.int64)
-        self.rng = np.random.default_rng(seed).integers(2**63, size=1).astype(np.uint64)
-        self.best_ops = np.zeros(problem.graph.num_ops, dtype=np.int32)
-        self.seconds = 0.0
-        self.cycle: Cycle | None = None
-        self.field: Field | None = None
-        self.chain: Chain | None = None
-
-    def begin(self, cycle: Cycle, field: Field, ops: Ops, log_probability: NDArray[np.float32] | None) -> None:
-        """Go on from a placement of ops, ``int32[N]``, by moves of a field's units."""
-        problem = self.problem
-        units, devices = field.allowed.shape
-        ops_in, tensors = problem.graph.num_ops, problem.graph.num_tensors
-        placed = field.from_ops(ops)
-        self.cycle, self.field = cycle, field
-        self.counts[kernel.TRACED] = kernel.UNKNOWN
-        self.chain = Chain(
-            placed=placed,
-            op_device=placed[field.unit_of_op][None].astype(np.int32),
-            best_ops=self.best_ops,
-            busy_s=np.bincount(placed, field.time_s[np.arange(units), placed], devices).astype(np.float64),
-            weights=self.weights,
-            kinds=self.kinds,
-            kind_share=np.zeros(kernel.NUM_KINDS),
-            rejected=np.zeros((units, devices), dtype=np.float32),
-            log_probability=np.zeros((units, devices), dtype=np.float32),
-            scalars=self.scalars,
-            counts=self.counts,
-            rng=self.rng,
-            active=np.zeros(units, dtype=np.int64),
-            shares=np.zeros(units * devices),
-            expected=np.zeros(kernel.NUM_FEATURES),
-            x=np.zeros((devices, kernel.NUM_FEATURES)),
-            near_on_s=np.zeros(devices),
-            moved=np.zeros(units, dtype=np.int64),
-            kept=np.zeros(units, dtype=np.int64),
-            critical_s=np.zeros(units),
-            transfer_s=np.zeros((units, devices)),
-            waited_s=np.zeros(units),
-            delayed_s=np.zeros(units),
-            step_time_s=np.zeros(1),
-            bounds_s=np.zeros(1),
-            peak=np.zeros((1, devices), dtype=np.int64),
-            arrival_s=np.zeros(tensors * devices),
-            bucket=np.zeros(ops_in, dtype=np.int32),
-            next_in_bucket=np.zeros(ops_in, dtype=np.int32),
-        )
-        self.advise(log_probability)
-
-    def advise(self, log_probability: NDArray[np.float32] | None) -> None:
-        """Take over the policy's log-probabilities of devices, ``float32[G, D]``."""
-        if log_probability is not None and self.chain is not None and self.field is not None:
-            self.chain.log_probability[:] = self.field.of_groups(log_probability)
-
-    def forget(self) -> None:
-        """Begin the next cycle where a round begins, whatever was met before; what was learned stays."""
-        self.cycle = None
-        self.scalars[kernel.BEST] = np.inf
-
-    def state(self) -> dict[str, Any]:
-        """All that later moves depend on."""
-        chain = self.chain
-        return {
-            "weights": self.weights.copy(),
-            "kinds": self.kinds.copy(),
-            "scalars": self.scalars.copy(),
-            "counts": self.counts.copy(),
-            "rng": str(self.rng[0]),  # 64 bits
-            "best_ops": self.best_ops.copy(),
-            "cycle": None if self.cycle is None else list(astuple(self.cycle)),
-            "ops": None if chain is None else chain.op_device[0].copy(),
-            "rejected": None if chain is None else chain.rejected.copy(),
-        }
-
-    def restore(self, state: Mapping[str, Any], field_of: Callable[[str], Field]) -> None:
-        """Go on from a `state`."""
-        for key in ("weights", "kinds", "scalars", "counts", "best_ops"):
-            getattr(self, key)[:] = state[key]
-        self.rng[0] = np.uint64(state["rng"])
-        if state["cycle"] is not None:
-            cycle = Cycle(*state["cycle"])
-            self.begin(cycle, field_of(cycle.stage), state["ops"], None)
-            assert self.chain is not None
-            self.chain.rejected[:] = state["rejected"]
-            self.counts[kernel.TRACED] = kernel.RESTORED
-
-    def walk(self, moves: int, temperature_s: float) -> None:
-        """Make some moves at a temperature."""
-        kernel.walk(self._work, self.field, self.chain, self._traced, moves, temperature_s)
-
 
 class MoveSearch:
     """The chains, from coarse to fine.
@@ -243,8 +69,7 @@ class MoveSearch:
 
     Attributes:
         evaluations: Placements simulated so far.
-        best_ops: ``int32[N]``, the best that any chain met, or was given; None before `offer`.
-        best_cost_s: What it is charged (`placement.learning.reinforce.charged_s`).
+        best: The best that any chain met, or was given; None before `offer`.
         plan: Of the first chain, which goes from coarse to fine once.
         plan_in_rounds: Of the others; the same where there is time for one round only.
         plan_by_types: Of chains from `FIRST_SCATTERED` on where these begin with types of op; None where they do not.
@@ -254,17 +79,31 @@ class MoveSearch:
         self.problem = problem
         self.config = config
         self.seed = seed
-        self.best_ops: Ops | None = None
-        self.best_cost_s = np.inf
-        self._walkers = [_Walker(problem, config, [seed, 1, i]) for i in range(config.chains)]
+        self.best: Found | None = None
+        self._walkers = [Walker(problem, config, [seed, 1, i]) for i in range(config.chains)]
         self._walking = list(range(config.chains))  # numbers of the chains that still walk
         self.plan = self.plan_in_rounds = make_plan(problem, finest=config.finest, evaluations=np.inf)
         self.plan_by_types: Plan | None = None
         self._scatters = True
         self._round = 0
-        self._home: tuple[Ops, float] | None = None  # where the first round began, and its cost
+        self._home: Found | None = None  # where the first round began
         self._fields: dict[str, Field] = {}
         self._lock = Lock()
+
+    @property
+    def best_ops(self) -> Ops | None:
+        """``int32[N]`` of `best`."""
+        return None if self.best is None else self.best.ops
+
+    @property
+    def best_cost_s(self) -> float:
+        """What `best` is charged; infinite before there is one."""
+        return np.inf if self.best is None else self.best.cost_s(self.reference_s)
+
+    @property
+    def reference_s(self) -> float:
+        """What is charged goes by this: the best feasible step, or what no step exceeds while none is known."""
+        return self._reference_s(self.best)
 
     @property
     def evaluations(self) -> int:
@@ -329,10 +168,24 @@ class MoveSearch:
         cores = min(available_cores(), self._survivors)
         self.expect(cores * limit_s / (SHARE_OF_A_STEP * took_s))
 
-    def offer(self, ops: Ops, cost_s: float) -> None:
-        """Tell of a placement of ops, ``int32[N]``, and its cost; cycles begin from the best that is known."""
-        if cost_s < self.best_cost_s:
-            self.best_ops, self.best_cost_s = ops.copy(), cost_s
+    def offer(self, ops: Ops, step_s: float, missing: float) -> None:
+        """Tell of a placement of ops; cycles begin from the best that is known.
+
+        Args:
+            ops: ``int32[N]``.
+            step_s: Its step time.
+            missing: The memory that it lacks, `placement.placers.best.missing_share`; 0 where it fits.
+        """
+        found = Found(ops, step_s, missing)
+        if self.best is None or found.beats(self.best):
+            self.best = found._replace(ops=ops.copy())
+
+    def offer_best_of(self, placements: NDArray[np.integer], evaluation: Evaluation) -> None:
+        """Tell of the best of some placements, ``int[B, G]`` or ``int[B, N]``, by what they came to."""
+        memory_bytes = self.problem.cluster.memory_bytes
+        row, missing = int(ranked(evaluation, memory_bytes)[0]), missing_share(evaluation, memory_bytes)
+        ops = self.problem.to_ops(placements[row])
+        self.offer(ops, float(evaluation.step_time_s[row]), float(missing[row]))
 
     def start(
         self,
@@ -354,10 +207,10 @@ class MoveSearch:
             executor: Runs the chains, one thread each.
             chains: How many of them walk; None for all.
         """
-        assert self.best_ops is not None, "a first placement must be offered"
-        first = self.best_ops, self.best_cost_s
+        assert self.best is not None, "a first placement must be offered"
+        first = self.best
         if self._home is None:
-            self._home = self.best_ops.copy(), self.best_cost_s
+            self._home = first
         for i in self._walking:
             self._walkers[i].advise(log_probability)
         return [
@@ -375,6 +228,8 @@ class MoveSearch:
 
         The first chain, where it has a plan of its own, walks on in any case. Where chains go by types, the best of
         these does, whatever the others found: how they stand then says little about where they end.
+
+        Where a placement that fits is known and none of the chains stands at one, all go back to it.
         """
         number, done = self.plan_in_rounds.round_at(progress)
         own_plan, by_types = len(self.plan_in_rounds.rounds) > 1, self.plan_by_types is not None
@@ -386,12 +241,15 @@ class MoveSearch:
         if own_plan and by_types:  # one chain on one core goes as always, those by types share the other
             self._walking = [i for i in self._walking if i == 0 or i >= FIRST_SCATTERED]
         if done >= THIN_OUT_AT and self.num_walking > self._survivors:
-            best = {i: float(self._walkers[i].scalars[kernel.BEST]) for i in self._walking}
-            ranked = sorted(self._walking, key=lambda i: (i > 0 or not own_plan, best[i]))
+            best = {i: self._walkers[i].best for i in self._walking}
+            ranked = sorted(self._walking, key=lambda i: (i > 0 or not own_plan, best[i].missing, best[i].step_s))
             if by_types:
                 firsts = {i < FIRST_SCATTERED: i for i in reversed(ranked)}
                 ranked.sort(key=lambda i: i not in firsts.values())
             self._walking = sorted(ranked[: self._survivors])
+        if self.best is not None and self.best.fits and all(self._walkers[i].is_lost for i in self._walking):
+            for i in self._walking:
+                self._walkers[i].go_home(self.best)
 
     def begin_again(self) -> None:
         """Let every chain begin its next moves at the best placement that is known, wherever it was."""
@@ -404,13 +262,14 @@ class MoveSearch:
         for future in started:
             future.result()
         for walker in self._walkers:
-            self.offer(walker.best_ops, float(walker.scalars[kernel.BEST]))
+            if np.isfinite(walker.best.step_s):
+                self.offer(*walker.best)
 
     def _walk(
         self,
         number: int,
         moves: int,
-        first: tuple[Ops, float],
+        first: Found,
         progress: Callable[[float], float],
         should_stop: Callable[[], bool],
         log_probability: NDArray[np.float32] | None,
@@ -424,22 +283,34 @@ class MoveSearch:
             cycle = self._cycle_at(now, number)
             field = self._field(cycle.stage)
             if walker.cycle != cycle:
-                own_s = float(walker.scalars[kernel.BEST])
-                if np.isinf(own_s):
-                    start, cost_s = self._first_of_round(number, field, first)
-                elif cycle.alone or own_s <= first[1]:
+                own = walker.best
+                if np.isinf(own.step_s):
+                    start = self._first_of_round(number, field, first)
+                elif cycle.alone or not first.beats(own):
                     # Chains go their own ways: where they end differs more than how far they get.
-                    start, cost_s = walker.best_ops.copy(), own_s
+                    start = own
                 else:
-                    start, cost_s = first
-                walker.begin(cycle, field, start, log_probability)
-                walker.scalars[kernel.BEST], walker.best_ops[:] = cost_s, start
-            best_s = min(first[1], float(walker.scalars[kernel.BEST]))
+                    start = first
+                walker.begin(cycle, field, start.ops, log_probability)
+                walker.best = start
+            # By what the chain itself may know now, so that nothing depends on how fast the others are.
+            best = walker.best if walker.best.beats(first) else first
+            reference_s = self._reference_s(best)
+            walker.scalars[kernel.REFERENCE] = reference_s
+            best_s = best.cost_s(reference_s)
             unit_s = best_s / max(field.num_movable, 1)
             count = min(block, moves - done)
             walker.walk(count, cycle.temperature(now) * unit_s)
             done += count
         walker.seconds += time.perf_counter() - began
+
+    def _reference_s(self, known: Found | None) -> float:
+        """What a chain that knows of a placement charges by."""
+        return max(known.step_s, LEAST_REFERENCE_S) if known is not None and known.fits else self._step_limit_s
+
+    @cached_property
+    def _step_limit_s(self) -> float:
+        return step_limit_s(self.problem)
 
     @property
     def _survivors(self) -> int:
@@ -451,32 +322,31 @@ class MoveSearch:
         plan = self.plan_by_types if self.plan_by_types and chain >= FIRST_SCATTERED else self.plan_in_rounds
         return plan.cycle_at(progress, min(self._round, len(plan.rounds) - 1))
 
-    def _first_of_round(self, chain: int, field: Field, first: tuple[Ops, float]) -> tuple[Ops, float]:
-        """Where a chain begins a round, and its cost: the first two where the run began, the others at random."""
+    def _first_of_round(self, chain: int, field: Field, first: Found) -> Found:
+        """Where a chain begins a round: the first two where the run began, the others at random."""
         if chain < FIRST_SCATTERED or not self._scatters:
             if self._round == 0:
                 return first
             assert self._home is not None
             return self._home
         rng = np.random.default_rng([self.seed, 2, self._round, chain])
-        return draw(field.allowed, 1, rng)[0, field.unit_of_op].astype(np.int32), np.inf
+        return Found(draw(field.allowed, 1, rng)[0, field.unit_of_op].astype(np.int32), np.inf, np.inf)
 
     def state(self) -> dict[str, Any]:
         """All that changes and that later moves depend on: arrays, numbers, strings and lists and dicts of them."""
         return {
-            "best_ops": None if self.best_ops is None else self.best_ops.copy(),
-            "best_cost_s": self.best_cost_s,
+            "best": None if self.best is None else list(self.best),
             "chains": [walker.state() for walker in self._walkers],
             "walking": list(self._walking),
             "round": self._round,
-            "home": None if self._home is None else [self._home[0].copy(), self._home[1]],
+            "home": None if self._home is None else list(self._home),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`, as if there had been no interruption."""
-        self.best_ops, self.best_cost_s = state["best_ops"], state["best_cost_s"]
+        self.best = None if state["best"] is None else Found(*state["best"])
         self._walking, self._round = list(state["walking"]), state["round"]
-        self._home = None if state["home"] is None else (state["home"][0], state["home"][1])
+        self._home = None if state["home"] is None else Found(*state["home"])
         for walker, saved in zip(self._walkers, state["chains"], strict=True):
             walker.restore(saved, self._field)
 

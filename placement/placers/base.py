@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
 from graphs.errors import unknown_name
+from placement.placers.best import BestKnown, charged_s
 
 
 @dataclass(frozen=True)
@@ -155,13 +155,25 @@ class Search:
         self.problem = problem
         self.budget = budget
         self.evaluations = 0
-        self.best_placement: NDArray[np.int64] | None = None
-        self.best_s = np.inf
-        self._fallback: NDArray[np.int64] | None = None
-        self._fallback_over = np.inf
+        self.known = BestKnown(problem)
         self._evaluating_s, self._timed = 0.0, 0
         self._begun = 0, 0.0
         self._started = time.perf_counter()
+
+    @property
+    def best_placement(self) -> NDArray[np.int64] | None:
+        """The best feasible placement so far; None while there is none."""
+        return None if np.isinf(self.known.step_time_s) else self.known.placement
+
+    @property
+    def best_s(self) -> float:
+        """Its step time; infinite while there is none."""
+        return self.known.step_time_s
+
+    @property
+    def reference_s(self) -> float:
+        """What `charged_s` measures by now: the best feasible step, or what no step exceeds while none is known."""
+        return self.known.reference_s
 
     @property
     def elapsed_s(self) -> float:
@@ -204,7 +216,7 @@ class Search:
 
         Args:
             placements: The placements.
-            abort_above_s: As in `PlacementProblem.evaluate`, a cost as of `penalised_s`: the caller promises to treat
+            abort_above_s: As in `PlacementProblem.evaluate`, a cost as of `charged_s`: the caller promises to treat
                 everything above it alike.
         """
         if self.budget.evaluations is not None:
@@ -218,45 +230,26 @@ class Search:
         self.evaluations += len(placements)
         if len(placements) == 0:
             return evaluation
-        cost = evaluation.cost_s()
-        best = int(np.argmin(cost))
-        if cost[best] < self.best_s:
-            self.best_s = float(cost[best])
-            self.best_placement = np.array(placements[best], dtype=np.int64)
-            if self.budget.on_progress is not None:
-                self.budget.on_progress(Progress(self.elapsed_s, self.evaluations, self.best_s))
-        elif self.best_placement is None:
-            over = np.maximum(evaluation.peak_memory_bytes - self.problem.cluster.memory_bytes, 0).sum(axis=1)
-            least = int(np.argmin(over))
-            if over[least] < self._fallback_over:
-                self._fallback_over = float(over[least])
-                self._fallback = np.array(placements[least], dtype=np.int64)
+        if self.known.keep(placements, evaluation) and self.budget.on_progress is not None:
+            self.budget.on_progress(Progress(self.elapsed_s, self.evaluations, self.best_s))
         return evaluation
 
-    def penalised_s(self, evaluation: Evaluation) -> NDArray[np.float64]:
-        """``float64[B]``: the step time, and for what does not fit more than any feasible step, by the bytes missing.
+    def charged_s(self, evaluation: Evaluation, *, reference_s: float) -> NDArray[np.float64]:
+        """``float64[B]``: the step time, and for what does not fit more, by the memory missing (`best.charged_s`).
 
         A search that compares these numbers walks downhill to what fits, and from then on downhill in time. Infinite
         where the evaluation was aborted.
-        """
-        memory = self.problem.cluster.memory_bytes
-        missing = np.maximum(evaluation.peak_memory_bytes - memory, 0).sum(axis=1) / max(int(memory.sum()), 1)
-        penalty_s = np.where(evaluation.aborted, np.inf, self.failing_s * (1.0 + missing))
-        return np.where(evaluation.feasible, evaluation.step_time_s, penalty_s)
 
-    @cached_property
-    def failing_s(self) -> float:
-        """Seconds that no step takes: every op on its slowest device, one after another, and every tensor sent."""
-        routes, graph = self.problem.cluster.routes, self.problem.graph
-        slowest_s = float(self.problem.op_time_s.max(axis=0).sum())
-        copies = np.minimum(np.diff(graph.consumer_offsets), self.problem.num_devices)
-        per_byte = 1.0 / float(routes.bytes_per_s.min())
-        sent_s = float((copies * (routes.latency_s.max() + graph.tensor_bytes * per_byte)).sum())
-        return slowest_s + sent_s
+        Args:
+            evaluation: Of the placements.
+            reference_s: `reference_s` as it was when the search began to compare: numbers that are compared go by one
+                reference, although better placements are found meanwhile.
+        """
+        return charged_s(evaluation, self.problem.cluster.memory_bytes, reference_s=reference_s)
 
     def placed(self, *, config: Mapping[str, Any] | None = None, note: str = "") -> Placed:
         """The answer: the best feasible placement, or where none was found the one that exceeds memory least."""
-        placement = self.best_placement if self.best_placement is not None else self._fallback
+        placement = self.known.placement
         if placement is None:
             placement = self.problem.allowed.argmax(axis=1).astype(np.int64)
             note = note or "the budget was spent before anything was evaluated"

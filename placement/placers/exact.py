@@ -55,7 +55,7 @@ def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator
     found = annealing.place(problem, budget=warm_up, rng=rng)
     search.evaluate(found.placement[None])
     search.evaluations += found.evaluations
-    model = ExactModel(problem, horizon_s=min(search.failing_s, search.best_s))
+    model = ExactModel(problem, horizon_s=search.reference_s)
     model.hint(start_of(search))
     seed = int(rng.integers(2**31))
     bound_s, proven = 0.0, False

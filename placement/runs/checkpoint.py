@@ -24,7 +24,7 @@ from placement.learning.reinforce import ReinforceConfig
 from placement.learning.state import State
 
 FILE_NAME = "checkpoint.pt"
-FORMAT, VERSION = "device-placement-checkpoint", 3
+FORMAT, VERSION = "device-placement-checkpoint", 4
 
 
 def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:

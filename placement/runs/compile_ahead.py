@@ -12,7 +12,8 @@ from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
 from placement.learning.warm_start import heuristic_start
-from placement.move_search.search import MoveConfig, MoveSearch
+from placement.move_search.chain import MoveConfig
+from placement.move_search.search import MoveSearch
 
 
 @functools.cache
@@ -28,7 +29,7 @@ def compile_ahead(schedule: str) -> None:
     placement = next(iter(start.placements.values()))
     evaluation = problem.evaluate(placement[None])
     search = MoveSearch(problem, config=MoveConfig(chains=1), seed=0)
-    search.offer(problem.to_ops(placement), float(evaluation.step_time_s[0]))
+    search.offer_best_of(placement[None], evaluation)
     with ThreadPoolExecutor(1) as executor:
         search.finish(
             search.start(

@@ -116,6 +116,48 @@ def random_problem(num_ops: int, gpus: int, *, seed: int, cpu: bool = True) -> P
     return PlacementProblem(graph, one_group_an_op(graph), cluster(gpus, cpu=cpu))
 
 
+def expensive_cuts(
+    num_ops: int,
+    gpus: int,
+    *,
+    seed: int,
+    room: float = 1.3,
+    cpu: bool = True,
+    cpu_bytes: int = 256 * 10**9,
+    schedule: str = "priority",
+) -> PlacementProblem:
+    """Ops of a millisecond that one GPU cannot hold, and tensors that take 10 to 120 times as long to send.
+
+    A placement that does not fit is far faster than any that does, and the host, 20 times slower, has room for all.
+
+    Args:
+        num_ops: All alike but for the bytes that they keep; each reads up to two of those shortly before it.
+        gpus: Accelerators.
+        seed: Of the graph.
+        room: Memory of the GPUs together as a share of what the ops keep.
+        cpu: Whether there is a host.
+        cpu_bytes: Its memory.
+        schedule: The schedule.
+    """
+    rng = np.random.default_rng(seed)
+    kept = rng.integers(50, 150, num_ops) * 10**6
+    ops = [OpRecord(f"op{i}", "mm", flops=10**9, resident_bytes={"constant": int(kept[i])}) for i in range(num_ops)]
+    readers: dict[int, set[int]] = {}
+    for i in range(1, num_ops):
+        for j in rng.integers(max(i - 6, 0), i, size=int(rng.integers(0, 3))):
+            readers.setdefault(int(j), set()).add(i)
+    tensors = [TensorRecord(i, int(rng.choice([5_000, 20_000, 60_000])), sorted(readers[i])) for i in sorted(readers)]
+    graph = build(f"expensive_cuts:ops={num_ops},seed={seed}", ops, tensors)
+    gpu = DeviceSpec("cut_gpu", "gpu", int(kept.sum() * room / gpus), {"float32": 1e12}, 1e12)
+    host = DeviceSpec("cut_host", "cpu", cpu_bytes, {"float32": 5e10}, 1e11)
+    devices = [Device("cpu:0", host)] if cpu else []
+    devices += [Device(f"gpu:{i}", gpu) for i in range(gpus)]
+    links = tuple(Link(d.name, "switch", 1e12 if d.spec.kind == "cpu" else 5e5, 0.0) for d in devices)
+    return PlacementProblem(
+        graph, one_group_an_op(graph), Cluster(f"cuts{gpus}", tuple(devices), links, ("switch",)), schedule
+    )
+
+
 def all_placements(problem: PlacementProblem) -> np.ndarray:
     """Every placement that obeys `problem.allowed`."""
     choices = [np.flatnonzero(row) for row in problem.allowed]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
 from placement.learning.learner import Learner
 from placement.learning.reinforce import PRESETS, ReinforceConfig
+from placement.placers.best import BestKnown
 from tests.placement.placer_problems import training_problem
 
 SMALL = replace(PRESETS["default"], hidden_size=8, embedding_size=4, samples=6)
@@ -26,6 +28,13 @@ def problem() -> PlacementProblem:
 
 def some_elite(problem: PlacementProblem) -> list[NDArray[np.int64]]:
     return [problem.allowed.argmax(axis=1).astype(np.int64), (problem.num_devices - 1) * problem.allowed[:, -1]]
+
+
+def known(problem: PlacementProblem, elite: Sequence[NDArray[np.int64]] = (), best_s: float = math.inf) -> BestKnown:
+    found = BestKnown(problem)
+    found.elite = [(best_s, placement) for placement in elite]
+    found.step_time_s = best_s
+    return found
 
 
 def evaluated(learner: Learner, sampled: torch.Tensor, *, fits: NDArray[np.bool_] | None = None) -> Evaluation:
@@ -60,9 +69,9 @@ def plain_loss(
             total += (differences[i] if counted is None or counted[i] else 0.0) * chosen
             shares = by_device.exp()
             randomness -= float((shares * torch.where(shares > 0, by_device, torch.zeros(()).double())).sum())
-        for known in elite:
-            by_device = learner.policy.score(encoded, torch.from_numpy(known[None]))[0].double()
-            likelihood += sum(float(by_device[g, int(known[g])]) for g in range(len(known)))
+        for good in elite:
+            by_device = learner.policy.score(encoded, torch.from_numpy(good[None]))[0].double()
+            likelihood += sum(float(by_device[g, int(good[g])]) for g in range(len(good)))
     loss = -total / count - bonus * randomness / count
     return loss - weight * likelihood / len(elite) if elite else loss
 
@@ -92,7 +101,7 @@ def test_the_loss_is_reinforce_less_entropy_less_the_elites_likelihood(
         counted=[not imitates] * len(sampled),
     )
     assert len(set(rewards)) > 2
-    numbers = learner.learn(learner.encode(), sampled, evaluation, elite, updates)
+    numbers = learner.learn(learner.encode(), sampled, evaluation, known(problem, elite), updates)
     assert numbers["loss"] == pytest.approx(wanted, rel=1e-4)
     assert numbers["baseline"] == pytest.approx(sum(rewards) / len(rewards))
 
@@ -117,9 +126,23 @@ def test_the_published_update_has_a_moving_baseline_and_at_last_leaves_out_what_
             learner, sampled, rewards, [learner.baseline] * 6, [], bonus=0.0, weight=0.0, counted=counted
         )
         before = learner.baseline
-        numbers = learner.learn(learner.encode(), sampled, evaluation, [], updates)
+        numbers = learner.learn(learner.encode(), sampled, evaluation, known(problem), updates)
         assert numbers["loss"] == pytest.approx(wanted, rel=1e-4)
         assert learner.baseline == pytest.approx(0.5 * before + 0.5 * sum(rewards) / 6)
+
+
+def test_the_failing_signal_is_a_constant_above_the_best_step_whoever_says_what_a_step_takes(
+    problem: PlacementProblem,
+) -> None:
+    """What a simulator thinks no step can take, a machine may need: then failing costs more than that."""
+    learner = Learner(problem, config=replace(PRESETS["paper"], hidden_size=8, embedding_size=4, samples=6), seed=4)
+    sampled = learner.sample(learner.encode())[1:]
+    evaluation = evaluated(learner, sampled, fits=np.array([True, False] * 3))
+    failing_s = learner.baseline**2
+    for best_s, wanted_s in ((math.inf, failing_s), (failing_s / 10, failing_s), (failing_s * 10, 15 * failing_s)):
+        charged = learner._charged_s(evaluation, known(problem, best_s=best_s))
+        assert charged[::2].tolist() == evaluation.step_time_s[::2].tolist()
+        assert charged[1::2] == pytest.approx(wanted_s)
 
 
 def test_the_first_row_is_greedy_and_the_others_are_drawn(problem: PlacementProblem) -> None:
@@ -142,5 +165,5 @@ def test_steps_make_good_placements_likelier(problem: PlacementProblem) -> None:
         sampled = learner.sample(encoded)[1:]
         evaluation = evaluated(learner, sampled)
         means.append(float(evaluation.step_time_s.mean()))
-        learner.learn(encoded, sampled, evaluation, [], update)
+        learner.learn(encoded, sampled, evaluation, known(problem), update)
     assert np.mean(means[-5:]) < 0.9 * np.mean(means[:5])

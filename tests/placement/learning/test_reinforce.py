@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
@@ -19,7 +18,6 @@ from placement.learning.reinforce import (
     PRESETS,
     ReinforceConfig,
     advantage,
-    charged_s,
     failing_signal_s,
     leave_one_out,
     moving_average,
@@ -114,18 +112,6 @@ def test_the_mean_over_samples_tends_to_the_exact_gradient(
     error = ((probability * (per_placement - exact) ** 2).sum(dim=0) / count).sqrt()
     assert ((estimate - exact).abs() <= 5 * error + 1e-6).all()
     assert (estimate - exact).norm() < 0.2 * exact.norm() or baseline != 0.0
-
-
-def evaluation(times: list[float], peaks: list[list[int]], feasible: list[bool]) -> Evaluation:
-    return Evaluation(np.array(times), np.array(peaks), np.array(feasible))
-
-
-def test_what_an_infeasible_placement_is_charged() -> None:
-    memory = np.array([100, 100])
-    batch = evaluation([2.0, 1.0, 1.0], [[50, 50], [150, 0], [300, 0]], [True, False, False])
-    assert charged_s(batch, memory, failing_signal_s=100.0).tolist() == [2.0, 100.0, 100.0]
-    graded = charged_s(batch, memory, failing_signal_s=0.0)
-    assert graded.tolist() == pytest.approx([2.0, 1.5 + 10 * 0.25, 1.5 + 10 * 1.0])
 
 
 def test_the_failing_signal_is_a_multiple_of_the_slowest_device() -> None:

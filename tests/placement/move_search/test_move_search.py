@@ -20,7 +20,8 @@ from graphs.colocation.groups import one_group_an_op
 from graphs.colocation.rules import colocate
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
 from graphs.synthetic import random_graph
-from placement.learning.reinforce import charged_s
+from placement.move_search import kernel
+from placement.move_search.chain import Chain, Found, MoveConfig, Walker
 from placement.move_search.field import Field, make_field
 from placement.move_search.plan import (
     MOST_ROUNDS,
@@ -31,7 +32,8 @@ from placement.move_search.plan import (
     rounds_within,
     units_of,
 )
-from placement.move_search.search import Chain, MoveConfig, MoveSearch, _Walker, kernel
+from placement.move_search.search import MoveSearch
+from placement.placers.best import charged_s, step_limit_s
 from placement.placers.random import draw
 from tests.placement.move_search.critical_path_plain import critical_path
 from tests.placement.placer_problems import cluster as host_and_gpus
@@ -50,14 +52,15 @@ def first_ops(problem: PlacementProblem) -> NDArray[np.int32]:
 
 
 def cost_s(problem: PlacementProblem, ops: NDArray[np.int32]) -> float:
+    """What a placement of ops is charged while nothing that fits is known."""
     evaluation = problem.evaluate_ops(ops[None])
-    return float(charged_s(evaluation, problem.cluster.memory_bytes, failing_signal_s=0.0)[0])
+    return float(charged_s(evaluation, problem.cluster.memory_bytes, reference_s=step_limit_s(problem))[0])
 
 
 def new_search(problem: PlacementProblem, *, seed: int = 0, **config: Any) -> MoveSearch:
     search = MoveSearch(problem, config=MoveConfig(**config), seed=seed)
     ops = first_ops(problem)
-    search.offer(ops, cost_s(problem, ops))
+    search.offer_best_of(ops[None], problem.evaluate_ops(ops[None]))
     return search
 
 
@@ -101,7 +104,7 @@ def test_the_best_cost_is_what_the_evaluator_says(schedule: str, room: float | N
     assert search.best_cost_s < start_s
     if room == 0.05:
         assert not evaluation.feasible[0]
-        assert search.best_cost_s == pytest.approx(cost_s(problem, search.best_ops), rel=1e-13)
+        assert search.best_cost_s == cost_s(problem, search.best_ops)
     else:
         assert evaluation.feasible[0]
         assert search.best_cost_s == evaluation.step_time_s[0]
@@ -193,9 +196,9 @@ def test_the_same_seed_walks_the_same_way_and_another_seed_another() -> None:
 # --- the compiled parts, each against a plain version
 
 
-def walker_at(problem: PlacementProblem, ops: NDArray[np.int32], **config: Any) -> tuple[_Walker, Field, Chain]:
+def walker_at(problem: PlacementProblem, ops: NDArray[np.int32], **config: Any) -> tuple[Walker, Field, Chain]:
     """A chain of single ops that stands at a placement and knows its critical path."""
-    walker = _Walker(problem, MoveConfig(**config), [0])
+    walker = Walker(problem, MoveConfig(**config), [0])
     field = make_field(problem, one_group_an_op(problem.graph))
     walker.begin(Cycle("ops", 0.0, 1.0, 1.0, alone=False), field, ops, None)
     assert walker.chain is not None
@@ -496,8 +499,8 @@ def test_in_rounds_the_first_chain_goes_on_and_the_others_begin_elsewhere() -> N
             run(search, moves=200, first=update, last=update + 1)
 
     field = make_field(problem, units_of(problem, "coarse"))
-    known = (home, 1.0)
-    starts = [search._first_of_round(i, field, known)[0] for i in range(4)]
+    known = Found(home, 1.0, 0.0)
+    starts = [search._first_of_round(i, field, known).ops for i in range(4)]
     assert starts[0].tolist() == starts[1].tolist() == home.tolist()
     assert starts[2].tolist() != starts[3].tolist()
     walk(0, 3)
@@ -513,11 +516,11 @@ def test_in_rounds_the_first_chain_goes_on_and_the_others_begin_elsewhere() -> N
     assert after["round"] == 1
     assert after["chains"][0]["scalars"].tolist() == before["chains"][0]["scalars"].tolist()
     for old, new in zip(before["chains"][1:], after["chains"][1:], strict=True):
-        assert np.isinf(new["scalars"][kernel.BEST])
+        assert np.isinf(new["scalars"][kernel.BEST_STEP])
         assert new["weights"].tolist() == old["weights"].tolist()
     assert search.best_ops is not None
-    best = (search.best_ops, search.best_cost_s)
-    again = [search._first_of_round(i, field, best)[0] for i in range(4)]
+    assert search.best is not None
+    again = [search._first_of_round(i, field, search.best).ops for i in range(4)]
     assert again[1].tolist() == home.tolist() != search.best_ops.tolist()
     assert len({ops.tobytes() for ops in (*starts[2:], *again[2:])}) == 4
     assert all(problem.op_allowed[np.arange(len(ops)), ops].all() for ops in starts + again)
@@ -551,11 +554,11 @@ def still_walk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], float]]
     """Let chains stand still; what comes back fills with where they stand and the temperatures they are given."""
     seen: list[tuple[list[int], float]] = []
 
-    def walk(self: _Walker, moves: int, temperature_s: float) -> None:
+    def walk(self: Walker, moves: int, temperature_s: float) -> None:
         assert self.chain is not None
         seen.append((self.chain.op_device[0].tolist(), temperature_s))
 
-    monkeypatch.setattr(_Walker, "walk", walk)
+    monkeypatch.setattr(Walker, "walk", walk)
     return seen
 
 
@@ -583,7 +586,7 @@ def test_chains_go_their_own_ways_until_single_ops(monkeypatch: pytest.MonkeyPat
     run(search, moves=1, first=0, last=1)
     elsewhere = problem.to_ops(problem.allowed.argmax(axis=1)).astype(np.int32)
     assert elsewhere.tolist() != own.tolist()
-    search.offer(elsewhere, best_s / 2)
+    search.offer(elsewhere, best_s / 2, 0.0)
     for stage, stand in (("groups", own), ("ops", elsewhere)):
         begin = next(cycle.begin for cycle in search.plan.rounds[0] if cycle.stage == stage)
         update = int(np.ceil(begin * UNTIL_THE_END))
@@ -666,7 +669,7 @@ def test_the_best_chain_by_types_goes_on_even_where_the_others_stand_better() ->
     search.expect(MOVES_AN_OP_BY_TYPES * problem.graph.num_ops)
     run(search, moves=5, last=1)
     for walker, best_s in zip(search._walkers, (2.0, 1.0, 4.0, 3.0), strict=True):
-        walker.scalars[kernel.BEST] = best_s
+        walker.scalars[[kernel.BEST_STEP, kernel.BEST_MISSING]] = best_s, 0.0
     search.go_on(0.2)
     assert search.state()["walking"] == [0, 1, 2, 3]
     search.go_on(0.25)
@@ -683,7 +686,7 @@ def test_in_rounds_those_by_types_share_the_core_that_the_first_chain_leaves() -
     assert search.state()["walking"] == [0, 2, 3]
     run(search, moves=5, last=1)
     for walker, best_s in zip(search._walkers, (4.0, np.inf, 3.0, 2.0), strict=True):
-        walker.scalars[kernel.BEST] = best_s
+        walker.scalars[[kernel.BEST_STEP, kernel.BEST_MISSING]] = best_s, 0.0
     search.go_on(0.2)
     assert search.state()["walking"] == [0, 3]
     search.go_on(0.5)
