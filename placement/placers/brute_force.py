@@ -8,13 +8,15 @@ import numpy as np
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 
 MOST_PLACEMENTS = 2**22
 BATCH = 1024
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Evaluate all placements; the first of the best in counting order is the answer.
 
     Raises:

@@ -6,11 +6,13 @@ import numpy as np
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.single_device import all_on
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Place every group on the cluster's first CPU.
 
     Raises:

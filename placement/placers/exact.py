@@ -17,7 +17,7 @@ import numpy as np
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.placers import annealing
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.searching.starts import start_of
 
 MOST_CHOICES = 2_000
@@ -31,7 +31,9 @@ CLOSE = 1e-4
 """Relative gap between the bound and the best step time that counts as proven: times are rounded in the model."""
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Solve, simulate, exclude; until the bound reaches the best, or the budget is spent.
 
     Raises:

@@ -26,7 +26,7 @@ from envs.problem import PlacementProblem
 from graphs.computation_graph import PHASES
 from graphs.errors import InputError
 from graphs.replicate import replica_of_op
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.single_device import all_on
 
 UNKNOWN = -1
@@ -93,7 +93,9 @@ RULES: dict[str, Stacked | Parts | Spread] = {
 """The rule for each workload of the zoo that has one."""
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Apply the workload's rule.
 
     Raises:

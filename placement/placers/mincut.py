@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from placement.placers.affinity import exchanged_bytes
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.searching.repair import repair
 from placement.placers.single_device import all_on
 
@@ -20,7 +20,9 @@ TOTAL_WEIGHT = 10_000_000
 """Partitioners count in 32-bit integers, so times and bytes are scaled until they add up to about this."""
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Partition the groups that may be on an accelerator; groups that may not stay where they must."""
     search = Search(problem, budget)
     devices = np.array([i for i, d in enumerate(problem.cluster.devices) if d.spec.kind != "cpu"], dtype=np.int64)

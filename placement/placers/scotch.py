@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.mincut import integer_weights, subgraph
 from placement.placers.searching.repair import repair
 from placement.placers.single_device import all_on, seconds_per_mebibyte
@@ -32,7 +32,9 @@ STRONGEST = 1000
 """Devices' weights are whole numbers from 1 to this."""
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Map all groups that may be on more than one device; the others stay where they must.
 
     Raises:

@@ -208,13 +208,13 @@ def compare_placers(
 def ask(
     problem: PlacementProblem, info: PlacerInfo, *, budget: Budget, rng: np.random.Generator, options: SearchOptions
 ) -> Placed:
-    """What a placer answers; `options` are for those that they mean something to.
+    """What a placer answers; only those that heed `options` are given them, so that one's own may do without.
 
     Raises:
         InputError: The placer cannot serve the problem.
     """
     if info.moves:
-        return info.search_function(problem, budget=budget, rng=rng, options=options)
+        return info.function(problem, budget=budget, rng=rng, options=options)
     return info.function(problem, budget=budget, rng=rng)
 
 
