@@ -17,6 +17,18 @@ class InputError(ValueError):
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
+class NotServedError(InputError):
+    """What was asked for is not on offer for this input or on this machine; nothing is wrong with the input itself.
+
+    Attributes:
+        reason: Why, in a few words for lists: ``"no rule for this graph"``.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class NoFeasiblePlacementError(RuntimeError):
     """No placement fits: the message says which memory is short and by how much (exit code 3)."""
 

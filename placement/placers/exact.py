@@ -10,12 +10,11 @@ Mathematical Programming 96, 2003, doi:10.1007/s10107-003-0375-9).
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 
 from envs.problem import PlacementProblem
-from graphs.errors import InputError
+from graphs.errors import NotServedError
+from graphs.extras import check_extra
 from placement.placers import annealing
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.searching.starts import start_of
@@ -37,15 +36,15 @@ def place(
     """Solve, simulate, exclude; until the bound reaches the best, or the budget is spent.
 
     Raises:
-        InputError: OR-tools is not installed, or the problem is too large.
+        NotServedError: OR-tools is not installed, or the problem is too large.
     """
-    if importlib.util.find_spec("ortools") is None:
-        raise InputError("placer 'exact' needs OR-tools, which is not installed: pip install 'device-placement[exact]'")
+    check_extra("placer 'exact'", module="ortools", package="OR-tools", extra="exact")
     choices = problem.graph.num_ops * problem.num_devices
     if choices > MOST_CHOICES:
-        raise InputError(
+        raise NotServedError(
             f"placer 'exact' serves at most {MOST_CHOICES:,} pairs of an op and a device, but graph "
-            f"'{problem.graph.name}' on cluster '{problem.cluster.name}' has {choices:,}; use a search"
+            f"'{problem.graph.name}' on cluster '{problem.cluster.name}' has {choices:,}; use a search",
+            reason=f"serves at most {MOST_CHOICES:,} pairs of an op and a device",
         )
     from placement.placers.exact_model import ExactModel
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
+from graphs.extras import check_extra
 from placement.placers.affinity import exchanged_bytes
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.searching.repair import repair
@@ -23,7 +24,11 @@ TOTAL_WEIGHT = 10_000_000
 def place(
     problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
 ) -> Placed:
-    """Partition the groups that may be on an accelerator; groups that may not stay where they must."""
+    """Partition the groups that may be on an accelerator; groups that may not stay where they must.
+
+    Raises:
+        NotServedError: PyMetis is not installed.
+    """
     search = Search(problem, budget)
     devices = np.array([i for i, d in enumerate(problem.cluster.devices) if d.spec.kind != "cpu"], dtype=np.int64)
     if len(devices) == 0:
@@ -61,6 +66,7 @@ def subgraph(
 
 def _metis(problem: PlacementProblem, members: NDArray[np.int64], devices: NDArray[np.int64]) -> NDArray[np.int64]:
     """The part of each member."""
+    check_extra("placer 'mincut'", module="pymetis", package="PyMetis", extra="partitioners")
     import pymetis
 
     if len(devices) == 1:

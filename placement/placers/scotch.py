@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from graphs.errors import InputError
+from graphs.errors import InputError, NotServedError
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.mincut import integer_weights, subgraph
 from placement.placers.searching.repair import repair
@@ -38,14 +38,16 @@ def place(
     """Map all groups that may be on more than one device; the others stay where they must.
 
     Raises:
-        InputError: The program is not installed, or refuses the graph.
+        NotServedError: The program is not installed.
+        InputError: The program refuses the graph.
     """
     search = Search(problem, budget)
     program = shutil.which(PROGRAM)
     if program is None:
-        raise InputError(
+        raise NotServedError(
             f"placer 'scotch' needs the program '{PROGRAM}', which is not installed; on Debian or Ubuntu: "
-            "apt-get install scotch"
+            "apt-get install scotch",
+            reason="not installed: apt-get install scotch",
         )
     members = np.flatnonzero(problem.allowed.sum(axis=1) > 1)
     placement = problem.allowed.argmax(axis=1).astype(np.int64)
