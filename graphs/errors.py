@@ -30,6 +30,18 @@ class InputWarning(UserWarning):
     """Input that is taken, but of which something is not used; the command shows it as one line."""
 
 
+class NotServedError(InputError):
+    """What was asked for is not on offer for this input or on this machine; nothing is wrong with the input itself.
+
+    Attributes:
+        reason: Why, in a few words for lists: ``"no rule for this graph"``.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class NoFeasiblePlacementError(RuntimeError):
     """No placement fits: the message says which memory is short and by how much (exit code 3)."""
 

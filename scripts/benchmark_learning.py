@@ -31,7 +31,7 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
 from graphs.synthetic import random_graph
 from placement.api import make_problem
-from placement.placers.base import Budget, Placed, Placer, Progress, SearchOptions
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Placer, Progress, SearchOptions
 from placement.registry import PLACERS, get_placer
 from placement.text import clock
 from scripts.learning.plot import plot_curves
@@ -193,7 +193,7 @@ def find_placer(name: str) -> Placer:
         info = get_placer(name.removesuffix(OPS_SUFFIX))
         if not info.moves:
             raise InputError(f"--placers: '{info.name}' does not move what it is told to; leave out '{OPS_SUFFIX}'")
-        return partial(info.search_function, options=SearchOptions(granularity="op"))
+        return partial(info.function, options=SearchOptions(granularity="op"))
     if not name.startswith(LEARNED_PREFIX):
         return get_placer(name).function
     from placement.learning.placer import place_with
@@ -203,13 +203,17 @@ def find_placer(name: str) -> Placer:
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
 
-    def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+    def place(
+        problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+    ) -> Placed:
         return place_with(problem, budget=budget, rng=rng, config=PRESETS[preset])
 
     return place
 
 
-def best_heuristic(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def best_heuristic(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """The best answer of all that neither search nor learn; a limit on evaluations is shared out among them."""
     began = time.perf_counter()
     names = [name for name, info in PLACERS.items() if not (info.searches or info.learns or info.exact)]

@@ -139,6 +139,7 @@ def _compare(verb: verbs.Compare) -> int:
     check_seed(verb.seed)
     _check_positive("--time-limit-s", verb.time_limit_s)
     _check_can_write(verb.json, verb.csv, verb.plot)
+    _check_can_plot(verb.plot)
     out, err = _console(), _console(stderr=True)
     problem = _load(verb.graph, verb.cluster, verb.schedule, verb.groups)
     out.print(problem_heading(problem))
@@ -212,6 +213,7 @@ def _simulate(verb: verbs.Simulate) -> int:
 
     _check_positive("--time-limit-s", verb.time_limit_s)
     _check_can_write(verb.json, verb.trace, verb.plot)
+    _check_can_plot(verb.plot)
     check_seed(verb.seed)
     out = _console()
     placement = api.load_placement(verb.placement)  # before the graph: a typing error should not wait for a capture
@@ -356,6 +358,7 @@ def _limits(verb: verbs.Train, config: RunConfig, elapsed_s: float) -> tuple[int
 
 
 def _show_trained(out: Console, trained: TrainedRun) -> None:
+    from graphs.extras import is_installed
     from placement.cli.report import comparison_report, summary
 
     out.print()
@@ -367,7 +370,10 @@ def _show_trained(out: Console, trained: TrainedRun) -> None:
         out.print("Stopped before the limit; the best placement so far is kept.", style="yellow")
     out.print(f"placement   {trained.run_dir}/placement.json", soft_wrap=True)
     out.print(f"go on       placement train --resume {trained.run_dir} --time-limit-s 60", soft_wrap=True)
-    out.print(f"watch       tensorboard --logdir {trained.run_dir}", soft_wrap=True)
+    watch = f"watch       tensorboard --logdir {trained.run_dir}"
+    if not is_installed("matplotlib"):
+        watch += "  (without pictures of traces, which need: pip install 'device-placement[plots]')"
+    out.print(watch, soft_wrap=True)
 
 
 def _check_agrees(verb: verbs.Train, config: RunConfig) -> None:
@@ -425,6 +431,18 @@ def _check_can_write(*paths: Path | None) -> None:
             raise InputError(f"cannot write '{path}': there is no directory '{path.parent}'; make it first")
         if path is not None and path.is_dir():
             raise InputError(f"cannot write '{path}': it is a directory; give the name of a file")
+
+
+def _check_can_plot(path: Path | None) -> None:
+    """Raise before a long search, not after it.
+
+    Raises:
+        InputError: A picture is asked for, and Matplotlib is not installed.
+    """
+    from graphs.extras import check_plots
+
+    if path is not None:
+        check_plots("--plot")
 
 
 def _file_name(name: str) -> str:

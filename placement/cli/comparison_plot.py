@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-
+from graphs.extras import check_plots
 from placement.cli.report import merge_like_devices, outcome
 from placement.registry import PLACERS
 from placement.results.comparison import Comparison, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Matplotlib comes with the extra `plots`: what draws imports it inside its function.
 
 _LONGEST = 3.0
 """Bars are cut at this many times the best step time."""
@@ -21,7 +23,16 @@ _COLOURS = {"learns": "#2a9d55", "searches": "#4c78a8", "answers at once": "#9fb
 
 
 def comparison_png(comparison: Comparison) -> bytes:
-    """A PNG of the rows, fastest on top; those that do not fit are pale, those without a placement left out."""
+    """A PNG of the rows, fastest on top; those that do not fit are pale, those without a placement left out.
+
+    Raises:
+        NotServedError: Matplotlib is not installed.
+    """
+    check_plots("a picture of a comparison")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     problem = comparison.problem
     rows = [(label, row) for label, row in merge_like_devices(comparison) if row.step_time_s is not None]
     figure = Figure(figsize=(9, 1.7 + 0.27 * len(rows)), layout="constrained")

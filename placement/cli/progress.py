@@ -197,6 +197,8 @@ class ComparisonDisplay:
         self.comparison = comparison
         if not self._console.is_terminal:
             for row in comparison.rows[before:]:
+                if row.not_served:  # the report names these placers in one line
+                    continue
                 self._console.print(self._line(comparison, row), soft_wrap=True)
 
     def _line(self, comparison: Comparison, row: Row) -> str:

@@ -34,6 +34,8 @@ def comparison_report(
 ) -> RenderableType:
     """The rows, fastest first, with their ratios; then each device's share; then why rows failed.
 
+    Placers that are not on offer for the problem have no row; one line names them.
+
     Args:
         comparison: What to show.
         width: Columns of the terminal.
@@ -41,6 +43,8 @@ def comparison_report(
         always: A row whose devices are shown whatever its rank.
     """
     rows = merge_like_devices(comparison)
+    left_out = [f"{label} ({row.not_served})" for label, row in rows if row.not_served]
+    rows = [(label, row) for label, row in rows if not row.not_served]
     parts: list[RenderableType] = [_ratio_table(comparison, rows, width=width)]
     placed = [(label, row) for label, row in rows if row.peak_memory_bytes is not None]
     shown = [entry for i, entry in enumerate(placed) if detailed is None or i < detailed or entry[1] is always]
@@ -49,12 +53,14 @@ def comparison_report(
     notes = _notes(comparison, rows)
     if notes:
         parts += ["", *notes]
+    if left_out:
+        parts += ["", Text(f"left out: {', '.join(left_out)}", style="dim")]
     return Group(*parts)
 
 
 def comparison_so_far(comparison: Comparison, *, most_rows: int) -> RenderableType:
     """The rows that are done, fastest first, as many as there is room for."""
-    rows = merge_like_devices(comparison)
+    rows = [(label, row) for label, row in merge_like_devices(comparison) if not row.not_served]
     parts: list[RenderableType] = [_ratio_table(comparison, rows[:most_rows])]
     if len(rows) > most_rows:
         parts.append(Text(f"slower ones: {len(rows) - most_rows}", style="dim"))

@@ -12,18 +12,22 @@ from placement.learning.reinforce import PRESETS, ReinforceConfig
 from placement.learning.screening import MOST_EVALUATIONS, Screening, seconds_until
 from placement.learning.stats import UpdateStats
 from placement.learning.trainer import Trainer
-from placement.placers.base import Budget, Placed, Progress
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Progress, SearchOptions
 
 DEFAULT_TIME_LIMIT_S = 120.0
 """What training takes where the budget sets no limit."""
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Train with the `default` preset, which starts from the heuristic placers, and answer the best placement found."""
     return place_with(problem, budget=budget, rng=rng, config=PRESETS["default"])
 
 
-def place_paper(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place_paper(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Train as published (Mirhoseini et al., ICML 2017), from nothing."""
     return place_with(problem, budget=budget, rng=rng, config=PRESETS["paper"])
 

@@ -1,4 +1,4 @@
-"""The placers: one a file, all ``place(problem, *, budget, rng) -> Placed``.
+"""The placers: one a file, all with the signature of `placement.placers.base.Placer`.
 
 `HEURISTICS` names those that do not learn. A placer's module is imported only when its function is asked for, so that
 importing this package loads no torch.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from placement.placers.base import Placer, SearchPlacer
+    from placement.placers.base import Placer
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,8 @@ class PlacerInfo:
 
     @property
     def moves(self) -> bool:
-        """True for the searches that only move and evaluate, and so can move single ops or start from scratch."""
+        """True for the searches that only move and evaluate: those that heed `placement.placers.base.SearchOptions`."""
         return self.searches and not self.learns and not self.exact
-
-    @property
-    def search_function(self) -> SearchPlacer:
-        """The placer itself, of one that `moves`: it takes `placement.placers.base.SearchOptions`."""
-        placer: SearchPlacer = self.function  # type: ignore[assignment]
-        return placer
 
 
 def _info(name: str, summary: str, *, searches: bool = False, exact: bool = False) -> PlacerInfo:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.footprint import group_bytes
 from placement.placers.searching.repair import repair
 
@@ -19,7 +19,9 @@ MARGIN = 1.25
 """Accelerate's factor on the largest block, which is added to each device's share."""
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Fill the accelerators one after the other, then the CPU."""
     search = Search(problem, budget)
     kinds = [device.spec.kind for device in problem.cluster.devices]

@@ -1,7 +1,8 @@
 """What every placer is given and gives back.
 
-A placer is a function ``place(problem, *, budget, rng) -> Placed``. It asks the problem only through a `Search`, which
-counts evaluations, keeps the best feasible placement and says when the budget is spent.
+A placer is a function ``place(problem, *, budget, rng, options=DEFAULT_OPTIONS) -> Placed``: see `Placer`. It asks the
+problem only through a `Search`, which counts evaluations, keeps the best feasible placement and says when the budget is
+spent.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ StartAt = Literal["heuristics", "scratch"]
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How the searches that only move and evaluate go about it; other placers have no such choice.
+    """How the searches that only move and evaluate go about it; other placers have no such choice and ignore it.
 
     Attributes:
         granularity: What is moved: co-location groups; or, after these, single ops within the graph's hard constraints.
@@ -104,19 +105,7 @@ class Placed:
 
 
 class Placer(Protocol):
-    """Anything that makes a placement."""
-
-    def __call__(self, problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
-        """Place the problem's groups.
-
-        Raises:
-            InputError: The placer cannot serve this problem; the message says why.
-        """
-        ...
-
-
-class SearchPlacer(Protocol):
-    """A placer that searches by moves, of groups or of single ops."""
+    """Anything that makes a placement: the one signature that all placers share."""
 
     def __call__(
         self,
@@ -124,9 +113,19 @@ class SearchPlacer(Protocol):
         *,
         budget: Budget,
         rng: np.random.Generator,
-        options: SearchOptions = ...,
+        options: SearchOptions = DEFAULT_OPTIONS,
     ) -> Placed:
-        """Place the problem's groups, or its ops."""
+        """Place the problem's groups; or its ops, where `options` ask for that and the placer searches by moves.
+
+        Args:
+            problem: What to place.
+            budget: What the placer may spend.
+            rng: Where all of its random numbers come from.
+            options: What a search moves, and where it starts; placers that do not search by moves ignore it.
+
+        Raises:
+            InputError: The placer cannot serve this problem; the message says why.
+        """
         ...
 
 

@@ -7,26 +7,29 @@ import math
 import numpy as np
 
 from envs.problem import PlacementProblem
-from graphs.errors import InputError
-from placement.placers.base import Budget, Placed, Search
+from graphs.errors import NotServedError
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 
 MOST_PLACEMENTS = 2**22
 BATCH = 1024
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Evaluate all placements; the first of the best in counting order is the answer.
 
     Raises:
-        InputError: There are too many.
+        NotServedError: There are too many.
     """
     choices = [np.flatnonzero(row) for row in problem.allowed]
     count = math.prod(len(c) for c in choices)
     if count > MOST_PLACEMENTS:
-        raise InputError(
+        raise NotServedError(
             f"placer 'brute_force' tries at most {MOST_PLACEMENTS:,} placements, but graph '{problem.graph.name}' in "
             f"{problem.num_groups} groups on cluster '{problem.cluster.name}' has about 10^{math.log10(count):.0f}; "
-            "ask for fewer groups"
+            "ask for fewer groups",
+            reason=f"tries at most {MOST_PLACEMENTS:,} placements",
         )
     search = Search(problem, budget)
     tried = 0

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.footprint import group_bytes
 from placement.placers.searching.repair import repair
 
@@ -24,7 +24,9 @@ MOST_DEVICES = 16
 """Of a larger cluster only so many of the fastest devices are cut for: each further one costs a search of its own."""
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Cut both orders for one, two, ... of the fastest devices; then move the cuts by simulation."""
     search = Search(problem, budget)
     best_s, note = np.inf, ""

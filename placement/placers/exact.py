@@ -10,14 +10,13 @@ Mathematical Programming 96, 2003, doi:10.1007/s10107-003-0375-9).
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 
 from envs.problem import PlacementProblem
-from graphs.errors import InputError
+from graphs.errors import NotServedError
+from graphs.extras import check_extra
 from placement.placers import annealing
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.searching.starts import start_of
 
 MOST_CHOICES = 2_000
@@ -31,19 +30,21 @@ CLOSE = 1e-4
 """Relative gap between the bound and the best step time that counts as proven: times are rounded in the model."""
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Solve, simulate, exclude; until the bound reaches the best, or the budget is spent.
 
     Raises:
-        InputError: OR-tools is not installed, or the problem is too large.
+        NotServedError: OR-tools is not installed, or the problem is too large.
     """
-    if importlib.util.find_spec("ortools") is None:
-        raise InputError("placer 'exact' needs OR-tools, which is not installed: pip install 'device-placement[exact]'")
+    check_extra("placer 'exact'", module="ortools", package="OR-tools", extra="exact")
     choices = problem.graph.num_ops * problem.num_devices
     if choices > MOST_CHOICES:
-        raise InputError(
+        raise NotServedError(
             f"placer 'exact' serves at most {MOST_CHOICES:,} pairs of an op and a device, but graph "
-            f"'{problem.graph.name}' on cluster '{problem.cluster.name}' has {choices:,}; use a search"
+            f"'{problem.graph.name}' on cluster '{problem.cluster.name}' has {choices:,}; use a search",
+            reason=f"serves at most {MOST_CHOICES:,} pairs of an op and a device",
         )
     from placement.placers.exact_model import ExactModel
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from graphs.computation_graph import PHASES
-from graphs.errors import InputError
+from graphs.errors import NotServedError
 from graphs.replicate import replica_of_op
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.single_device import all_on
 
 UNKNOWN = -1
@@ -93,19 +93,22 @@ RULES: dict[str, Stacked | Parts | Spread] = {
 """The rule for each workload of the zoo that has one."""
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Apply the workload's rule.
 
     Raises:
-        InputError: There is no rule for this graph, or its modules are not those that the rule knows.
+        NotServedError: There is no rule for this graph, or its modules are not those that the rule knows.
     """
     search = Search(problem, budget)
     replica = replica_of_op(problem.graph)
     workload = problem.graph.name.partition(":")[0]
     if workload not in RULES and not replica.any():
-        raise InputError(
+        raise NotServedError(
             f"placer 'expert' knows no rule for graph '{problem.graph.name}'; it has rules for: "
-            f"{', '.join(sorted(RULES))}"
+            f"{', '.join(sorted(RULES))}",
+            reason="no rule for this graph",
         )
     accelerators = [i for i, device in enumerate(problem.cluster.devices) if device.spec.kind != "cpu"]
     hosts = [i for i, device in enumerate(problem.cluster.devices) if device.spec.kind == "cpu"]
@@ -133,7 +136,10 @@ def _by_rule(
         of_path = _spread(problem, rule, accelerators, hosts)
     parts = _of_groups(problem, [of_path(path) for path in problem.graph.module_names])
     if (parts == UNKNOWN).all():
-        raise InputError(f"placer 'expert': graph '{problem.graph.name}' has none of the modules that its rule knows")
+        raise NotServedError(
+            f"placer 'expert': graph '{problem.graph.name}' has none of the modules that its rule knows",
+            reason="no rule for this graph's modules",
+        )
     if isinstance(rule, Parts):
         parts = _cut(problem, parts, len(accelerators))
     return _follow_neighbours(problem, parts)

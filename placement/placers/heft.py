@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.list_scheduling.schedule import insertion_schedule, place_both_ways, priority_order, upward_rank
 from placement.placers.list_scheduling.task_graph import TaskGraph
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Tasks by upward rank, each where it ends earliest; on groups and on ops, with and without link contention."""
     return place_both_ways(Search(problem, budget), _rule)
 

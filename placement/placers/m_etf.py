@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed, Search, accelerators_first
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions, accelerators_first
 from placement.placers.list_scheduling.schedule import earliest_start_schedule, place_both_ways, upward_rank
 from placement.placers.list_scheduling.task_graph import TaskGraph
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """The ready task that can start first where it fits, again and again; on groups and on ops."""
     return place_both_ways(Search(problem, budget), _rule, contention=(True,))
 

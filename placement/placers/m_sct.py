@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed, Search, accelerators_first
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions, accelerators_first
 from placement.placers.list_scheduling.schedule import (
     earliest_start_schedule,
     mean_transfer_s,
@@ -25,7 +25,9 @@ THRESHOLD = 0.1
 """An edge whose variable is below this makes its reader the favourite child (Baechi's rounding)."""
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Solve for favourite children, then the earliest start with devices kept free for them; on groups and on ops."""
     return place_both_ways(Search(problem, budget), _rule, contention=(True,))
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
+from graphs.extras import check_extra
 from placement.placers.affinity import exchanged_bytes
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.searching.repair import repair
 from placement.placers.single_device import all_on
 
@@ -20,8 +21,14 @@ TOTAL_WEIGHT = 10_000_000
 """Partitioners count in 32-bit integers, so times and bytes are scaled until they add up to about this."""
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
-    """Partition the groups that may be on an accelerator; groups that may not stay where they must."""
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
+    """Partition the groups that may be on an accelerator; groups that may not stay where they must.
+
+    Raises:
+        NotServedError: PyMetis is not installed.
+    """
     search = Search(problem, budget)
     devices = np.array([i for i, d in enumerate(problem.cluster.devices) if d.spec.kind != "cpu"], dtype=np.int64)
     if len(devices) == 0:
@@ -59,6 +66,7 @@ def subgraph(
 
 def _metis(problem: PlacementProblem, members: NDArray[np.int64], devices: NDArray[np.int64]) -> NDArray[np.int64]:
     """The part of each member."""
+    check_extra("placer 'mincut'", module="pymetis", package="PyMetis", extra="partitioners")
     import pymetis
 
     if len(devices) == 1:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.list_scheduling.schedule import (
     insertion_schedule,
     optimistic_cost_s,
@@ -20,7 +20,9 @@ from placement.placers.list_scheduling.schedule import (
 from placement.placers.list_scheduling.task_graph import TaskGraph
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Tasks by mean optimistic cost, each where its end plus that cost is least; on groups and on ops."""
     return place_both_ways(Search(problem, budget), _rule)
 

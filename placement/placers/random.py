@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed, Search, accelerators_first
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions, accelerators_first
 from placement.placers.searching.repair import repair
 
 DRAWS = 256
@@ -21,7 +21,9 @@ def draw(allowed: NDArray[np.bool_], count: int, rng: np.random.Generator) -> ND
     return np.where(allowed, key, -1.0).argmax(axis=2)
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Draw placements over the accelerators, and over all devices where none of those fits."""
     search = Search(problem, budget)
     for allowed in (accelerators_first(problem), problem.allowed):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed, Search, accelerators_first
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions, accelerators_first
 from placement.placers.searching.repair import repair
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Give each group, in program order, the next accelerator that it may be on."""
     search = Search(problem, budget)
     allowed = accelerators_first(problem)

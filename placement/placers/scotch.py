@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from graphs.errors import InputError
-from placement.placers.base import Budget, Placed, Search
+from graphs.errors import InputError, NotServedError
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.mincut import integer_weights, subgraph
 from placement.placers.searching.repair import repair
 from placement.placers.single_device import all_on, seconds_per_mebibyte
@@ -32,18 +32,22 @@ STRONGEST = 1000
 """Devices' weights are whole numbers from 1 to this."""
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Map all groups that may be on more than one device; the others stay where they must.
 
     Raises:
-        InputError: The program is not installed, or refuses the graph.
+        NotServedError: The program is not installed.
+        InputError: The program refuses the graph.
     """
     search = Search(problem, budget)
     program = shutil.which(PROGRAM)
     if program is None:
-        raise InputError(
+        raise NotServedError(
             f"placer 'scotch' needs the program '{PROGRAM}', which is not installed; on Debian or Ubuntu: "
-            "apt-get install scotch"
+            "apt-get install scotch",
+            reason="not installed: apt-get install scotch",
         )
     members = np.flatnonzero(problem.allowed.sum(axis=1) > 1)
     placement = problem.allowed.argmax(axis=1).astype(np.int64)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from placement.placers.base import Budget, Placed, Search
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 
 
 def all_on(problem: PlacementProblem, device: int) -> NDArray[np.int64]:
@@ -23,7 +23,9 @@ def single_device_placements(problem: PlacementProblem) -> list[tuple[str, NDArr
     return [(name, all_on(problem, device)) for device, name in enumerate(problem.cluster.device_names)]
 
 
-def place(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+def place(
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+) -> Placed:
     """Try each device; answer the fastest on which everything fits."""
     search = Search(problem, budget)
     names, placements = zip(*single_device_placements(problem), strict=True)

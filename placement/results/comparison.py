@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from envs.bounds import lower_bound_s
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
-from graphs.errors import InputError, NoFeasiblePlacementError
+from graphs.errors import InputError, NoFeasiblePlacementError, NotServedError
 from placement.placers import HEURISTICS, PlacerInfo
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, SearchOptions
 from placement.placers.single_device import single_device_placements
@@ -42,6 +42,8 @@ class Row:
         search_s: Wall-clock seconds that the placer took.
         evaluations: Placements that it evaluated.
         note: One line: what it chose, or why it gave nothing.
+        not_served: In a few words, why the placer is not on offer for this problem or on this machine; empty where it
+            is. Files do not hold it.
     """
 
     placer: str
@@ -53,6 +55,7 @@ class Row:
     search_s: float
     evaluations: int
     note: str = ""
+    not_served: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,13 +211,13 @@ def compare_placers(
 def ask(
     problem: PlacementProblem, info: PlacerInfo, *, budget: Budget, rng: np.random.Generator, options: SearchOptions
 ) -> Placed:
-    """What a placer answers; `options` are for those that they mean something to.
+    """What a placer answers; only those that heed `options` are given them, so that one's own may do without.
 
     Raises:
         InputError: The placer cannot serve the problem.
     """
     if info.moves:
-        return info.search_function(problem, budget=budget, rng=rng, options=options)
+        return info.function(problem, budget=budget, rng=rng, options=options)
     return info.function(problem, budget=budget, rng=rng)
 
 
@@ -250,6 +253,7 @@ def _run(
     try:
         placed = ask(problem, info, budget=budget, rng=np.random.default_rng(seed), options=options)
     except (InputError, NoFeasiblePlacementError) as error:
-        yield Row(name, None, False, None, None, None, time.perf_counter() - started, 0, str(error))
+        reason = error.reason if isinstance(error, NotServedError) else ""
+        yield Row(name, None, False, None, None, None, time.perf_counter() - started, 0, str(error), reason)
         return
     yield make_row(problem, name, placed)

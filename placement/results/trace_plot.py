@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import io
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster
 from envs.simulator.trace import Trace
 from envs.simulator.trace_file import direction_name
 from graphs.computation_graph import PHASES, ComputationGraph
+from graphs.extras import check_plots
 from graphs.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Matplotlib comes with the extra `plots`: what draws imports it inside its function.
 
 PHASE_COLORS = {"forward": "#3b76af", "backward": "#e1812c", "update": "#3a923a"}
 """Colours of phases that people with any kind of colour vision can tell apart in this order of darkness."""
@@ -42,7 +46,15 @@ def plot_trace(trace: Trace, graph: ComputationGraph, cluster: Cluster, *, title
         graph: The graph that was simulated.
         cluster: The cluster that it was simulated on.
         title: First line of the picture; by default the graph's and the cluster's names.
+
+    Raises:
+        NotServedError: Matplotlib is not installed.
     """
+    check_plots("a picture of a trace")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     directions, link_rows, link_busy = _link_rows(trace, graph, cluster)
     shown = sorted(np.argsort(-link_busy, kind="stable")[:_MOST_LINKS].tolist())
     heights = [0.34 * cluster.num_devices + 0.1, 0.2 * max(len(shown), 1) + 0.1, 1.7]
@@ -113,6 +125,8 @@ def write_trace_png(
 def trace_image(trace: Trace, graph: ComputationGraph, cluster: Cluster, *, title: str = "") -> NDArray[np.uint8]:
     """The picture of `plot_trace` as pixels, ``uint8[height, width, 3]``, as TensorBoard's ``add_image`` takes it."""
     figure = plot_trace(trace, graph, cluster, title=title)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

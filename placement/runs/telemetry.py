@@ -17,7 +17,7 @@
 | `device/<name>/busy` | share of the step in which the device computes, in the best placement so far |
 | `device/<name>/peak_memory_bytes` | its peak memory there |
 | `time/placements_per_s` | placements evaluated a second since training began, heuristics and search included |
-| `trace/best` | the trace of the best placement so far, as an image |
+| `trace/best` | the trace of the best placement so far, as an image; where the extra `plots` is installed |
 
 The step of every value is the number of the update; a resumed run goes on where its checkpoint stood, and values that
 the interrupted run had written past it are dropped.
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from envs.problem import PlacementProblem
+from graphs.extras import is_installed
 from placement.learning.stats import UpdateStats
 from placement.results.trace_plot import trace_image
 
@@ -80,7 +81,12 @@ class Telemetry:
             self._writer.add_scalar(f"device/{name}/peak_memory_bytes", float(trace.peak_memory_bytes[d]), update)
 
     def write_trace(self, problem: PlacementProblem, placement: NDArray[np.int64], update: int) -> None:
-        """A picture of the step under the best placement so far, ``int64[G]``; drawing it takes part of a second."""
+        """A picture of the step under the best placement so far, ``int64[G]``; drawing it takes part of a second.
+
+        Nothing is written where Matplotlib is not installed: the picture is all that a run without it lacks.
+        """
+        if not is_installed("matplotlib"):
+            return
         image = trace_image(problem.trace(placement), problem.graph, problem.cluster)
         self._writer.add_image("trace/best", image, update, dataformats="HWC")
 

@@ -15,7 +15,7 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from graphs.files import save_graph_file
 from graphs.synthetic import random_graph
-from placement.placers.base import Budget, Placed
+from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, SearchOptions
 from placement.registry import get_placer
 from placement.results.placement_file import encode_placement
 
@@ -62,7 +62,9 @@ def test_the_learner_starts_from_the_placers_that_ran_before_it_and_the_limit_in
     asked = []
     round_robin = get_placer("round_robin").function
 
-    def slow(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator) -> Placed:
+    def slow(
+        problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
+    ) -> Placed:
         asked.append(budget.time_limit_s)
         time.sleep(0.5)
         return replace(round_robin(problem, budget=budget, rng=rng), search_s=0.5, evaluations=1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from placement.placers.base import Budget, Placed, SearchOptions
+from placement.placers.base import Budget, Granularity, Placed, Placer, SearchOptions
 from placement.registry import PLACERS, get_placer
 from tests.placement.placer_problems import all_placements, cluster, optimum_s, random_problem, training_problem
 
@@ -37,6 +38,14 @@ def step_time_s(problem: PlacementProblem, placed: Placed) -> float:
 def test_importing_the_registry_loads_no_torch() -> None:
     code = "import sys, placement.placers; sys.exit('torch' in sys.modules or 'numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", PLACERS)
+def test_all_placers_share_one_signature(name: str) -> None:
+    shared = [p for p in inspect.signature(Placer.__call__).parameters.values() if p.name != "self"]
+    signature = inspect.signature(get_placer(name).function)
+    assert list(signature.parameters.values()) == shared
+    assert signature.return_annotation == "Placed"
 
 
 def test_an_unknown_placer_is_named_with_its_nearest_match() -> None:
@@ -184,7 +193,7 @@ def alike_then_apart() -> PlacementProblem:
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_over_single_ops_divides_a_group(name: str) -> None:
     problem = alike_then_apart()
-    search = get_placer(name).search_function
+    search = get_placer(name).function
     budget, rng = Budget(evaluations=200), np.random.default_rng(0)
     whole_s = step_time_s(problem, search(problem, budget=budget, rng=rng))
     placed = search(problem, budget=budget, rng=rng, options=SearchOptions(granularity="op"))
@@ -204,7 +213,7 @@ def test_single_ops_keep_to_the_hard_constraints_and_to_what_is_allowed(name: st
     problem = PlacementProblem(graph, one_group_an_op(graph), cluster(3))
     options = SearchOptions(granularity="op", start="scratch")
     budget = Budget(evaluations=400)
-    placed = get_placer(name).search_function(problem, budget=budget, rng=np.random.default_rng(0), options=options)
+    placed = get_placer(name).function(problem, budget=budget, rng=np.random.default_rng(0), options=options)
     where = dict(zip(graph.op_names, placed.placement.tolist(), strict=True))
     assert where["x"] == 0
     assert where["op1"] == where["op4"]
@@ -215,12 +224,14 @@ def test_single_ops_keep_to_the_hard_constraints_and_to_what_is_allowed(name: st
 
 @pytest.mark.parametrize("name", SEARCHES)
 @pytest.mark.parametrize("granularity", ["group", "op"])
-def test_a_search_from_scratch_asks_no_heuristic(name: str, granularity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_from_scratch_asks_no_heuristic(
+    name: str, granularity: Granularity, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("placement.placers.searching.starts.HEURISTICS", ("no such placer",))
     problem = training_problem(12, 2, seed=0, room=0.6)
-    options = SearchOptions(granularity, "scratch")  # type: ignore[arg-type]
+    options = SearchOptions(granularity, "scratch")
     answers = [
-        get_placer(name).search_function(
+        get_placer(name).function(
             problem, budget=Budget(evaluations=300), rng=np.random.default_rng(4), options=options
         )
         for _ in range(2)
