@@ -22,9 +22,17 @@ _PLAIN_WIDTH = 100
 """Columns of a table that does not go to a terminal."""
 
 
+class _Console(Console):
+    """A console that leaves it to `placement.cli.main` what happens where nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that rich is handling; by itself it ends the program with exit code 1."""
+        raise
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """A console that shows names as they are: brackets and colons in them are no markup."""
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console = _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PLAIN_WIDTH
     return console
