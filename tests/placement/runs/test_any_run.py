@@ -50,7 +50,7 @@ def of_a_networkx_graph() -> PlacementProblem:
 def with_groups_of_its_own() -> PlacementProblem:
     graph = random_graph(10, seed=3, name="grouped")
     groups = make_groups(np.arange(10) // 4, ["x", "y", "z"], ["x", "y", "z"], [0, 0, 0])
-    return PlacementProblem(graph, groups, load_cluster("k80x2"), "program_order")
+    return PlacementProblem(graph, groups, load_cluster("k80x2"), "fifo")
 
 
 MADE = [of_a_graph_file, of_a_zoo_name, of_a_module, of_a_networkx_graph, with_groups_of_its_own]
