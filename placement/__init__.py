@@ -1,8 +1,9 @@
 """Placers, learned and not; training, results, comparison, and the command `placement`.
 
-What most people need is here: `make_problem`, `train`, `compare`, `simulate`, and `read_placement`, `write_placement`,
-`check_placement`, `make_result`, and `apply`, which runs a model by its placement. They are imported when they are
-first asked for; only training and running load torch.
+Every verb of the command is a function here: `train`, `train_measured`, `compare`, `simulate`, `run`, `profile`,
+`import_graph` and `export`. `make_problem` makes what most of them take, `load_problem` takes it from a run; and there
+are `read_placement`, `write_placement`, `check_placement`, `make_result`, and `apply`, which runs a model by its
+placement. They are imported when they are first asked for; only training and running load torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from envs.make_problem import make_problem
-    from placement.api import compare, simulate, train
+    from placement.api import (
+        compare,
+        export,
+        import_graph,
+        load_problem,
+        profile,
+        run,
+        simulate,
+        train,
+        train_measured,
+    )
     from placement.apply_placement import apply
     from placement.results.placement_file import check_placement, make_result, read_placement, write_placement
 
@@ -22,11 +33,17 @@ _HOME = {
     "apply": "placement.apply_placement",
     "check_placement": "placement.results.placement_file",
     "compare": "placement.api",
+    "export": "placement.api",
+    "import_graph": "placement.api",
+    "load_problem": "placement.api",
     "make_problem": "envs.make_problem",
     "make_result": "placement.results.placement_file",
+    "profile": "placement.api",
     "read_placement": "placement.results.placement_file",
+    "run": "placement.api",
     "simulate": "placement.api",
     "train": "placement.api",
+    "train_measured": "placement.api",
     "write_placement": "placement.results.placement_file",
 }
 
@@ -35,11 +52,17 @@ __all__ = [
     "apply",
     "check_placement",
     "compare",
+    "export",
+    "import_graph",
+    "load_problem",
     "make_problem",
     "make_result",
+    "profile",
     "read_placement",
+    "run",
     "simulate",
     "train",
+    "train_measured",
     "write_placement",
 ]
 

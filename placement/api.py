@@ -1,4 +1,4 @@
-"""The verbs of the command, for Python.
+"""The verbs of the command as functions: train, compare, simulate, run, profile, import_graph and export.
 
 The whole job::
 
@@ -11,47 +11,66 @@ The whole job::
         print(row.placer, row.step_time_s)
 
 A graph may also be a `ComputationGraph`, for example from `graphs.capture.capture`, and a cluster a `Cluster`.
+Importing this loads no torch; what needs it loads it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from envs.make_problem import make_problem
+from envs.clusters.cluster import Cluster
+from envs.make_problem import DEFAULT_GROUPS, make_problem
 from envs.problem import PlacementProblem
+from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
-from graphs.files import write_atomically
+from graphs.files import SUFFIXES, save_graph_file, write_atomically
+from graphs.sources import load_graph
+from placement.arguments import check_can_write, check_ends
 from placement.placers import PlacerInfo
 from placement.placers.base import Budget, Granularity, SearchOptions, StartAt
 from placement.registry import PLACERS, get_placer
+from placement.results import export as forms
 from placement.results.comparison import Comparison, Row, ask, check_seed, compare_placers
 from placement.results.comparison_file import encode_comparison, read_finished
 from placement.results.placement_file import PlacementResult, check_placement, read_placement
 from placement.results.simulated import Simulated, simulate_ops
-from placement.runs import directory
+from placement.runs import directory, training
+from placement.runs.observer import RunObserver, UpdateObserver
+from placement.runs.steps import MeasuredSteps, ProfiledMachine, encode_steps, profile_steps, run_steps
 
 if TYPE_CHECKING:
     from placement.learning.stats import UpdateStats
+    from placement.runs.measured import MeasuredRun
     from placement.runs.training import TrainedRun
 
-__all__ = ["compare", "make_problem", "simulate", "train"]
-
-DEFAULT_TRAIN_S = 60.0
-"""Seconds of training where neither a time limit nor a number of updates is given."""
+__all__ = [
+    "compare",
+    "export",
+    "import_graph",
+    "load_problem",
+    "make_problem",
+    "profile",
+    "run",
+    "simulate",
+    "train",
+    "train_measured",
+]
 
 DEFAULT_SEARCH_S = 20.0
 """Seconds that each searching placer of a comparison gets where no time limit is given."""
 
+DEFAULT_MEASURE_S = 60.0
+"""Seconds that the steps of one placement may take."""
+
 
 def train(
-    problem: PlacementProblem,
+    problem: PlacementProblem | None = None,
     *,
     time_limit_s: float | None = None,
     updates: int | None = None,
@@ -60,67 +79,107 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     on_update: Callable[[UpdateStats], None] | None = None,
+    observer: RunObserver | None = None,
 ) -> TrainedRun:
     """Learn a placement, and compare it with the placers that do not search.
 
     Args:
-        problem: From `make_problem`.
+        problem: From `make_problem`. With `resume` it may be left out: the run's directory says it.
         time_limit_s: Seconds in all, those of the other placers included; by default a minute where `updates` is None,
             too. The default preset starts from what the other placers answer.
         updates: Updates in all. Only where they alone limit the run does the same seed give the same placement.
         preset: A name in `placement.learning.reinforce.PRESETS`.
         seed: Of all random numbers.
         out: The run directory; None writes no files.
-        resume: Go on with the run in `out`: `updates` then counts those before, `time_limit_s` does not.
+        resume: Go on with the run in `out`: `updates` then counts those before, `time_limit_s` does not; without either
+            the run goes on to the limits that it began with. Preset and seed are the run's.
         on_update: Called with `placement.learning.stats.UpdateStats` after each update.
+        observer: Told how the run goes on, in place of `on_update`.
 
     Raises:
         InputError: Bad input; the message says what.
         NoFeasiblePlacementError: Nothing fits; the message says which memory is short by how much.
     """
-    from placement.runs.compile_ahead import compile_ahead  # here, because these load torch
-    from placement.runs.training import compare_others, make_trainer, run_training
-
-    if time_limit_s is None and updates is None:
-        time_limit_s = DEFAULT_TRAIN_S
+    if on_update is not None:
+        if observer is not None:
+            raise InputError("train takes an observer or on_update, not both; an observer has on_update, too")
+        observer = UpdateObserver(on_update)
     run_dir = None if out is None else Path(out)
     if resume:
         if run_dir is None:
             raise InputError("resume needs the run's directory: give it as out")
-        config = directory.read_config(run_dir)
-        directory.check_same_problem(run_dir, config, problem)
-        preset, seed = config.preset, config.seed
-    elif run_dir is not None:
-        directory.check_free(run_dir)
-    compile_ahead(problem.schedule)
-    began = time.perf_counter()
-    with contextlib.ExitStack() as held:
-        if resume and run_dir is not None:
-            held.enter_context(directory.hold(run_dir))
-        others = compare_others(problem, seed=seed, time_limit_s=time_limit_s, run_dir=run_dir if resume else None)
-        trainer = make_trainer(problem, others, preset=preset, seed=seed, run_dir=run_dir, resume=resume)
-        if run_dir is not None and not resume:
-            config = directory.make_run_config(
-                problem,
-                graph=problem.graph.name,
-                cluster=problem.cluster.name,
-                groups=problem.num_groups,
-                preset=preset,
-                seed=seed,
-                updates=updates,
-                time_limit_s=time_limit_s,
-            )
-            held.enter_context(directory.hold(run_dir))
-            directory.create(run_dir, config)
-        return run_training(
-            trainer,
-            others,
-            run_dir=run_dir,
-            updates=updates,
-            time_limit_s=time_limit_s,
-            spent_s=time.perf_counter() - began,
-            on_update=on_update,
-        )
+        return training.resume(run_dir, problem, updates=updates, time_limit_s=time_limit_s, observer=observer)
+    if problem is None:
+        raise InputError("train needs a problem: make one with make_problem")
+    return training.train(
+        problem,
+        run_dir=run_dir,
+        preset=preset,
+        seed=seed,
+        updates=updates,
+        time_limit_s=time_limit_s,
+        observer=observer,
+    )
+
+
+def train_measured(
+    graph: str | None = None,
+    devices: str | None = None,
+    *,
+    cluster: str | Cluster | None = None,
+    profile: str | Path | None = None,
+    schedule: str = "priority",
+    groups: int = DEFAULT_GROUPS,
+    screen: bool = False,
+    time_limit_s: float | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    observer: RunObserver | None = None,
+) -> MeasuredRun:
+    """Learn a placement from the measured time of real steps on devices of this machine.
+
+    Args:
+        graph: What to run: a workload of the zoo, or ``python:package.module:function``.
+        devices: ``"cpu:0,cpu:1"``: cores, sets of cores or GPUs.
+        cluster: What the simulator takes them for; it must call them by the same names. By default this machine's
+            devices with the catalogue's figures.
+        profile: A graph file from `profile`, for the simulator; its cluster file goes to `cluster`.
+        schedule: Which ready op a device runs first.
+        groups: Wanted number of co-location groups.
+        screen: Learn from the simulator, and measure what it finds best.
+        time_limit_s: Seconds in all, but for starting the process that measures; by default a minute.
+        seed: Of the learner's random numbers; what is measured is never quite the same twice.
+        out: The run directory; None writes no files.
+        resume: Go on with the run in `out`, which says all the rest; `time_limit_s` are seconds more.
+        observer: Told how the run goes on.
+
+    Raises:
+        InputError: Bad input; the message says what.
+        NoFeasiblePlacementError: No placement could be run.
+    """
+    from placement.runs import measured
+
+    run_dir = None if out is None else Path(out)
+    if resume:
+        if run_dir is None:
+            raise InputError("resume needs the run's directory: give it as out")
+        return measured.resume_measured(run_dir, time_limit_s=time_limit_s, observer=observer)
+    if graph is None or devices is None:
+        raise InputError("train --measured needs a GRAPH and --devices, for example --devices cpu:0,cpu:1")
+    return measured.train_source(
+        graph,
+        devices,
+        cluster=cluster,
+        profile=None if profile is None else Path(profile),
+        schedule=schedule,
+        groups=groups,
+        screen=screen,
+        time_limit_s=training.DEFAULT_TRAIN_S if time_limit_s is None else time_limit_s,
+        seed=seed,
+        run_dir=run_dir,
+        observer=observer,
+    )
 
 
 def compare(
@@ -150,8 +209,9 @@ def compare(
         json: A file for the rows, written whole after each: a comparison that was killed and is started again with the
             same settings takes the finished rows from there.
         restart: Do not look at what is in that file.
-        on_start: As in `placement.results.comparison.compare_placers`.
-        on_row: Likewise.
+        on_start: Called with a placer's name before it runs.
+        on_row: Called after each finished row with the comparison so far, whose last row is the new one; and at first
+            where finished rows were taken over.
 
     Raises:
         InputError: A placer is unknown, a placer that searches has no limit, or the file holds something else.
@@ -201,8 +261,8 @@ def simulate(
         placement: A placement file, its content, or the name of a placer, which is then asked for one.
         time_limit_s: Seconds that a placer may take.
         seed: Of a placer's random numbers.
-        granularity: Of a search, as in `compare`.
-        start: Likewise.
+        granularity: What a search moves, as in `compare`.
+        start: Where it starts, as in `compare`.
 
     Raises:
         InputError: The placement is of another graph, or names a device that the cluster lacks, or there is neither a
@@ -237,3 +297,172 @@ def load_placement(text: str | Path) -> PlacementResult | str:
     if not Path(name).exists() and not re.search(r"[/\\.]", name):
         raise unknown_name("placer, and there is no placement file,", name, PLACERS)
     return read_placement(name)
+
+
+def run(
+    graph: str,
+    placement: str | Path | PlacementResult,
+    devices: str,
+    *,
+    steps: int = 10,
+    time_limit_s: float = DEFAULT_MEASURE_S,
+    json: str | Path | None = None,
+    observer: RunObserver | None = None,
+) -> MeasuredSteps:
+    """Run a placement's steps on real devices of this machine, and measure them.
+
+    Args:
+        graph: What to run: a workload of the zoo, or ``python:package.module:function``.
+        placement: A placement file of this graph, or its content.
+        devices: ``"cpu:0,cpu:1"``, one for each device of the placement, in its order.
+        steps: Steps that count; one more goes before them.
+        time_limit_s: Seconds that they may take; what is not done by then has failed.
+        json: A file for the figures.
+        observer: Told how it goes on.
+
+    Raises:
+        InputError: Bad input; the message says what.
+        NoFeasiblePlacementError: The steps could not be run; the message says why.
+    """
+    path = None if json is None else Path(json)
+    check_can_write(path)
+    result = placement if isinstance(placement, PlacementResult) else read_placement(placement)
+    measured = run_steps(
+        graph, result, devices, steps=steps, time_limit_s=time_limit_s, observer=observer or RunObserver()
+    )
+    if path is not None:
+        write_atomically(path, encode_steps(measured))
+    return measured
+
+
+def profile(
+    graph: str,
+    devices: str,
+    out: str | Path,
+    *,
+    cluster_out: str | Path | None = None,
+    schedule: str = "priority",
+    placements: int = 8,
+    steps: int = 10,
+    seed: int = 0,
+    time_limit_s: float = DEFAULT_MEASURE_S,
+    observer: RunObserver | None = None,
+) -> ProfiledMachine:
+    """Measure what each op and copy of a graph's step takes on devices of this machine, for the simulator to use.
+
+    Args:
+        graph: What to run: a workload of the zoo, or ``python:package.module:function``.
+        devices: ``"cpu:0,cpu:1"``: cores, sets of cores or GPUs.
+        out: The graph file to write, with the times of its ops.
+        cluster_out: The cluster file to write, with the devices and what copies between them take; by default named as
+            `out`, with ``.yaml``.
+        schedule: Which ready op a device runs first.
+        placements: Random placements to run, after each device alone.
+        steps: Steps of each that count; one more goes before them.
+        seed: Of the random placements.
+        time_limit_s: Seconds that the steps of one placement may take.
+        observer: Told how it goes on.
+
+    Raises:
+        InputError: Bad input; the message says what.
+        NoFeasiblePlacementError: The steps could not be run; the message says why.
+    """
+    return profile_steps(
+        graph,
+        devices,
+        Path(out),
+        cluster_out=None if cluster_out is None else Path(cluster_out),
+        schedule=schedule,
+        placements=placements,
+        steps=steps,
+        seed=seed,
+        time_limit_s=time_limit_s,
+        observer=observer or RunObserver(),
+    )
+
+
+def import_graph(source: str, out: str | Path) -> ComputationGraph:
+    """Turn a model into a graph file, which needs neither the model nor its code any more.
+
+    Args:
+        source: A zoo name with optional sizes, a graph file, an ONNX file, or ``python:package.module:function``.
+        out: The graph file to write: ``.graph.json.gz`` or ``.graph.json``.
+
+    Raises:
+        InputError: The source cannot be read, or the file cannot be written.
+    """
+    path = Path(out)
+    check_ends("--out", path, "graph file", SUFFIXES)  # before the capture, which may take a while
+    check_can_write(path)
+    graph = load_graph(source)
+    save_graph_file(graph, path)
+    return graph
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """What was exported.
+
+    Attributes:
+        simulated: The step under the placement.
+        device_map: The device map, where that was asked for.
+        mapped: The step under it.
+    """
+
+    simulated: Simulated
+    device_map: forms.DeviceMap | None = None
+    mapped: Simulated | None = None
+
+
+def export(
+    placement: str | Path,
+    out: str | Path,
+    *,
+    graph: str | ComputationGraph | None = None,
+    cluster: str | Cluster | None = None,
+    format: Literal["json", "csv", "device-map"] = "json",
+) -> Exported:
+    """Turn a placement into a table of ops, or into a device map for Hugging Face Accelerate.
+
+    Args:
+        placement: A run directory, or a placement file.
+        out: The file to write.
+        graph: What was placed; left out for a run, which knows it.
+        cluster: Where to; left out for a run, which knows it.
+        format: Every op with its module, group and device as JSON or CSV; or module path -> device.
+
+    Raises:
+        InputError: Bad input; the message says what.
+    """
+    path, given = Path(out), Path(placement)
+    check_can_write(path)
+    if given.is_dir() and (graph is not None or cluster is not None):
+        raise InputError(f"'{given}' is a run, which knows its graph and cluster; leave out GRAPH and --cluster")
+    if not given.exists():
+        raise InputError(f"there is no run directory or placement file '{given}'; check the path")
+    if given.is_dir() or (graph is None and cluster is None and directory.run_of(given) is not None):
+        problem = load_problem(given)
+        result = read_placement(given / directory.PLACEMENT if given.is_dir() else given)
+    elif graph is None or cluster is None:
+        raise InputError("export of a placement file needs its GRAPH and a --cluster; or give a run directory")
+    else:
+        result = read_placement(given)
+        problem = make_problem(graph, cluster, schedule=result.schedule)
+    simulated = simulate(problem, result)
+    if format != "device-map":
+        encode = forms.encode_ops_json if format == "json" else forms.encode_ops_csv
+        write_atomically(path, encode(simulated))
+        return Exported(simulated)
+    devices = forms.device_map(problem, simulated.op_placement)
+    write_atomically(path, forms.encode_device_map(devices))
+    return Exported(simulated, devices, forms.simulate_device_map(problem, devices))
+
+
+def load_problem(run: str | Path) -> PlacementProblem:
+    """The problem of a run: of its directory, or of the `placement.json` in it.
+
+    Raises:
+        InputError: There is no run, or something of it is gone or damaged.
+    """
+    run_dir = directory.run_of(Path(run)) or Path(run)
+    return directory.load_problem(run_dir, directory.read_config(run_dir))

@@ -92,7 +92,7 @@ class Measurer:
     Attributes:
         count: Placements run so far.
         failures: How many of them failed.
-        on_measure: Called after each, with what it came to.
+        on_measure: Called after each with the placement, ``int32[N]``, the schedule, and what it came to.
         until_s: When measuring ends, by `time.monotonic`; a placement that is asked for later raises
             `MeasurementsOverError`.
     """
@@ -105,7 +105,7 @@ class Measurer:
         self.how = how or Protocol()
         self.count = 0
         self.failures = 0
-        self.on_measure: Callable[[Measurement], None] | None = None
+        self.on_measure: Callable[[NDArray[np.int32], str, Measurement], None] | None = None
         self.until_s = float("inf")
         self._known: dict[tuple[str, bytes], Measurement] = {}
 
@@ -138,7 +138,7 @@ class Measurer:
         self.count += 1
         self._known[key] = found
         if self.on_measure is not None:
-            self.on_measure(found)
+            self.on_measure(placement, schedule, found)
         return found
 
     @property
@@ -177,6 +177,12 @@ class Measurer:
                 step_time_s[row] = found.step_time_s
                 feasible[row] = (peak[row] <= memory_bytes).all()
         return Evaluation(step_time_s, peak, feasible)
+
+    def remember(self, op_placement: NDArray[np.integer], schedule: str, found: Measurement) -> None:
+        """Take over what running a placement of ops, ``int[N]``, came to: it is run again only if asked to."""
+        self.count += 1
+        self.failures += bool(found.reason)
+        self._known[schedule, np.ascontiguousarray(op_placement, dtype=np.int32).tobytes()] = found
 
     def is_known(self, op_placement: NDArray[np.integer], schedule: str) -> bool:
         """Whether a placement of ops was run before."""

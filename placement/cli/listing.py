@@ -12,8 +12,16 @@ from envs.clusters.catalog import CLUSTERS, DEVICE_SPECS, OVERRIDES
 from envs.clusters.cluster import Cluster, DeviceSpec
 from graphs.zoo import ZOO
 from graphs.zoo.figures import load_figures
+from placement.cli import verbs
+from placement.cli.shared import make_console
 from placement.registry import PLACERS
 from placement.text import seconds, size, table
+
+
+def show_list(verb: verbs.List) -> int:
+    """Print the list that a verb asks for."""
+    make_console().print(LISTS[verb.what]())
+    return 0
 
 
 def graphs() -> RenderableType:

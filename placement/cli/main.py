@@ -1,7 +1,8 @@
 """The command `placement`: parses, runs a verb, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 2 bad input (one sentence on stderr), 3 no feasible placement found (and which memory is short by
-how much), 130 stopped by Ctrl-C with nothing to keep. Start-up and the lists load no torch.
+Exit codes: 0 done, 1 what was to be shown could not be written, 2 bad input (one sentence on stderr), 3 no feasible
+placement found (and which memory is short by how much), 130 stopped by Ctrl-C with nothing to keep, 141 whoever read
+the output has gone. Start-up and the lists load no torch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -18,11 +18,12 @@ import tyro
 
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
 from placement import __version__
+from placement.cli.output import standard_streams
 from placement.cli.verbs import VERBS, Verb
 
 PROGRAM = "placement"
 
-EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_NOT_SHOWN, EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 3, 130, 141
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -31,8 +32,27 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: Without the program's name; by default those of this process.
     """
+    with standard_streams() as streams:
+        try:
+            code = _run(sys.argv[1:] if args is None else args)
+            sys.stdout.flush()
+        except OSError as error:
+            if not streams.is_failing:
+                raise
+            if isinstance(error, BrokenPipeError):  # `head`, for example, has seen enough
+                return EXIT_NO_READER
+            return _fail(f"cannot write to the standard output ({error.strerror})", EXIT_NOT_SHOWN)
+        finally:
+            streams.give_up()
+        if streams.is_closed and code == 0:
+            return _fail("cannot write to the standard output, which is closed", EXIT_NOT_SHOWN)
+        return code
+
+
+def _run(args: Sequence[str]) -> int:
+    """Do what a command line says and return the exit code."""
     try:
-        verb = parse(sys.argv[1:] if args is None else args)
+        verb = parse(args)
         if verb is None:
             return 0
         from placement.cli.commands import run  # after parsing, so that help and typing errors come at once
@@ -44,10 +64,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_INFEASIBLE)
     except KeyboardInterrupt:
         return _fail("stopped; nothing was kept", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader, `head` for example, has seen enough. What is left in the buffer must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def parse(args: Sequence[str]) -> Verb | None:
@@ -102,5 +118,6 @@ def _one_sentence(box: str, args: Sequence[str]) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # where even this cannot be shown, the exit code says it
+        print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code

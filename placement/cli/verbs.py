@@ -38,6 +38,9 @@ DevicesArg = Annotated[
 GroupsArg = Annotated[int, arg(metavar="N", help="Wanted number of co-location groups.")]
 
 
+DEFAULT_SCHEDULE: Literal["priority"] = "priority"
+
+
 @dataclass(frozen=True)
 class Train:
     """Learn a placement, compare it with the other placers, and leave both in a run directory."""
@@ -66,7 +69,7 @@ class Train:
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Run directory to make; by default runs/GRAPH-CLUSTER-1, or the next number that is free."""
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Run directory to go on with; GRAPH, --cluster and the settings are then read from it."""
+    """Run directory to go on with, whoever made it; GRAPH, --cluster and the settings are then read from it."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Profile:
     devices: DevicesArg
     out: Annotated[Path, arg(metavar="FILE.graph.json.gz")]
     """The graph file to write, with the times of its ops."""
-    cluster_out: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="(beside --out)")] = None
+    cluster_out: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="(next to --out)")] = None
     """The cluster file to write, with the devices and what copies between them take."""
     schedule: ScheduleArg = "priority"
     placements: Annotated[int, arg(metavar="N")] = 8
@@ -136,11 +139,11 @@ class Compare:
 class Simulate:
     """Simulate one step under a placement: its time, each device's load and memory, and a trace."""
 
-    graph: GraphArg
-    cluster: ClusterArg
     placement: Annotated[str, arg(metavar="FILE|PLACER")]
     """A placement file, or the name of a placer to ask for one."""
-    schedule: ScheduleArg = "priority"
+    graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless FILE is a run's)")] = None
+    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless FILE is a run's)")] = None
+    schedule: ScheduleArg = DEFAULT_SCHEDULE
     time_limit_s: Annotated[float, arg(metavar="S")] = 20.0
     """Seconds that a placer may take; only those that search use them up."""
     seed: Annotated[int, arg(metavar="K")] = 0

@@ -6,8 +6,8 @@ It is read by ``torch.load(weights_only=True)``: tensors, numbers, strings, list
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ import torch
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
+from graphs.files import write_atomically
 from placement.learning.reinforce import ReinforceConfig
 from placement.learning.state import State
 
@@ -28,7 +29,11 @@ FORMAT, VERSION = "device-placement-checkpoint", 4
 
 
 def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:
-    """Write the checkpoint into `run_dir`; a reader finds the old one or the new one, whole, whenever it looks."""
+    """Write the checkpoint into `run_dir`; a reader finds the old one or the new one, whole, whenever it looks.
+
+    Raises:
+        InputError: It cannot be written, for example because the disk is full; the old one stands.
+    """
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -47,15 +52,9 @@ def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:
     for key in ("best_s", "least_overflow"):
         content[key] = getattr(state, key)
     run_dir.mkdir(parents=True, exist_ok=True)
-    temporary = run_dir / f".{FILE_NAME}.{os.getpid()}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(run_dir / FILE_NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    data = io.BytesIO()
+    torch.save(content, data)
+    write_atomically(run_dir / FILE_NAME, data.getvalue())
 
 
 def load(run_dir: Path, problem: PlacementProblem) -> State:

@@ -1,13 +1,21 @@
-"""The directory of a training run: which files it holds, and the record from which it can be resumed.
+"""The directory of a run: which files it holds, and all that is needed to go on with it or to use its placement.
 
-========================  ==============================================================================================
-``config.json``           what was asked for, and which versions did it (`RunConfig`)
-``placement.json``        the best placement so far (`placement.results.placement_file`), replaced when it improves
-``comparison.json``       the other placers and the learned one (`placement.results.comparison`), at the end
-``checkpoint.pt``         the trainer's state
-``events.out.tfevents.*``  TensorBoard's events
-``.lock``                 held by the process that works on the run
-========================  ==============================================================================================
+==========================  ============================================================================================
+``config.json``             what was asked for, and which versions did it (`RunConfig`)
+``graph.graph.json.gz``     the graph, where no name says it: it was an object, or carries the times of a profile
+``cluster.yaml``            the cluster, where no name says it
+``groups.json``             the co-location groups, where they are not what graph, cluster and their number make
+``placement.json``          the best placement so far (`placement.results.placement_file`), replaced when it improves
+``comparison.json``         the other placers and the learned one (`placement.results.comparison`), at the end
+``checkpoint.pt``           the trainer's state
+``measurements.jsonl``      of a training on measured time: every placement that was run (`placement.runs.measurements`)
+``measured.json``           and at its end the rows
+``events.out.tfevents.*``   TensorBoard's events
+``.lock``                   held by the process that works on the run
+==========================  ============================================================================================
+
+This module alone knows how a run's problem is written down and made again: whoever made the run, `load_problem` gives
+its problem.
 """
 
 from __future__ import annotations
@@ -22,13 +30,25 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
 
-from envs.problem import PlacementProblem
+from envs.clusters.catalog import DEVICE_SPECS, load_cluster
+from envs.clusters.file import cluster_to_yaml
+from envs.make_problem import make_problem
+from envs.measured.protocol import Protocol
+from envs.problem import PlacementProblem, ProblemNames
+from graphs.colocation.groups import Groups
 from graphs.errors import InputError
-from graphs.files import write_atomically
+from graphs.files import save_graph_file, write_atomically
 from graphs.reading import decode_json, exists, read_file
+from graphs.sources import load_graph
 
 CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
+MEASUREMENTS, MEASURED = "measurements.jsonl", "measured.json"
+
+GRAPH: Literal["graph.graph.json.gz"] = "graph.graph.json.gz"
+CLUSTER: Literal["cluster.yaml"] = "cluster.yaml"
+GROUPS: Literal["groups.json"] = "groups.json"
 
 _LOCK = ".lock"
 
@@ -37,20 +57,42 @@ _MOST_CONFIG_BYTES = 2**20
 _VERSIONS_OF = ("device-placement", "numba", "numpy", "torch")
 
 
+class MeasuredSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a training on measured time has besides.
+
+    Attributes:
+        source: What the model is built from: a workload of the zoo or ``python:module:function``.
+        devices: Names of real devices.
+        screen: True where the policy learns from the simulator, and what it finds is measured.
+        limit_s: Seconds that one measurement may take.
+        protocol: How many steps.
+    """
+
+    source: str
+    devices: tuple[str, ...]
+    screen: bool
+    limit_s: float
+    protocol: Protocol
+
+
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a training run was asked to do; the content of `config.json`.
 
     Attributes:
-        graph: As the user named it.
+        graph: As the user named it; the graph's own name where it was given as an object.
         graph_sha256: Digest of what that was.
-        cluster: As the user named it.
+        graph_file: The file in the run directory that holds it; None where the name says it.
+        cluster: As the user named it; the cluster's own name where it was given as an object.
         cluster_sha256: Digest of what that was.
+        cluster_file: The file in the run directory that holds it; None where the name says it.
         schedule: The simulator's.
         groups: Wanted number of co-location groups.
+        groups_file: The file in the run directory that holds them; None where their number says it.
         preset: Of the learning.
         seed: Of all random numbers.
         updates: Updates in all; None where only the time limits the run.
         time_limit_s: Seconds of the first run; None where only the updates do.
+        measured: Of a training on measured time; None of others.
         versions: By package.
     """
 
@@ -58,45 +100,32 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     version: Literal[1] = 1
     graph: str
     graph_sha256: str
+    graph_file: Literal["graph.graph.json.gz"] | None = None
     cluster: str
     cluster_sha256: str
+    cluster_file: Literal["cluster.yaml"] | None = None
     schedule: str
     groups: int
+    groups_file: Literal["groups.json"] | None = None
     preset: str
     seed: int
     updates: int | None
     time_limit_s: float | None
+    measured: MeasuredSettings | None = None
     versions: dict[str, str]
 
 
 _DECODER = msgspec.json.Decoder(RunConfig)
 
 
-def make_run_config(
-    problem: PlacementProblem,
-    *,
-    graph: str,
-    cluster: str,
-    groups: int,
-    preset: str,
-    seed: int,
-    updates: int | None,
-    time_limit_s: float | None,
-) -> RunConfig:
-    """The record of a run that is about to begin; the arguments are `RunConfig`'s fields."""
-    return RunConfig(
-        graph=graph,
-        graph_sha256=problem.graph.sha256,
-        cluster=cluster,
-        cluster_sha256=problem.cluster.sha256,
-        schedule=problem.schedule,
-        groups=groups,
-        preset=preset,
-        seed=seed,
-        updates=updates,
-        time_limit_s=time_limit_s,
-        versions=_versions(),
-    )
+class _GroupsRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Co-location groups as a file; the fields are those of `graphs.colocation.groups.Groups`."""
+
+    group_of_op: list[int]
+    names: tuple[str, ...]
+    family: list[int]
+    family_names: tuple[str, ...]
+    step: list[int]
 
 
 @contextlib.contextmanager
@@ -120,22 +149,70 @@ def hold(run_dir: Path) -> Iterator[None]:
             raise InputError(
                 f"another process works on the run in '{run_dir}'; wait for it or stop it, or give another --out"
             ) from error
-        for name in (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT):
+        for name in (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT, MEASURED, GRAPH, CLUSTER, GROUPS):
             for leftover in run_dir.glob(f".{name}.*.tmp"):
                 leftover.unlink(missing_ok=True)
         yield
 
 
-def create(run_dir: Path, config: RunConfig) -> None:
-    """Begin a run in a directory that is held; its `config.json` is what marks it as taken.
+def create(
+    run_dir: Path,
+    problem: PlacementProblem,
+    *,
+    preset: str,
+    seed: int,
+    updates: int | None = None,
+    time_limit_s: float | None = None,
+    measured: MeasuredSettings | None = None,
+) -> RunConfig:
+    """Begin a run in a directory that is held: write down the problem and what is asked for.
+
+    What has no name is kept in files of its own; `config.json`, which marks the directory as taken, is written last.
+
+    Args:
+        run_dir: The directory.
+        problem: What is to be placed.
+        preset: A name in `placement.learning.reinforce.PRESETS`.
+        seed: Of all random numbers.
+        updates: Updates in all, if they limit the run.
+        time_limit_s: Seconds in all, if they do.
+        measured: Of a training on measured time. Its graph and cluster are always kept in files, so that the run can be
+            used where the model's code is not.
 
     Raises:
-        InputError: There is a run in it already, or the file cannot be written.
+        InputError: There is a run in it already, or a file cannot be written.
     """
     check_free(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    names = problem.names or ProblemNames(None, None, problem.num_groups)
+    keeps_graph, keeps_cluster = (measured is not None or name is None for name in (names.graph, names.cluster))
+    if keeps_graph:
+        save_graph_file(problem.graph, run_dir / GRAPH)
+    if keeps_cluster:
+        write_atomically(run_dir / CLUSTER, cluster_to_yaml(problem.cluster, DEVICE_SPECS).encode())
+    if problem.names is None:
+        write_atomically(run_dir / GROUPS, _encode_groups(problem.groups))
+    config = RunConfig(
+        graph=names.graph or (problem.graph.name if measured is None else measured.source),
+        graph_sha256=problem.graph.sha256,
+        graph_file=GRAPH if keeps_graph else None,
+        cluster=names.cluster or problem.cluster.name,
+        cluster_sha256=problem.cluster.sha256,
+        cluster_file=CLUSTER if keeps_cluster else None,
+        schedule=problem.schedule,
+        groups=names.groups,
+        groups_file=GROUPS if problem.names is None else None,
+        preset=preset,
+        seed=seed,
+        updates=updates,
+        time_limit_s=time_limit_s,
+        measured=measured,
+        versions=_versions(),
+    )
     write_atomically(
         run_dir / CONFIG, msgspec.json.format(msgspec.json.encode(config, order="sorted"), indent=2) + b"\n"
     )
+    return config
 
 
 def check_free(run_dir: Path) -> None:
@@ -170,6 +247,32 @@ def read_config(run_dir: Path) -> RunConfig:
         raise InputError(f"'{path}' is not a run's configuration: {error}") from error
 
 
+def load_problem(run_dir: Path, config: RunConfig) -> PlacementProblem:
+    """Make a run's problem again, from its own files or from what the user named.
+
+    Raises:
+        InputError: Something of it is gone or damaged.
+    """
+    graph = config.graph if config.graph_file is None else load_graph(str(run_dir / config.graph_file))
+    cluster = config.cluster if config.cluster_file is None else load_cluster(str(run_dir / config.cluster_file))
+    if config.groups_file is None:
+        return make_problem(graph, cluster, schedule=config.schedule, groups=config.groups)
+    return PlacementProblem(
+        load_graph(graph) if isinstance(graph, str) else graph,
+        _read_groups(run_dir / config.groups_file),
+        load_cluster(cluster) if isinstance(cluster, str) else cluster,
+        config.schedule,
+    )
+
+
+def run_of(placement: Path) -> Path | None:
+    """The run directory that a path means: itself, or the one that the placement file stands in; None where neither."""
+    for path in (placement, placement.parent):
+        if (path / CONFIG).is_file() and path / PLACEMENT in (placement, placement / PLACEMENT):
+            return path
+    return None
+
+
 def check_same_problem(run_dir: Path, config: RunConfig, problem: PlacementProblem) -> None:
     """Raise where what a run was about has changed since.
 
@@ -196,6 +299,29 @@ def free_directory(parent: Path, name: str) -> Path:
     while (parent / f"{name}-{number}").exists():
         number += 1
     return parent / f"{name}-{number}"
+
+
+def _encode_groups(groups: Groups) -> bytes:
+    record = _GroupsRecord(
+        groups.group_of_op.tolist(), groups.names, groups.family.tolist(), groups.family_names, groups.step.tolist()
+    )
+    return msgspec.json.encode(record) + b"\n"
+
+
+def _read_groups(path: Path) -> Groups:
+    """Read the groups of a run.
+
+    Raises:
+        InputError: The file cannot be read or is damaged.
+    """
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=_GroupsRecord)
+        columns = [np.array(values, dtype=np.int32) for values in (record.group_of_op, record.family, record.step)]
+        return Groups(columns[0], record.names, columns[1], record.family_names, columns[2])
+    except OSError as error:
+        raise InputError(f"cannot read the groups of a run, '{path}': {error.strerror}; start a new run") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, ValueError) as error:
+        raise InputError(f"'{path}' does not hold the groups of a run ({error}); start a new run") from error
 
 
 def _versions() -> dict[str, str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs.problem import PlacementProblem
+from graphs.errors import InputError
 from placement.learning.stats import UpdateStats
 from placement.runs import checkpoint
 
@@ -37,7 +40,8 @@ class TrainingRecord:
         self._trainer = trainer
         self._run_dir = run_dir
         self._interval_s = interval_s
-        self._telemetry = Telemetry(run_dir, first_update=trainer.updates + 1)
+        with _input_errors(run_dir):
+            self._telemetry = Telemetry(run_dir, first_update=trainer.updates + 1)
         self._saved_at = time.perf_counter()
         self._known_s = trainer.best_s
         self._drawn_s = math.inf
@@ -45,6 +49,10 @@ class TrainingRecord:
 
     def on_update(self, stats: UpdateStats) -> None:
         """Write the numbers of an update, and a checkpoint where one is due."""
+        with _input_errors(self._run_dir):
+            self._write(stats)
+
+    def _write(self, stats: UpdateStats) -> None:
         trainer = self._trainer
         self._telemetry.write_update(stats)
         if trainer.best_s < self._known_s and trainer.best_placement is not None:
@@ -58,10 +66,23 @@ class TrainingRecord:
 
     def on_end(self, *, whole: bool) -> None:
         """Write what is left; the last checkpoint only if the trainer's state is that of a `whole` update."""
-        if whole and self._trainer.updates:
-            self._draw()
-            self._save()
-        self._telemetry.close()
+        try:
+            if whole:
+                self.save()
+        finally:
+            self.close()
+
+    def save(self) -> None:
+        """Write a checkpoint, and a picture of the best placement where it is a new one."""
+        if self._trainer.updates:
+            with _input_errors(self._run_dir):
+                self._draw()
+                self._save()
+
+    def close(self) -> None:
+        """End the file of TensorBoard's events."""
+        with _input_errors(self._run_dir):
+            self._telemetry.close()
 
     def _draw(self) -> None:
         trainer = self._trainer
@@ -73,6 +94,22 @@ class TrainingRecord:
     def _save(self) -> None:
         self._telemetry.flush()
         checkpoint.save(self._run_dir, self._trainer.problem, self._trainer.state())
+
+
+@contextlib.contextmanager
+def _input_errors(run_dir: Path) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be written, for example on a full disk, into one sentence.
+
+    Raises:
+        InputError: What was written before stands, so the run can go on from there.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"the run in '{run_dir}' cannot be written ({error.strerror or error}); make room there, then go on with "
+            f"placement train --resume {run_dir}"
+        ) from error
 
 
 def resume_trainer(problem: PlacementProblem, run_dir: Path) -> Trainer:

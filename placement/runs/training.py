@@ -1,24 +1,23 @@
-"""One training run from its problem to the files in its directory. It prints nothing; callers are told by callbacks."""
+"""A training run from its problem to the files in its directory: the only orchestration, whoever asks for one.
+
+It prints nothing: an observer (`placement.runs.observer`) is told how the run goes on. Importing this loads no torch.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError, unknown_name
 from graphs.files import write_atomically
-from placement.learning.reinforce import PRESETS
 from placement.learning.stats import UpdateStats
-from placement.learning.trainer import Trainer
 from placement.learning.warm_start import Start
 from placement.placers.base import Budget, Placed
 from placement.results.comparison import (
@@ -32,7 +31,15 @@ from placement.results.comparison import (
 from placement.results.comparison_file import encode_comparison, read_record, rows_of
 from placement.results.placement_file import PlacementResult, make_result, write_placement
 from placement.runs import directory
-from placement.runs.record import TrainingRecord, resume_trainer
+from placement.runs.directory import RunConfig
+from placement.runs.observer import RunObserver, TrainingPlan
+from placement.runs.stopping import stop_on_sigterm
+
+if TYPE_CHECKING:
+    from placement.learning.trainer import Trainer
+
+DEFAULT_TRAIN_S = 60.0
+"""Seconds of training where neither a time limit nor a number of updates is given."""
 
 LEARNED = "reinforce"
 """What results call the learned placer."""
@@ -66,6 +73,167 @@ class TrainedRun:
     interrupted: bool
 
 
+def train(
+    problem: PlacementProblem,
+    *,
+    run_dir: Path | None = None,
+    preset: str = "default",
+    seed: int = 0,
+    updates: int | None = None,
+    time_limit_s: float | None = None,
+    observer: RunObserver | None = None,
+) -> TrainedRun:
+    """Ask the placers that do not search, learn, compare, and leave both in a run directory.
+
+    Args:
+        problem: What to place.
+        run_dir: The directory, which holds no run yet; None writes no files.
+        preset: A name in `placement.learning.reinforce.PRESETS`.
+        seed: Of all random numbers.
+        updates: Updates in all.
+        time_limit_s: Seconds in all, those of the other placers included; `DEFAULT_TRAIN_S` where `updates` is None,
+            too.
+        observer: Told how the run goes on.
+
+    Raises:
+        InputError: Bad input, or a file cannot be written; the message says what.
+        NoFeasiblePlacementError: Nothing fits; the message says which memory is short by how much.
+        KeyboardInterrupt: A signal came before anything was evaluated.
+    """
+    observer = observer or RunObserver()
+    check_seed(seed)
+    if time_limit_s is None and updates is None:
+        time_limit_s = DEFAULT_TRAIN_S
+    if run_dir is not None:
+        directory.check_free(run_dir)
+    begun = _begin(problem, observer, seed=seed, time_limit_s=time_limit_s)
+    with contextlib.ExitStack() as held:
+        with observer.stage("starting the training"):
+            trainer = make_trainer(problem, begun.others, preset=preset, seed=seed, run_dir=None)
+        if run_dir is not None:
+            held.enter_context(directory.hold(run_dir))
+            directory.create(run_dir, problem, preset=preset, seed=seed, updates=updates, time_limit_s=time_limit_s)
+        return _learn(trainer, begun, observer, run_dir, updates, time_limit_s, resumed=False)
+
+
+def resume(
+    run_dir: Path,
+    problem: PlacementProblem | None = None,
+    *,
+    updates: int | None = None,
+    time_limit_s: float | None = None,
+    observer: RunObserver | None = None,
+) -> TrainedRun:
+    """Go on with a run where it stopped, to the same result as one that was never interrupted.
+
+    Args:
+        run_dir: Its directory.
+        problem: What it places; by default the directory says it (`placement.runs.directory.load_problem`).
+        updates: Updates in all, those before included. Where neither these nor a time limit are given, the run goes on
+            to the limits that it began with.
+        time_limit_s: Seconds more.
+        observer: Told how the run goes on.
+
+    Raises:
+        InputError: There is no run, another process works on it, what it places has changed, or a file is damaged.
+        NoFeasiblePlacementError: Nothing that was evaluated fits.
+        KeyboardInterrupt: A signal came before anything was evaluated.
+    """
+    observer = observer or RunObserver()
+    config = directory.read_config(run_dir)
+    if config.measured is not None:
+        raise InputError(f"the run in '{run_dir}' learns from measured time; resume it as a measured training")
+    with directory.hold(run_dir):  # before the graph: who is told to wait should not wait for that
+        problem = problem or reload(run_dir, config, observer)
+        directory.check_same_problem(run_dir, config, problem)
+        begun = _begin(problem, observer, seed=config.seed, time_limit_s=config.time_limit_s, run_dir=run_dir)
+        with observer.stage("starting the training"):
+            trainer = make_trainer(
+                problem, begun.others, preset=config.preset, seed=config.seed, run_dir=run_dir, resume=True
+            )
+        if updates is None and time_limit_s is None:
+            updates, time_limit_s = config.updates, left_s(config, trainer.elapsed_s)
+        return _learn(trainer, begun, observer, run_dir, updates, time_limit_s, resumed=True)
+
+
+def reload(run_dir: Path, config: RunConfig, observer: RunObserver) -> PlacementProblem:
+    """The problem of a run that is to go on.
+
+    Raises:
+        InputError: Something of it is gone or damaged.
+    """
+    try:
+        with observer.stage(f"reading {config.graph}"):
+            return directory.load_problem(run_dir, config)
+    except InputError as error:
+        raise InputError(f"cannot resume '{run_dir}': {error}") from error
+
+
+def left_s(config: RunConfig, spent_s: float) -> float | None:
+    """Seconds that are left of a run's time limit; None where it has none."""
+    return None if config.time_limit_s is None else max(config.time_limit_s - spent_s, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A run whose clock goes: the other placers' rows, and when it began, by `time.perf_counter`."""
+
+    others: Comparison
+    began_s: float
+
+
+def _begin(
+    problem: PlacementProblem,
+    observer: RunObserver,
+    *,
+    seed: int,
+    time_limit_s: float | None,
+    run_dir: Path | None = None,
+) -> _Begun:
+    """Load and compile what the clock should not count, then ask the other placers."""
+    problem.check_can_fit()
+    observer.on_problem(problem)
+    with observer.stage("loading PyTorch"):
+        from placement.runs.compile_ahead import compile_ahead
+    with observer.stage("compiling, which only the first run has to"):
+        compile_ahead(problem.schedule)
+    began_s = time.perf_counter()
+    with observer.comparing():
+        others = compare_others(
+            problem,
+            seed=seed,
+            time_limit_s=time_limit_s,
+            run_dir=run_dir,
+            on_start=observer.on_start,
+            on_row=observer.on_row,
+        )
+    return _Begun(others, began_s)
+
+
+def _learn(
+    trainer: Trainer,
+    begun: _Begun,
+    observer: RunObserver,
+    run_dir: Path | None,
+    updates: int | None,
+    time_limit_s: float | None,
+    *,
+    resumed: bool,
+) -> TrainedRun:
+    spent_s = time.perf_counter() - begun.began_s
+    plan = TrainingPlan(begun.others, resumed, trainer.updates, updates, time_limit_s, spent_s)
+    with observer.training(plan):
+        return run_training(
+            trainer,
+            begun.others,
+            run_dir=run_dir,
+            updates=updates,
+            time_limit_s=time_limit_s,
+            spent_s=spent_s,
+            on_update=observer.on_update,
+        )
+
+
 def compare_others(
     problem: PlacementProblem,
     *,
@@ -83,8 +251,8 @@ def compare_others(
         time_limit_s: Of the whole run, which includes this. Without one, the answers depend on the seed alone.
         run_dir: Of a run to go on with: once it has a checkpoint, the learner has what it starts from, and the rows of
             its `comparison.json` are taken over.
-        on_start: As in `placement.results.comparison.compare_placers`.
-        on_row: Likewise.
+        on_start: Called with a placer's name before it runs.
+        on_row: Called after each finished row with the comparison so far; at first where rows were taken over.
 
     Raises:
         InputError: The seed is out of range.
@@ -123,6 +291,10 @@ def make_trainer(
     Raises:
         InputError: The preset is unknown, the seed is out of range, or the checkpoint is damaged or of another problem.
     """
+    from placement.learning.reinforce import PRESETS
+    from placement.learning.trainer import Trainer
+    from placement.runs.record import resume_trainer
+
     check_seed(seed)
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
@@ -164,6 +336,8 @@ def run_training(
         KeyboardInterrupt: A signal came before anything was evaluated.
         InputError: There is no limit, or a file cannot be written.
     """
+    from placement.runs.record import TrainingRecord
+
     keeper = _Keeper(trainer, run_dir)
     if run_dir is not None:
         write_atomically(run_dir / directory.COMPARISON, encode_comparison(others))
@@ -173,7 +347,7 @@ def run_training(
         if on_update is not None:
             on_update(stats)
 
-    with _stop_on_sigterm() as stop:
+    with stop_on_sigterm() as stop:
         left_s = None if time_limit_s is None else max(time_limit_s - spent_s, 0.0)
         record = None if run_dir is None else TrainingRecord(trainer, run_dir)
         trainer.run(
@@ -244,21 +418,3 @@ class _Keeper:
             write_placement(self._run_dir / directory.PLACEMENT, result)
         self._kept_s = trainer.best_s
         return result
-
-
-@contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; the trainer itself does the same for Ctrl-C."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may set handlers, and only it gets signals
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -62,7 +62,7 @@ def placements(problem: PlacementProblem) -> tuple[np.ndarray, np.ndarray]:
 def test_it_answers_as_the_simulated_problem() -> None:
     seen: list[Measurement] = []
     with faulty_problem() as problem:
-        problem.measurer.on_measure = seen.append
+        problem.measurer.on_measure = lambda ops, schedule, measurement: seen.append(measurement)
         rows = np.stack([*placements(problem), placements(problem)[0]])
         evaluation = problem.evaluate(rows)
         assert evaluation.feasible.all()
@@ -103,7 +103,7 @@ def test_a_worker_that_fails_is_infeasible_and_measuring_goes_on(
     with faulty_problem(limit_s) as problem:
         good, bad = placements(problem)
         found: list[Measurement] = []
-        problem.measurer.on_measure = found.append
+        problem.measurer.on_measure = lambda ops, schedule, measurement: found.append(measurement)
         problem.measurer.process.start()
         first = problem.measurer.process.process_id
         began_s = time.monotonic()

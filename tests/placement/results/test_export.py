@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from envs.clusters.catalog import load_cluster
+from envs.make_problem import make_problem
 from envs.problem import PlacementProblem
 from graphs.capture import capture
 from graphs.colocation.groups import one_group_an_op
@@ -169,18 +170,9 @@ def test_a_run_knows_its_graph_and_cluster(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_graph_file(problem.graph, "g.graph.json")
-    config = directory.make_run_config(
-        problem,
-        graph="g.graph.json",
-        cluster="k80x4",
-        groups=256,
-        preset="default",
-        seed=0,
-        updates=1,
-        time_limit_s=None,
-    )
-    Path("run").mkdir()
-    directory.create(Path("run"), config)
+    named = make_problem("g.graph.json", "k80x4")
+    directory.create(Path("run"), named, preset="default", seed=0, updates=1)
+    assert not list(Path("run").glob("*.gz"))  # the names say it
     placement = np.argmax(problem.allowed, axis=1)
     write_placement("run/placement.json", make_result(problem, placement, placer="test", seed=0))
     assert main(["export", "run", "--format", "csv", "--out", "ops.csv"]) == 0

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import placement
 from envs.measured.engine import StepError
 from envs.measured.machine import parse_devices
-from envs.measured.problem import machine_cluster
+from envs.measured.problem import Measurement, machine_cluster
 from envs.measured.updates import UpdateSettings
 from graphs.capture import capture
 from graphs.errors import InputError, NoFeasiblePlacementError
@@ -21,6 +21,7 @@ from graphs.files import save_graph_file
 from placement.cli.main import main
 from placement.results.placement_file import PlacementResult
 from placement.runs.measured import train_measured
+from placement.runs.observer import RunObserver
 from tests.envs.measured.measured_problems import NAMES, two_cores
 from tests.envs.measured.test_measured import alive, faulty_problem, placements
 
@@ -39,6 +40,16 @@ def make():
 def make_model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+class Recorder(RunObserver):
+    """Keeps who proposed what was measured, and why it failed."""
+
+    def __init__(self, told: list[tuple[str, str]]) -> None:
+        self.told = told
+
+    def on_measure(self, proposer: str, found: Measurement) -> None:
+        self.told.append((proposer, found.reason))
 
 
 def by_hand(model: nn.Module, batch: object, *, training: bool = True, seed: int = 0) -> PlacementResult:
@@ -108,7 +119,7 @@ def test_learning_goes_on_beside_placements_that_kill(
 ) -> None:
     monkeypatch.setenv("FAULTY_DEVICE", NAMES[1])
     monkeypatch.setenv("FAULTY_HOW", "kill" if screen else "raise")
-    told = []
+    told: list[tuple[str, str]] = []
     with faulty_problem(5.0) as problem:
         good, bad = placements(problem)
         run = train_measured(
@@ -116,7 +127,7 @@ def test_learning_goes_on_beside_placements_that_kill(
             time_limit_s=8,
             screen=screen,
             out=tmp_path / "run",
-            on_measure=lambda who, found: told.append((who, found.reason)),
+            observer=Recorder(told),
         )
         process = problem.measurer.process.process_id
         assert run.failures >= 1
@@ -130,7 +141,7 @@ def test_learning_goes_on_beside_placements_that_kill(
     assert placement.read_placement(tmp_path / "run" / "placement.json") == run.result
     rows = json.loads((tmp_path / "run" / "measured.json").read_text())["rows"]
     assert rows[-1]["placer"] == "reinforce"
-    with pytest.raises(InputError, match="holds a placement already"):
+    with pytest.raises(InputError, match="holds a run already"):
         train_measured(problem, time_limit_s=1, out=tmp_path / "run")
 
 

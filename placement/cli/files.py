@@ -1,0 +1,52 @@
+"""The verbs ``import`` and ``export``: from a model to a graph file, from a placement to other programs' files."""
+
+from __future__ import annotations
+
+from graphs.files import SUFFIXES
+from graphs.onnx_import.importer import unknown_operators
+from placement import api
+from placement.arguments import check_can_write, check_ends
+from placement.cli import verbs
+from placement.cli.shared import make_console, status
+from placement.results.export import device_map_report
+from placement.text import size
+
+
+def import_graph(verb: verbs.Import) -> int:
+    """Write a graph file and say what is in it.
+
+    Raises:
+        InputError: Bad input; one sentence.
+    """
+    check_ends("--out", verb.out, "graph file", SUFFIXES)
+    check_can_write(verb.out)
+    with status(make_console(stderr=True), f"reading {verb.source}"):
+        graph = api.import_graph(verb.source, verb.out)
+    make_console().print(
+        f"{verb.out}: {graph.name}, {graph.num_ops:,} ops, {graph.num_tensors:,} tensors, "
+        f"{size(graph.parameter_bytes)} of parameters, {graph.total_flops / 1e9:,.1f} GFLOP a step",
+        soft_wrap=True,
+    )
+    unknown = ", ".join(f"{name} ({count:,})" for name, count in unknown_operators(graph).items())
+    if unknown:
+        make_console(stderr=True).print(
+            f"charged by their bytes alone, because the ONNX standard has no such operators: {unknown}", soft_wrap=True
+        )
+    return 0
+
+
+def export(verb: verbs.Export) -> int:
+    """Write a table of ops or a device map, and say what the map changes.
+
+    Raises:
+        InputError: Bad input; one sentence.
+        NoFeasiblePlacementError: What the device map says does not fit.
+    """
+    with status(make_console(stderr=True), f"reading {verb.graph or verb.placement}"):
+        found = api.export(verb.placement, verb.out, graph=verb.graph, cluster=verb.cluster, format=verb.format)
+    out, graph = make_console(), found.simulated.problem.graph
+    if found.mapped is not None and found.device_map is not None:
+        out.print(device_map_report(found.simulated, found.mapped, found.device_map), soft_wrap=True)
+        found.mapped.check_feasible()
+    out.print(f"{verb.out}: {graph.num_ops:,} ops of {graph.name}", soft_wrap=True)
+    return 0

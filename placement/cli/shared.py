@@ -1,0 +1,86 @@
+"""What several verbs of the command need: consoles, and a problem that is loaded while a status says so."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from graphs.errors import InputWarning, printable
+from placement.runs.observer import RunObserver
+
+if TYPE_CHECKING:
+    from envs.problem import PlacementProblem
+
+_PLAIN_WIDTH = 100
+"""Columns of a table that does not go to a terminal."""
+
+
+class _Console(Console):
+    """A console that leaves it to `placement.cli.main` what happens where nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that rich is handling; by itself it ends the program with exit code 1."""
+        raise
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that shows names as they are: brackets and colons in them are no markup."""
+    console = _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PLAIN_WIDTH
+    return console
+
+
+@contextlib.contextmanager
+def status(err: Console, text: str) -> Iterator[None]:
+    """Say what takes a while, as long as the context lasts; what is warned of meanwhile is shown as a line each."""
+    with warnings.catch_warnings(record=True) as caught, err.status(Text(printable(text))):
+        warnings.simplefilter("always", InputWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, InputWarning):
+            err.print(Text(printable(str(warning.message))), style="yellow", soft_wrap=True)
+        else:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def load(graph: str, cluster: str, schedule: str, groups: int) -> PlacementProblem:
+    """The problem of a graph and a cluster; a status says that it is being read.
+
+    Raises:
+        InputError: Something of it does not exist or is not valid.
+    """
+    with status(make_console(stderr=True), f"reading {graph}"):
+        from placement import api
+
+        return api.make_problem(graph, cluster, schedule=schedule, groups=groups)
+
+
+class HeadingDisplay(RunObserver):
+    """Shows what a run is about: a status for what takes a while, and the problem.
+
+    Args:
+        out: Where results go.
+        err: Where progress goes.
+    """
+
+    def __init__(self, out: Console, err: Console) -> None:
+        self.out = out
+        self.err = err
+
+    def stage(self, text: str) -> AbstractContextManager[object]:
+        """Show a status."""
+        return status(self.err, text)
+
+    def on_problem(self, problem: PlacementProblem) -> None:
+        """Print what is placed."""
+        from placement.cli.report import problem_heading
+
+        self.out.print(problem_heading(problem))

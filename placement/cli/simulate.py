@@ -1,0 +1,71 @@
+"""The verb ``simulate``: one step under a placement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from envs.problem import PlacementProblem
+from graphs.errors import InputError
+from graphs.files import write_atomically
+from placement import api
+from placement.arguments import check_can_plot, check_can_write, check_positive
+from placement.cli import verbs
+from placement.cli.report import simulated_report
+from placement.cli.shared import load, make_console, status
+from placement.results.comparison import check_seed
+from placement.results.simulated import encode_simulated
+from placement.runs.directory import run_of
+
+
+def simulate(verb: verbs.Simulate) -> int:
+    """Simulate one step, show it, and write what was asked for.
+
+    Raises:
+        InputError: Bad input; one sentence.
+        NoFeasiblePlacementError: The placement does not fit.
+    """
+    check_positive("--time-limit-s", verb.time_limit_s)
+    check_can_write(verb.json, verb.trace, verb.plot)
+    check_can_plot("--plot", verb.plot)
+    check_seed(verb.seed)
+    out = make_console()
+    placement = api.load_placement(verb.placement)  # before the graph: a typing error should not wait for a capture
+    problem = _problem(verb)
+    with status(make_console(stderr=True), "placing and simulating"):
+        simulated = api.simulate(
+            problem,
+            placement,
+            time_limit_s=verb.time_limit_s,
+            seed=verb.seed,
+            granularity=verb.granularity,
+            start=verb.start,
+        )
+    out.print(simulated_report(simulated))
+    if verb.json is not None:
+        write_atomically(verb.json, encode_simulated(simulated))
+    if verb.trace is not None:
+        from envs.simulator.trace_file import write_chrome_trace
+
+        write_chrome_trace(verb.trace, simulated.trace, problem.graph, problem.cluster)
+    if verb.plot is not None:
+        from placement.results.trace_plot import write_trace_png
+
+        write_trace_png(verb.plot, simulated.trace, problem.graph, problem.cluster)
+    simulated.check_feasible()
+    return 0
+
+
+def _problem(verb: verbs.Simulate) -> PlacementProblem:
+    """What is simulated: the graph and cluster that are given, or those of the run that the placement is from.
+
+    Raises:
+        InputError: Neither is given.
+    """
+    if verb.graph is not None and verb.cluster is not None:
+        return load(verb.graph, verb.cluster, verb.schedule, verb.groups)
+    if verb.graph is None and verb.cluster is None and run_of(Path(verb.placement)) is not None:
+        with status(make_console(stderr=True), f"reading the run of {verb.placement}"):
+            problem = api.load_problem(verb.placement)
+        return problem if verb.schedule == verbs.DEFAULT_SCHEDULE else problem.with_schedule(verb.schedule)
+    lacks = [name for name, given in (("GRAPH", verb.graph), ("--cluster CLUSTER", verb.cluster)) if given is None]
+    raise InputError(f"missing {' and '.join(lacks)}; see: placement simulate --help")
