@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from envs.simulator import choosing_kernel, in_order
+from envs.simulator import choosing_kernel, in_order, sequential
 from envs.simulator.choosing_kernel import compiled, inlined
 
 CRITICAL, TRANSFER, WAITED, DELAYED, AFFINITY, LOAD, SLOWER, ALIKE, APART, REJECTED, POLICY = range(11)
@@ -289,6 +289,10 @@ def _simulate_compiled(work, op_device, bounds_s, step_time_s, peak):
 
         def simulate(work, op_device, bounds_s, step_time_s, peak):
             in_order.simulate_many(work, op_device, bounds_s, step_time_s, peak)
+    elif work.instance_class is sequential.Sequence:
+
+        def simulate(work, op_device, bounds_s, step_time_s, peak):
+            sequential.simulate_many(work, op_device, bounds_s, step_time_s, peak)
     else:
 
         def simulate(work, op_device, bounds_s, step_time_s, peak):
@@ -464,7 +468,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
 
 def _code_of_simulators() -> str:
     digest = hashlib.sha256()
-    for module in (choosing_kernel, in_order):
+    for module in (choosing_kernel, in_order, sequential):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 
