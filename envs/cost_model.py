@@ -11,6 +11,8 @@ An op's time is the profiled one where the graph carries a number for the device
 - The batch dimension is rounded up to the device's tile, so a batch of 33 costs as much as one of 64 on a tile of 32;
   the fill factor and the rate see the rounded FLOPs, which are what the device computes.
 - An op with neither FLOPs nor bytes (a view, a parameter) takes no time, not even a launch.
+- An op with neither FLOPs nor bytes that was profiled on another spec has a time that nobody knows here: it may not run
+  on the device (`unknown_times`). Where it is placed all the same it takes the longest of its profiled times.
 
 The roofline is from Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore
 architectures", CACM 2009, doi:10.1145/1498765.1498785; the fill factor is the half-performance length n_1/2 of Hockney
@@ -22,8 +24,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.clusters.cluster import OP_CLASSES, DeviceSpec
+from envs.clusters.cluster import OP_CLASSES, Cluster, DeviceSpec
 from graphs.computation_graph import DTYPES, ComputationGraph
+
+PROFILE_ENDS = ("_alone", "_beside")
+"""How the names end under which a measured profile has a spec's op times while others idle, and while they work."""
 
 _PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addbmm", "linear", "matmul", "gemm", "einsum", "dot", "mv", "addmv")
 _RECURRENT = ("gru", "lstm", "rnn")
@@ -77,4 +82,33 @@ def op_times_s(graph: ComputationGraph, spec: DeviceSpec) -> NDArray[np.float64]
     profiled = graph.time_s.get(spec.name)
     if profiled is not None:
         time_s = np.where(np.isnan(profiled), time_s, profiled)
+    unknown = unknown_times(graph, spec)
+    if unknown.any():
+        time_s[unknown] = _longest_profiled_s(graph)[unknown]
     return time_s
+
+
+def unknown_times(graph: ComputationGraph, spec: DeviceSpec) -> NDArray[np.bool_]:
+    """Which ops cannot be given a time on a device, ``bool[N]``: profiled elsewhere, and nothing to estimate from.
+
+    They have neither FLOPs nor bytes, take time on a spec that they were profiled on, and were not profiled on this
+    one. Without a time they would run for free here.
+    """
+    profiled = graph.time_s.get(spec.name)
+    unknown = (graph.flops == 0) & (graph.bytes_accessed == 0) & (_longest_profiled_s(graph) > 0)
+    return unknown if profiled is None else unknown & np.isnan(profiled)
+
+
+def unused_profiles(graph: ComputationGraph, cluster: Cluster) -> list[str]:
+    """The names in `time_s` that no device of a cluster has: misspelt, or of another machine."""
+    known = {device.spec.name for device in cluster.devices}
+    known |= {name + end for name in known for end in PROFILE_ENDS}
+    return [name for name in graph.time_s if name not in known]
+
+
+def _longest_profiled_s(graph: ComputationGraph) -> NDArray[np.float64]:
+    """``float64[N]``: the longest time that an op was profiled with on any spec; 0 where on none."""
+    longest = np.zeros(graph.num_ops)
+    for times in graph.time_s.values():
+        np.fmax(longest, times, out=longest)
+    return longest

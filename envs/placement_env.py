@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from envs.bounds import upper_bound_s
 from envs.clusters.catalog import load_cluster
 from envs.evaluators import Evaluation
+from envs.make_problem import make_problem
 from envs.observation import Observer
-from envs.problem import PlacementProblem, divide_by_dtype
+from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.errors import InputError
 from graphs.synthetic import random_graph
@@ -354,11 +355,4 @@ def _problem(
     if graph is None:
         small = random_graph(16, edges_per_op=1.3, locality=4)
         return PlacementProblem(small, one_group_an_op(small), load_cluster(cluster), schedule)
-    # Named graphs may be captured with PyTorch: reached only here, so that `import envs` stays light.
-    from graphs.colocation.rules import colocate
-    from graphs.sources import load_graph
-
-    named = load_graph(graph)
-    where = load_cluster(cluster)
-    made_groups = divide_by_dtype(named, colocate(named, wanted_groups=groups), where)
-    return PlacementProblem(named, made_groups, where, schedule)
+    return make_problem(graph, cluster, schedule=schedule, groups=groups)

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.allowed import allowed_devices, busy, check_profiles
 from envs.clusters.cluster import Cluster, DeviceSpec
 from envs.cost_model import op_times_s
 from envs.evaluators import Evaluation, Evaluator, Simulated
@@ -18,12 +19,27 @@ from envs.simulator.checkpoints import StepCheckpoints
 from envs.simulator.input import SCHEDULES, SimulatorInput, make_input
 from envs.simulator.simulate import simulate
 from envs.simulator.trace import Trace
-from graphs.colocation.groups import Groups, make_groups
-from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, DTYPES, INPUT, ComputationGraph
+from graphs.colocation.groups import Groups
+from graphs.computation_graph import DTYPES, ComputationGraph
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
 
 _MOST_INDICES = 2**24
 """How many device indices of ops are made at once: 64 MiB."""
+
+
+@dataclass(frozen=True)
+class ProblemNames:
+    """What a problem was made from, in the words of whoever asked for it (`envs.make_problem`).
+
+    Attributes:
+        graph: What named the graph, see `graphs.sources.load_graph`; None where it was given as an object.
+        cluster: What named the cluster, see `envs.clusters.catalog.load_cluster`; None likewise.
+        groups: Wanted number of co-location groups.
+    """
+
+    graph: str | None
+    cluster: str | None
+    groups: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +52,8 @@ class PlacementProblem:
         cluster: Where to.
         schedule: Which ready op a device runs first: one of `envs.simulator.SCHEDULES`.
         evaluator: What answers how long a step takes; by default the simulator.
+        names: What graph, cluster and groups were made from; None where they were put together by hand. The same names
+            make the same problem again.
 
     Raises:
         InputError: The schedule is unknown, no accelerator computes in the graph's dtypes, or a group has no device
@@ -47,6 +65,7 @@ class PlacementProblem:
     cluster: Cluster
     schedule: str = "priority"
     evaluator: Evaluator = field(default=Simulated(), kw_only=True)
+    names: ProblemNames | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -57,12 +76,14 @@ class PlacementProblem:
                 f"{self.graph.num_ops}; group this graph again"
             )
         self._check_dtypes()
+        check_profiles(self.graph, self.cluster, self.op_allowed)
         nowhere = np.flatnonzero(~self.allowed.any(axis=1))
         if nowhere.size:
             op = int(np.flatnonzero(self.groups.group_of_op == nowhere[0])[0])
             raise InputError(
                 f"group '{self.groups.names[nowhere[0]]}' (op '{self.graph.op_names[op]}' and others) may be on no "
-                f"device of cluster '{self.cluster.name}': its ops' allowed device kinds and dtypes leave none"
+                f"device of cluster '{self.cluster.name}': its ops' allowed device kinds, dtypes and profiled "
+                "times leave none"
             )
 
     @property
@@ -95,22 +116,8 @@ class PlacementProblem:
 
     @cached_property
     def op_allowed(self) -> NDArray[np.bool_]:
-        """``bool[N, D]``: True where the op may run.
-
-        That is where its kind of device and its dtype are allowed; what takes no time (a parameter, a view) needs no
-        dtype. Inputs start on the host's CPU where the cluster has one.
-        """
-        kind = np.array([DEVICE_KINDS.index(d.spec.kind) for d in self.cluster.devices])
-        allowed = (self.graph.allowed_kinds[:, None] >> kind[None, :]) & 1 == 1  # [N, D]
-        computes = np.array([[d.spec.computes(dtype) for dtype in DTYPES] for d in self.cluster.devices])
-        allowed &= computes[:, self.graph.dtype].T | ~self._busy[:, None]
-        cpus = np.flatnonzero(kind == DEVICE_KINDS.index("cpu"))
-        if cpus.size and INPUT in self.graph.type_names:
-            inputs = self.graph.op_type == self.graph.type_names.index(INPUT)
-            inputs &= self.graph.allowed_kinds == ANY_KIND
-            allowed[inputs] = False
-            allowed[inputs, cpus[0]] = True
-        return allowed
+        """``bool[N, D]``: True where the op may run; see `envs.allowed.allowed_devices`."""
+        return allowed_devices(self.graph, self.cluster)
 
     @cached_property
     def allowed(self) -> NDArray[np.bool_]:
@@ -242,12 +249,12 @@ class PlacementProblem:
 
     def with_groups(self, groups: Groups) -> PlacementProblem:
         """The same problem with other groups, coarser or finer."""
-        return replace(self, groups=groups)
+        return replace(self, groups=groups, names=None)
 
     @property
     def simulated(self) -> PlacementProblem:
         """The same problem, evaluated by the simulator with the op times of its graph and cluster."""
-        return PlacementProblem(self.graph, self.groups, self.cluster, self.schedule)
+        return PlacementProblem(self.graph, self.groups, self.cluster, self.schedule, names=self.names)
 
     def check_can_fit(self) -> None:
         """Raise where residents alone prove that no placement fits.
@@ -270,15 +277,10 @@ class PlacementProblem:
                 f"cluster '{self.cluster.name}' have {have / 1e9:.2f} GB in all: short by {(need - have) / 1e9:.2f} GB"
             )
 
-    @property
-    def _busy(self) -> NDArray[np.bool_]:
-        """``bool[N]``: True for the ops that compute or move something."""
-        return (self.graph.flops > 0) | (self.graph.bytes_accessed > 0)
-
     def _check_dtypes(self) -> None:
         """Raise where every accelerator is there for nothing, as one that knows only int8 is for a float graph."""
         specs = [d.spec for d in self.cluster.devices if d.spec.kind != "cpu"]
-        matter = self.graph.flops > 0 if self.graph.flops.any() else self._busy
+        matter = self.graph.flops > 0 if self.graph.flops.any() else busy(self.graph)
         dtypes = [DTYPES[i] for i in np.unique(self.graph.dtype[matter])]
         if specs and dtypes and not any(spec.computes(dtype) for spec in specs for dtype in dtypes):
             known = sorted({dtype for spec in specs for dtype in spec.peak_flops_per_s})
@@ -301,33 +303,3 @@ class PlacementProblem:
                 f"devices 0 to {self.num_devices - 1}"
             )
         return placements
-
-
-def divide_by_dtype(graph: ComputationGraph, groups: Groups, cluster: Cluster) -> Groups:
-    """Divide groups so that an op in a dtype that a device lacks does not keep the rest of its group from the device.
-
-    A module that multiplies in int8 and scales in float32 is one group by structure, and could never be on a device
-    without float32. Its ops that such a device computes become a group of their own. What takes no time, a parameter
-    for example, goes with the first op of its group that reads it. The groups stay as they are where every device
-    computes in float32, and ops that must share a device stay together.
-    """
-    if all(device.spec.computes("float32") for device in cluster.devices):
-        return groups
-    computes = np.array([all(d.spec.computes(dtype) for d in cluster.devices) for dtype in DTYPES])
-    busy = (graph.flops > 0) | (graph.bytes_accessed > 0)
-    anywhere = computes[graph.dtype] & busy  # bool[N]
-    group = groups.group_of_op
-    together = [graph.colocation == bound for bound in np.unique(graph.colocation[graph.colocation >= 0])]
-    for members in together:
-        anywhere[members] = anywhere[members & busy].all()
-    settled = busy.copy()
-    for producer, reader in zip(graph.edge_producer[::-1], graph.consumers[::-1], strict=True):
-        if not busy[producer] and group[producer] == group[reader] and settled[reader]:
-            anywhere[producer], settled[producer] = anywhere[reader], True
-    for members in together:
-        anywhere[members] = anywhere[members].all()
-    names = [*groups.names, *(f"{name}/any_device" for name in groups.names)]
-    families = [groups.family_names[family] for family in groups.family]
-    mixed = np.bincount(group, ~anywhere, groups.num_groups) > 0  # bool[G]
-    label = np.where(anywhere & mixed[group], groups.num_groups, 0) + group
-    return make_groups(label, names, [*families, *families], [*groups.step.tolist()] * 2)

@@ -6,6 +6,15 @@ import difflib
 from collections.abc import Iterable
 
 
+def printable(text: str) -> str:
+    r"""The text with every character that a terminal would not show, or would obey, as its escape.
+
+    >>> print(printable("a\x1b[2Jb"))
+    a\x1b[2Jb
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class InputError(ValueError):
     """Bad input: the message is one sentence that names the culprit and the remedy (exit code 2).
 
@@ -14,7 +23,11 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+        super().__init__(printable(message))
+
+
+class InputWarning(UserWarning):
+    """Input that is taken, but of which something is not used; the command shows it as one line."""
 
 
 class NoFeasiblePlacementError(RuntimeError):

@@ -19,7 +19,7 @@ Of a node (see `graphs.computation_graph.ComputationGraph` for the exact meaning
 ``allowed_kinds``     kinds of device it may run on, of ``"cpu"``, ``"gpu"``, ``"tpu"``; any if absent
 ``output_shapes``     for example ``[(8, 4)]``
 ``time_s``            measured seconds by name of device spec (`placement list devices`), ``{"k80": 2.1e-5}``; they win
-                      over `flops` and `bytes_accessed`
+                      over `flops` and `bytes_accessed`; without those two, the op runs only on the specs named here
 ``output_bytes``      size of the tensor that its edges carry, where they do not say it themselves
 ``tensors``           sizes of its tensors where it makes several: ``[4096, 64]``, or ``[{"bytes": 4096, "resident":
                       True}]`` where one is resident; edges then say which they read

@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from placement.api import compare, make_problem, simulate, train
+    from envs.make_problem import make_problem
+    from placement.api import compare, simulate, train
     from placement.apply_placement import apply
     from placement.results.placement_file import check_placement, make_result, read_placement, write_placement
 
@@ -21,7 +22,7 @@ _HOME = {
     "apply": "placement.apply_placement",
     "check_placement": "placement.results.placement_file",
     "compare": "placement.api",
-    "make_problem": "placement.api",
+    "make_problem": "envs.make_problem",
     "make_result": "placement.results.placement_file",
     "read_placement": "placement.results.placement_file",
     "simulate": "placement.api",

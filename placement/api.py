@@ -24,14 +24,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from envs.clusters.catalog import load_cluster
-from envs.clusters.cluster import Cluster
-from envs.problem import PlacementProblem, divide_by_dtype
-from graphs.colocation.rules import colocate
-from graphs.computation_graph import ComputationGraph
+from envs.make_problem import make_problem
+from envs.problem import PlacementProblem
 from graphs.errors import InputError, unknown_name
 from graphs.files import write_atomically
-from graphs.sources import load_graph
 from placement.placers import PlacerInfo
 from placement.placers.base import Budget, Granularity, SearchOptions, StartAt
 from placement.registry import PLACERS, get_placer
@@ -45,35 +41,13 @@ if TYPE_CHECKING:
     from placement.learning.stats import UpdateStats
     from placement.runs.training import TrainedRun
 
+__all__ = ["compare", "make_problem", "simulate", "train"]
+
 DEFAULT_TRAIN_S = 60.0
 """Seconds of training where neither a time limit nor a number of updates is given."""
 
 DEFAULT_SEARCH_S = 20.0
 """Seconds that each searching placer of a comparison gets where no time limit is given."""
-
-
-def make_problem(
-    graph: str | ComputationGraph, cluster: str | Cluster, *, schedule: str = "priority", groups: int = 256
-) -> PlacementProblem:
-    """Load, group and join: the problem that everything else takes.
-
-    Args:
-        graph: A graph, or what names one on the command line: a zoo name with optional sizes, a graph file, or
-            ``python:package.module:function``.
-        cluster: A cluster, or a known name with optional overrides, or a YAML file.
-        schedule: One of `envs.simulator.SCHEDULES`.
-        groups: Wanted number of co-location groups.
-
-    Raises:
-        InputError: Something of it does not exist or is not valid.
-    """
-    if groups < 1:
-        raise InputError(f"the wanted number of groups is {groups}; it must be at least 1")
-    # The cluster first: a typing error in its name should not wait for a capture.
-    loaded_cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
-    loaded_graph = load_graph(graph) if isinstance(graph, str) else graph
-    made_groups = divide_by_dtype(loaded_graph, colocate(loaded_graph, wanted_groups=groups), loaded_cluster)
-    return PlacementProblem(loaded_graph, made_groups, loaded_cluster, schedule)
 
 
 def train(

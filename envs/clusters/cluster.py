@@ -1,7 +1,7 @@
 """Devices, links, routes and clusters: what a placement may use.
 
-A cluster is frozen and valid: names are unique and every device can reach every other. Routes are shortest paths (by
-latency, then number of links, then name) over devices and switches.
+A cluster is frozen and valid: names are unique and every device can reach every other. Routes are the quickest paths
+of a typical tensor over devices and switches (`envs.clusters.routes`).
 
 Letters: ``D`` devices, ``L`` links; a link has two directions, numbered ``2 * l`` (from `Link.a` to `Link.b`) and
 ``2 * l + 1``.
@@ -10,17 +10,16 @@ Letters: ``D`` devices, ``L`` links; a link has two directions, numbered ``2 * l
 from __future__ import annotations
 
 import hashlib
-import heapq
-import itertools
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import msgspec
+import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.clusters.routes import Direction, Routes, find_routes
 from graphs.computation_graph import DEVICE_KINDS, DTYPE_BYTES
 from graphs.errors import InputError
 
@@ -116,30 +115,24 @@ class Link:
         b: Name of another.
         bytes_per_s: Bandwidth of each direction.
         latency_s: Time before the first byte arrives.
+        back_bytes_per_s: Bandwidth from `b` to `a` where it differs.
+        back_latency_s: Latency from `b` to `a` where it differs.
     """
 
     a: str
     b: str
     bytes_per_s: float
     latency_s: float
+    back_bytes_per_s: float | None = None
+    back_latency_s: float | None = None
 
-
-@dataclass(frozen=True, eq=False)
-class Routes:
-    """The routes of all pairs of devices, as arrays for the simulator.
-
-    Attributes:
-        latency_s: ``float64[D, D]``, sum over the route's links; 0 on the diagonal.
-        bytes_per_s: ``float64[D, D]``, smallest over the route's links; infinite on the diagonal.
-        offsets: ``int32[D * D + 1]``; the route from device ``i`` to ``j`` crosses the link directions
-            ``directions[offsets[i * D + j]:offsets[i * D + j + 1]]``.
-        directions: ``int32[...]``, numbers of link directions.
-    """
-
-    latency_s: NDArray[np.float64]
-    bytes_per_s: NDArray[np.float64]
-    offsets: NDArray[np.int32]
-    directions: NDArray[np.int32]
+    @property
+    def back(self) -> tuple[float, float]:
+        """``(bytes_per_s, latency_s)`` of the direction from `b` to `a`."""
+        return (
+            self.bytes_per_s if self.back_bytes_per_s is None else self.back_bytes_per_s,
+            self.latency_s if self.back_latency_s is None else self.back_latency_s,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,8 +175,11 @@ class Cluster:
                 raise InputError(f"{where} joins a device to itself")
             _need_range(where, "bytes_per_s", link.bytes_per_s, _LEAST_RATE, _MOST_RATE)
             _need_range(where, "latency_s", link.latency_s, 0, _MOST_SECONDS)
+            _need_range(where, "back_bytes_per_s", link.back[0], _LEAST_RATE, _MOST_RATE)
+            _need_range(where, "back_latency_s", link.back[1], 0, _MOST_SECONDS)
         first = self.device_names[0]
-        reached = self._shortest_to(first)
+        joined = nx.Graph((link.a, link.b) for link in self.links)
+        reached = nx.node_connected_component(joined, first) if first in joined else {first}
         for name in self.device_names:
             need(name in reached, f"device '{name}' cannot be reached from '{first}'; add a link that joins them")
 
@@ -212,72 +208,14 @@ class Cluster:
         return np.array([d.spec.memory_bytes for d in self.devices], dtype=np.int64)
 
     @cached_property
-    def _neighbours(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """For each vertex, its neighbours, each with the best link there: its number and its exact latency.
-
-        Of parallel links the one with the smallest latency counts, then the widest, then the first. The latency is an
-        integer, in units of 2^-1074 s, the smallest float: sums are exact, so that equally long routes compare equal.
-        """
-        best: dict[tuple[str, str], int] = {}
-        for number, link in enumerate(self.links):
-            ends = (min(link.a, link.b), max(link.a, link.b))
-            known = self.links[best.setdefault(ends, number)]
-            if (link.latency_s, -link.bytes_per_s) < (known.latency_s, -known.bytes_per_s):
-                best[ends] = number
-        neighbours: dict[str, dict[str, tuple[int, int]]] = {v: {} for v in (*self.device_names, *self.switches)}
-        for (a, b), number in best.items():
-            numerator, denominator = float(self.links[number].latency_s).as_integer_ratio()
-            neighbours[a][b] = neighbours[b][a] = (number, (numerator << 1074) // denominator)
-        return neighbours
-
-    def _shortest_to(self, target: str) -> dict[str, str]:
-        """For each vertex that reaches `target`, the next vertex on its route there (Dijkstra's algorithm).
-
-        Routes are the shortest by latency, then number of links, then the names along the way.
-        """
-        distance = {target: (0, 0)}
-        queue = [(0, 0, target)]
-        settled: set[str] = set()
-        while queue:
-            latency, hops, vertex = heapq.heappop(queue)
-            if vertex in settled:
-                continue
-            settled.add(vertex)
-            for other, (_, more) in self._neighbours[vertex].items():
-                candidate = (latency + more, hops + 1)
-                if other not in distance or candidate < distance[other]:
-                    distance[other] = candidate
-                    heapq.heappush(queue, (*candidate, other))
-        following = {target: target}
-        for vertex, (latency, hops) in distance.items():
-            if vertex != target:
-                following[vertex] = min(
-                    other
-                    for other, (_, more) in self._neighbours[vertex].items()
-                    if distance[other] == (latency - more, hops - 1)
-                )
-        return following
-
-    @cached_property
     def routes(self) -> Routes:
-        """Shortest paths between all pairs of devices."""
-        count = self.num_devices
-        latency = np.zeros((count, count))
-        bandwidth = np.full((count, count), np.inf)
-        following = [self._shortest_to(target) for target in self.device_names]
-        offsets, directions = [0], list[int]()
-        for i, source in enumerate(self.device_names):
-            for j, target in enumerate(self.device_names):
-                path = [source]
-                while path[-1] != target:
-                    path.append(following[j][path[-1]])
-                crossed = [(self._neighbours[a][b][0], a) for a, b in itertools.pairwise(path)]
-                directions += [2 * number + (0 if self.links[number].a == a else 1) for number, a in crossed]
-                offsets.append(len(directions))
-                # `fsum`: the sum must not hang on the direction in which the links are crossed.
-                latency[i, j] = math.fsum(self.links[number].latency_s for number, _ in crossed)
-                bandwidth[i, j] = min((self.links[number].bytes_per_s for number, _ in crossed), default=np.inf)
-        return Routes(latency, bandwidth, np.array(offsets, dtype=np.int32), np.array(directions, dtype=np.int32))
+        """The quickest ways of a typical tensor between all pairs of devices; see `envs.clusters.routes`."""
+        number = {name: i for i, name in enumerate((*self.device_names, *self.switches))}
+        directions = []
+        for link in self.links:
+            a, b = number[link.a], number[link.b]
+            directions += [Direction(a, b, link.bytes_per_s, link.latency_s), Direction(b, a, *link.back)]
+        return find_routes(self.num_devices, len(number), directions)
 
     @cached_property
     def sha256(self) -> str:
@@ -285,7 +223,12 @@ class Cluster:
         content = {
             "devices": [(d.name, _figures(d.spec)) for d in self.devices],
             "switches": self.switches,
-            "links": [(link.a, link.b, float(link.bytes_per_s), float(link.latency_s)) for link in self.links],
+            "links": [
+                (link.a, link.b, float(link.bytes_per_s), float(link.latency_s), *map(float, link.back))
+                if link.back != (link.bytes_per_s, link.latency_s)
+                else (link.a, link.b, float(link.bytes_per_s), float(link.latency_s))
+                for link in self.links
+            ],
         }
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
 

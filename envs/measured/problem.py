@@ -260,7 +260,9 @@ def measured(
         raise InputError(f"the time limit of a measurement is {time_limit_s}; it must be positive")
     process = MeasuringProcess(source, problem.graph.untimed.sha256, real, problem.simulator_input.remaining_path_s)
     measurer = Measurer(process, time_limit_s=time_limit_s, how=how)
-    return MeasuredProblem(problem.graph, problem.groups, problem.cluster, problem.schedule, evaluator=measurer)
+    return MeasuredProblem(
+        problem.graph, problem.groups, problem.cluster, problem.schedule, evaluator=measurer, names=problem.names
+    )
 
 
 def machine_cluster(

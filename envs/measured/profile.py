@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster, Device, Link
+from envs.cost_model import PROFILE_ENDS
 from envs.measured.machine import RealDevice
 from envs.measured.problem import interquartile_mean, machine_cluster
 from envs.measured.process import MeasuringProcess
@@ -33,7 +34,7 @@ Floats = NDArray[np.float64]
 _LONGEST_DISPATCH_S = 5e-5
 """A longer pause between two tasks of a device is taken for a wait."""
 
-ALONE, BESIDE = "_alone", "_beside"
+ALONE, BESIDE = PROFILE_ENDS
 """How the names end under which a profile has a spec's op times while the other devices idle, and while they work."""
 
 _HICCUPS = 0.02

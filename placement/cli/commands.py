@@ -6,13 +6,14 @@ import contextlib
 import os
 import re
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-from graphs.errors import InputError
+from graphs.errors import InputError, InputWarning, printable
 from placement.cli import verbs
 from placement.text import clock, size
 
@@ -386,10 +387,18 @@ def _check_agrees(verb: verbs.Train, config: RunConfig) -> None:
 
 
 def _load(graph: str, cluster: str, schedule: str, groups: int) -> PlacementProblem:
-    with _console(stderr=True).status(Text(f"reading {graph}")):
+    err = _console(stderr=True)
+    with warnings.catch_warnings(record=True) as caught, err.status(Text(f"reading {graph}")):
+        warnings.simplefilter("always", InputWarning)
         from placement import api
 
-        return api.make_problem(graph, cluster, schedule=schedule, groups=groups)
+        problem = api.make_problem(graph, cluster, schedule=schedule, groups=groups)
+    for warning in caught:
+        if issubclass(warning.category, InputWarning):
+            err.print(Text(printable(str(warning.message))), style="yellow", soft_wrap=True)
+        else:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    return problem
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from envs.allowed import divide_by_dtype
 from envs.clusters.catalog import DEVICE_SPECS, load_cluster
 from envs.cost_model import op_times_s
-from envs.problem import PlacementProblem, divide_by_dtype
+from envs.problem import PlacementProblem
 from graphs.capture import capture
 from graphs.colocation.groups import make_groups, one_group_an_op
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build

@@ -1,0 +1,56 @@
+"""From names to a problem: the only way there, for the command, the Python functions and the environments."""
+
+from __future__ import annotations
+
+import warnings
+
+from envs.allowed import divide_groups, profile_warnings
+from envs.clusters.catalog import load_cluster
+from envs.clusters.cluster import Cluster
+from envs.problem import PlacementProblem, ProblemNames
+from graphs.colocation.rules import colocate
+from graphs.computation_graph import ComputationGraph
+from graphs.errors import InputError, InputWarning
+from graphs.sources import load_graph
+
+DEFAULT_GROUPS = 256
+"""Wanted number of co-location groups where nothing else is said."""
+
+
+def make_problem(
+    graph: str | ComputationGraph,
+    cluster: str | Cluster,
+    *,
+    schedule: str = "priority",
+    groups: int = DEFAULT_GROUPS,
+) -> PlacementProblem:
+    """Load, group and join: the problem that everything else takes.
+
+    Args:
+        graph: A graph, or what names one on the command line: a zoo name with optional sizes, a graph file, or
+            ``python:package.module:function``.
+        cluster: A cluster, or a known name with optional overrides, or a YAML file.
+        schedule: One of `envs.simulator.SCHEDULES`.
+        groups: Wanted number of co-location groups.
+
+    Returns:
+        The problem, which remembers what it was made from (`PlacementProblem.names`).
+
+    Raises:
+        InputError: Something of it does not exist or is not valid.
+
+    Warns:
+        InputWarning: The graph has profiled times for a device spec that the cluster lacks.
+    """
+    if groups < 1:
+        raise InputError(f"the wanted number of groups is {groups}; it must be at least 1")
+    # The cluster first: a typing error in its name should not wait for a capture.
+    loaded_cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    loaded_graph = load_graph(graph) if isinstance(graph, str) else graph
+    made_groups = divide_groups(loaded_graph, colocate(loaded_graph, wanted_groups=groups), loaded_cluster)
+    for message in profile_warnings(loaded_graph, loaded_cluster):
+        warnings.warn(message, InputWarning, stacklevel=2)
+    names = ProblemNames(
+        graph if isinstance(graph, str) else None, cluster if isinstance(cluster, str) else None, groups
+    )
+    return PlacementProblem(loaded_graph, made_groups, loaded_cluster, schedule, names=names)
