@@ -12,7 +12,7 @@ So a module may be *cut*, its parts going to several devices, only where none of
 - Where an own op reads both what a part made and what the module was given, or two things that it was given, the module
   is not cut. The model itself, and a module that holds most of it, would leave nothing to place; there the parts share
   a device with what made the arguments instead.
-- What the model itself does with the step's inputs, and the loss, is on the *main* device, where the first module is.
+- What the model itself does with the step's inputs, and the loss, is with the inputs, on the *main* device.
 - Modules that read one parameter (tied weights) share a device.
 
 Then any placement of the groups can be run: nothing is lost between what is searched and what is written down.
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from graphs.colocation.groups import Groups, make_groups
 from graphs.computation_graph import INPUT, PARAMETER, PHASES, ComputationGraph
 
-LOSS = "loss"
+LOSS = ("loss", "loss_function")
 """What `graphs.capture` calls the loss, which is no module of the model."""
 
 MAIN = ("main",)
@@ -106,10 +106,9 @@ class _Labels:
         self._join_what_own_ops_read(cut)
         self._join_readers_of_parameters()
         self._follow_forward()
-        main = self._main()
-        names = {}
+        names: dict[Hashable, int] = {}
         return np.array(
-            [names.setdefault(self.together[main if label is None else label], len(names)) for label in self.label]
+            [names.setdefault(self.together[MAIN if label is None else label], len(names)) for label in self.label]
         )
 
     def _cut_modules(self) -> set[str]:
@@ -117,7 +116,7 @@ class _Labels:
         graph = self.graph
         children: defaultdict[str, set[str]] = defaultdict(set)
         for path in graph.module_names:
-            if path != LOSS:
+            if not is_loss(path):
                 for outer, inner in zip(prefixes(path), prefixes(path)[1:], strict=False):
                     children[outer].add(inner)
         owners = {self.paths[op] for op in np.flatnonzero(self.is_parameter & ~self.is_constant)} - {""}
@@ -137,7 +136,7 @@ class _Labels:
             if path in cut:
                 continue
             whole = next((p for p in prefixes(path) if p not in cut), path)
-            of_path[path] = MAIN if path == LOSS else ("module", whole)
+            of_path[path] = MAIN if is_loss(path) else ("module", whole)
         for op, path in enumerate(self.paths):
             if self.is_input[op] or (path == "" and self.is_parameter[op] and not self.is_constant[op] and "" in cut):
                 self.label[op] = MAIN
@@ -225,14 +224,6 @@ class _Labels:
         for op in bound:
             self.label[op] = of_parameter.get(int(graph.colocation[op]), self.label[op])
 
-    def _main(self) -> Hashable:
-        """The label of the main device, joined with the first module's where it has no module yet."""
-        main = self.together[MAIN]
-        modules = [label for label in self.label if isinstance(label, tuple) and label[0] == "module"]
-        if modules and not any(self.together[label] == main for label in modules):
-            self.together.union(MAIN, modules[0])
-        return MAIN
-
 
 def _described(graph: ComputationGraph, unit_of_op: NDArray[np.int32]) -> WholeModules:
     """Name the modules of each unit: the outermost ones all of whose ops are in it."""
@@ -240,7 +231,7 @@ def _described(graph: ComputationGraph, unit_of_op: NDArray[np.int32]) -> WholeM
     first: dict[str, int] = {}
     for op, (m, unit) in enumerate(zip(graph.module.tolist(), unit_of_op.tolist(), strict=True)):
         path = graph.module_names[m]
-        if path == LOSS or graph.phase[op] != _FORWARD or graph.op_names[op].startswith("constant/"):
+        if is_loss(path) or graph.phase[op] != _FORWARD or graph.op_names[op].startswith("constant/"):
             continue
         for prefix in prefixes(path):
             units_in[prefix].add(unit)
@@ -254,6 +245,11 @@ def _described(graph: ComputationGraph, unit_of_op: NDArray[np.int32]) -> WholeM
     inputs = np.flatnonzero(graph.is_type(INPUT))
     main = int(unit_of_op[inputs[0]]) if inputs.size else 0
     return WholeModules(unit_of_op, tuple(map(tuple, members)), main)
+
+
+def is_loss(path: str) -> bool:
+    """Whether a module's path is that of the loss or of a part of it."""
+    return path.split(".")[0] in LOSS
 
 
 def prefixes(path: str) -> list[str]:

@@ -7,8 +7,10 @@ this module writes keeps to that, so the hooks never meet two devices in one op.
 - Each unit of whole modules goes to the device where most of its ops' time is (forward, backward and update); one that
   takes no time goes where most of its resident bytes are. A module whose ops were on several devices was *split*, and
   is named with the share of its time that moves. Nothing moves where the placement was searched among whole modules.
+- What is with the step's inputs (parts that the model adds to them, for example) goes to the first accelerator.
 - A module all of whose parts go to one device stands for its parts. No entry is inside another.
-- Every parameter and buffer of the model is under one entry, also those that the step does not use.
+- Every parameter and buffer of the model is under one entry, also those that the step does not use. What the model
+  itself owns has an entry by its name.
 
 See https://huggingface.co/docs/accelerate/concept_guides/big_model_inference for the form.
 """
@@ -23,9 +25,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.allowed import main_device
 from envs.problem import PlacementProblem
-from graphs.colocation.whole_modules import LOSS, WholeModules, prefixes, whole_modules
-from graphs.computation_graph import ComputationGraph
+from envs.targets import SEQUENTIAL
+from graphs.colocation.whole_modules import WholeModules, prefixes, whole_modules
+from graphs.computation_graph import INPUT, PARAMETER, ComputationGraph
 from graphs.errors import InputError
 from placement.results.simulated import Simulated, simulate_ops
 from placement.text import seconds
@@ -114,7 +118,10 @@ def _device_names(problem: PlacementProblem, used: NDArray[np.int32]) -> dict[in
 
 
 def _homes(problem: PlacementProblem, before: NDArray[np.int32], units: WholeModules) -> NDArray[np.int32]:
-    """``int32[U]``: where each unit goes: to most of its time, else of its resident bytes, else of its ops."""
+    """``int32[U]``: where each unit goes: to most of its time, else of its resident bytes, else of its ops.
+
+    What is with the step's inputs goes to the main device.
+    """
     graph = problem.graph
     shape = (len(units.members), problem.num_devices)
     ops = np.flatnonzero(~graph.is_type(INPUT))
@@ -123,16 +130,17 @@ def _homes(problem: PlacementProblem, before: NDArray[np.int32], units: WholeMod
     np.add.at(time_s, where, problem.op_time_s[before[ops], ops])
     np.add.at(resident, where, graph.resident_bytes[ops].sum(axis=1))
     np.add.at(count, where, 1)
-    decides = np.where(time_s.any(axis=1)[:, None], time_s, np.where(resident.any(axis=1)[:, None], resident, count))
-    return decides.argmax(axis=1).astype(np.int32)
+    homes = count.argmax(axis=1)
+    for column in (resident, time_s):
+        homes = np.where(column.any(axis=1), column.argmax(axis=1), homes)
+    homes[units.main] = main_device(problem.cluster)
+    return homes.astype(np.int32)
 
 
 def _entries(units: WholeModules, device_of_unit: NDArray[np.int32], graph: ComputationGraph) -> dict[str, int]:
     """The modules that get an entry, those of the main unit first: the outermost ones whose parts share a device."""
     order = [units.main, *(u for u in range(len(units.members)) if u != units.main)]
     device_of = {path: int(device_of_unit[unit]) for unit in order for path in units.members[unit]}
-    # What owns parameters that the step does not use must be somewhere, too: on the main device.
-    main = int(device_of_unit[units.main])
     under: dict[str, set[int]] = {}
     for path, device in device_of.items():
         for prefix in prefixes(path):
@@ -141,8 +149,16 @@ def _entries(units: WholeModules, device_of_unit: NDArray[np.int32], graph: Comp
     for path in device_of:
         outermost = next(prefix for prefix in prefixes(path) if len(under[prefix]) == 1)
         entries.setdefault(outermost, device_of[path])
-    for path, device in _unused(graph, entries, main):
-        entries[path] = device
+    if "" not in entries:  # what the model itself owns is on the main device, whatever the entry says
+        parameters = np.flatnonzero(graph.is_type(PARAMETER))
+        own = [graph.op_names[op] for op in parameters if graph.module_names[graph.module[op]] == ""]
+        main = int(device_of_unit[units.main])
+        entries |= {name: main for name in own if not name.startswith("constant/")}
+    number = {name: op for op, name in enumerate(graph.op_names)}
+    for alias, op_name in graph.aliases.items():  # a module that is never called, but shares a parameter
+        path = alias.rpartition(".")[0]
+        if path and _entered(path, entries) is None:
+            entries[path] = int(device_of_unit[units.unit_of_op[number[op_name]]])
     return entries
 
 
@@ -168,8 +184,12 @@ def _moved(
 
 
 def simulate_device_map(problem: PlacementProblem, devices: DeviceMap) -> Simulated:
-    """One step as the device map has it."""
-    return simulate_ops(problem, devices.op_placement, made_by="device map")
+    """One step as Accelerate runs it: whole modules, one op or transfer at a time, the inputs on the main device.
+
+    Where the map has modules on the CPU beside accelerators, Accelerate computes them on the first GPU; the step is
+    simulated as if the CPU did, and is not feasible.
+    """
+    return simulate_ops(problem.with_schedule(SEQUENTIAL), devices.op_placement, made_by="device map")
 
 
 def device_map_report(simulated: Simulated, mapped: Simulated, devices: DeviceMap) -> str:
@@ -183,8 +203,8 @@ def device_map_report(simulated: Simulated, mapped: Simulated, devices: DeviceMa
     change = mapped.step_time_s / simulated.step_time_s - 1 if simulated.step_time_s > 0 else 0.0
     moved = devices.moved
     lines = [
-        f"{len(devices.devices):,} entries; the step takes {seconds(mapped.step_time_s)} under them, "
-        f"{seconds(simulated.step_time_s)} under the placement ({change:+.1%})"
+        f"{len(devices.devices):,} entries; under Accelerate, which runs one module at a time, the step takes "
+        f"{seconds(mapped.step_time_s)}; under the placement {seconds(simulated.step_time_s)} ({change:+.1%})"
     ]
     if moved:
         lines.append(f"{len(moved):,} modules were split; of these parts of their time is now elsewhere:")
@@ -196,5 +216,3 @@ def device_map_report(simulated: Simulated, mapped: Simulated, devices: DeviceMa
     if "cpu" in devices.devices.values() and len(set(devices.devices.values())) > 1:
         lines.append("Accelerate keeps what is on the CPU there but computes it on the first GPU: expect another time.")
     return "\n".join(lines)
-
-
