@@ -18,24 +18,38 @@ from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, DTYPES, INPUT, Comp
 from graphs.errors import InputError
 
 
-def allowed_devices(graph: ComputationGraph, cluster: Cluster) -> NDArray[np.bool_]:
+def allowed_devices(graph: ComputationGraph, cluster: Cluster, target: str = "engine") -> NDArray[np.bool_]:
     """``bool[N, D]``: True where the op may run.
 
     That is where its kind of device and its dtype are allowed; what takes no time (a parameter, a view) needs no dtype.
     An op that was profiled on other specs only, and has neither FLOPs nor bytes, has no known time and may not run.
-    Inputs start on the host's CPU where the cluster has one and their time there is known.
+    Inputs start on the host's CPU where the cluster has one and their time there is known. `envs.targets` says what is
+    different for the target ``accelerate``.
     """
     kind = np.array([DEVICE_KINDS.index(d.spec.kind) for d in cluster.devices])
     allowed = (graph.allowed_kinds[:, None] >> kind[None, :]) & 1 == 1  # [N, D]
     computes = np.array([[d.spec.computes(dtype) for dtype in DTYPES] for d in cluster.devices])
     allowed &= computes[:, graph.dtype].T | ~busy(graph)[:, None]
     allowed &= ~_unknown_times(graph, cluster)
-    cpus = np.flatnonzero(kind == DEVICE_KINDS.index("cpu"))
+    is_cpu = kind == DEVICE_KINDS.index("cpu")
+    cpus = np.flatnonzero(is_cpu)
+    if target == "accelerate":
+        elsewhere = allowed & ~is_cpu
+        allowed = np.where(elsewhere.any(axis=1)[:, None], elsewhere, allowed)
+        if INPUT in graph.type_names:
+            allowed[graph.is_type(INPUT)] = np.arange(cluster.num_devices) == main_device(cluster)
+        return allowed
     if cpus.size and INPUT in graph.type_names:
         inputs = graph.is_type(INPUT) & (graph.allowed_kinds == ANY_KIND) & allowed[:, cpus[0]]
         allowed[inputs] = False
         allowed[inputs, cpus[0]] = True
     return allowed
+
+
+def main_device(cluster: Cluster) -> int:
+    """The device to which Accelerate sends the step's inputs: the first accelerator, or the first device of all."""
+    accelerators = [i for i, device in enumerate(cluster.devices) if device.spec.kind != "cpu"]
+    return accelerators[0] if accelerators else 0
 
 
 def busy(graph: ComputationGraph) -> NDArray[np.bool_]:

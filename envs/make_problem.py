@@ -8,7 +8,9 @@ from envs.allowed import divide_groups, profile_warnings
 from envs.clusters.catalog import load_cluster
 from envs.clusters.cluster import Cluster
 from envs.problem import PlacementProblem, ProblemNames
+from envs.targets import schedule_for, target_of
 from graphs.colocation.rules import colocate
+from graphs.colocation.whole_modules import whole_module_groups
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, InputWarning
 from graphs.sources import load_graph
@@ -21,8 +23,9 @@ def make_problem(
     graph: str | ComputationGraph,
     cluster: str | Cluster,
     *,
-    schedule: str = "priority",
+    schedule: str | None = None,
     groups: int = DEFAULT_GROUPS,
+    target: str | None = None,
 ) -> PlacementProblem:
     """Load, group and join: the problem that everything else takes.
 
@@ -30,8 +33,10 @@ def make_problem(
         graph: A graph, or what names one on the command line: a zoo name with optional sizes, a graph file, or
             ``python:package.module:function``.
         cluster: A cluster, or a known name with optional overrides, or a YAML file.
-        schedule: One of `envs.simulator.SCHEDULES`.
-        groups: Wanted number of co-location groups.
+        schedule: One of `envs.simulator.SCHEDULES`; by default that of the target, ``priority`` for the engine.
+        groups: Wanted number of co-location groups; for the target ``accelerate`` the modules decide.
+        target: What is to run the placement, one of `envs.targets.TARGETS`; by default what runs the schedule, the
+            engine where no schedule is given.
 
     Returns:
         The problem, which remembers what it was made from (`PlacementProblem.names`).
@@ -44,10 +49,14 @@ def make_problem(
     """
     if groups < 1:
         raise InputError(f"the wanted number of groups is {groups}; it must be at least 1")
+    schedule = schedule_for(target or target_of(schedule or "priority"), schedule)
     # The cluster first: a typing error in its name should not wait for a capture.
     loaded_cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
     loaded_graph = load_graph(graph) if isinstance(graph, str) else graph
-    made_groups = divide_groups(loaded_graph, colocate(loaded_graph, wanted_groups=groups), loaded_cluster)
+    if target_of(schedule) == "accelerate":
+        made_groups = whole_module_groups(loaded_graph)
+    else:
+        made_groups = divide_groups(loaded_graph, colocate(loaded_graph, wanted_groups=groups), loaded_cluster)
     for message in profile_warnings(loaded_graph, loaded_cluster):
         warnings.warn(message, InputWarning, stacklevel=2)
     names = ProblemNames(

@@ -19,6 +19,7 @@ from envs.simulator.checkpoints import StepCheckpoints
 from envs.simulator.input import SCHEDULES, SimulatorInput, make_input
 from envs.simulator.simulate import simulate
 from envs.simulator.trace import Trace
+from envs.targets import target_of
 from graphs.colocation.groups import Groups
 from graphs.computation_graph import DTYPES, ComputationGraph
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
@@ -87,6 +88,11 @@ class PlacementProblem:
             )
 
     @property
+    def target(self) -> str:
+        """What runs the step; see `envs.targets`."""
+        return target_of(self.schedule)
+
+    @property
     def num_groups(self) -> int:
         """``G``."""
         return self.groups.num_groups
@@ -117,7 +123,7 @@ class PlacementProblem:
     @cached_property
     def op_allowed(self) -> NDArray[np.bool_]:
         """``bool[N, D]``: True where the op may run; see `envs.allowed.allowed_devices`."""
-        return allowed_devices(self.graph, self.cluster)
+        return allowed_devices(self.graph, self.cluster, self.target)
 
     @cached_property
     def allowed(self) -> NDArray[np.bool_]:

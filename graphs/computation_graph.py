@@ -97,6 +97,7 @@ class ComputationGraph:
         consumers: ``int32[E]``, ascending and unique within a tensor.
         colocation: ``int32[N]``, ops with the same number that is not -1 must share a device.
         time_s: Profiled seconds by device spec name, ``float64[N]`` each, NaN where not profiled.
+        aliases: Other names in the model's ``state_dict`` of what an op stands for (tied weights), by name the op's.
 
     Raises:
         InputError: A check failed; the message names the op.
@@ -124,6 +125,7 @@ class ComputationGraph:
     consumers: NDArray[np.int32]
     colocation: NDArray[np.int32]
     time_s: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -180,10 +182,10 @@ class ComputationGraph:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of all that can change a result: every column, name and size, but not the graph's own name."""
+        """Digest of all that can change a result: every column, name and size, but not the graph's own and aliases."""
         digest = hashlib.sha256()
         for key, value in sorted(vars(self).items()):
-            if key == "name" or key not in self.__dataclass_fields__:
+            if key in ("name", "aliases") or key not in self.__dataclass_fields__:
                 continue
             digest.update(key.encode())
             if isinstance(value, np.ndarray):
@@ -247,6 +249,7 @@ def build(
     ops: Sequence[OpRecord],
     tensors: Sequence[TensorRecord],
     colocation: Sequence[Sequence[int]] = (),
+    aliases: Mapping[str, str] | None = None,
 ) -> ComputationGraph:
     """Make a graph from records in any order.
 
@@ -256,6 +259,7 @@ def build(
             that are ready, the first in `ops` comes next).
         tensors: The tensors; `TensorRecord` refers to positions in `ops`.
         colocation: Sets of ops (positions in `ops`) that must share a device; sets that overlap are merged.
+        aliases: See `ComputationGraph`.
 
     Raises:
         InputError: An op or tensor is not valid, or the graph has a cycle; the message names the op.
@@ -311,6 +315,7 @@ def build(
         consumers=np.array([c for _, _, _, consumers in kept for c in consumers], dtype=np.int32),
         colocation=group_of,
         time_s=_time_columns(ordered),
+        aliases=dict(sorted((aliases or {}).items())),
     )
 
 
@@ -509,6 +514,10 @@ def _check(graph: ComputationGraph) -> None:
         column = getattr(graph, key)
         if column.dtype != dtype or column.ndim != dimensions:
             fail(f"column {key} is {column.dtype} in {column.ndim} dimensions, not {np.dtype(dtype)} in {dimensions}")
+    known_names = set(graph.op_names)
+    for alias, op_name in graph.aliases.items():
+        if op_name not in known_names:
+            fail(f"alias '{alias}' refers to op '{op_name}', which does not exist")
     per_op = ("op_type", "module", "module_call", "phase", "flops", "bytes_accessed", "dtype", "batch", "allowed_kinds")
     for key in (*per_op, "colocation", "output_shapes", "resident_bytes"):
         if len(getattr(graph, key)) != num_ops:

@@ -103,6 +103,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ops: Annotated[list[_Op], Meta(extra_json_schema={"minItems": 1})]
     tensors: list[_Tensor]
     colocation: list[list[str]]
+    aliases: dict[str, str] = {}
 
 
 _DECODER = msgspec.json.Decoder(_Document)
@@ -194,6 +195,7 @@ def encode_graph(graph: ComputationGraph) -> bytes:
         if number >= 0:
             bound.setdefault(number, []).append(names[i])
     parts = {
+        **({"aliases": _ENCODER.encode(dict(graph.aliases))} if graph.aliases else {}),
         "colocation": _lines([bound[number] for number in sorted(bound)]),
         "format": _ENCODER.encode(FORMAT),
         "name": _ENCODER.encode(graph.name),
@@ -241,7 +243,7 @@ def decode_graph(data: bytes) -> ComputationGraph:
         [position(name, f"colocation set number {number}") for name in names]
         for number, names in enumerate(document.colocation)
     ]
-    return build(document.name, [_op_record(op) for op in document.ops], tensors, colocation)
+    return build(document.name, [_op_record(op) for op in document.ops], tensors, colocation, document.aliases)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

@@ -35,6 +35,7 @@ def as_lists(problem: SimulatorInput) -> dict[str, Any]:
         "op_time_s": problem.op_time_s[problem.device_spec].tolist(),
         "tensors": _rows(list(range(len(readers))), problem.tensor_offsets),
         "readers": readers,
+        "producer": problem.tensor_producer.tolist(),
         "inputs": inputs,
         "missing": problem.num_inputs.tolist(),
         "rank": rank.tolist(),
@@ -52,6 +53,8 @@ def as_lists(problem: SimulatorInput) -> dict[str, Any]:
 
 def simulate_in_a_loop(lists: dict[str, Any], place: list[int]) -> tuple[float, list[int], int]:
     """Step time, peak memory of each device, and how many transfers there were, of one placement of ops."""
+    if lists["schedule"] == "sequential":
+        return _one_thing_at_a_time(lists, place)
     op_time_s, tensors, readers, inputs = (lists[key] for key in ("op_time_s", "tensors", "readers", "inputs"))
     rank, order, size, size_at_home = (lists[key] for key in ("rank", "order", "size", "size_at_home"))
     routes, latency_s, bytes_per_s = (lists[key] for key in ("routes", "latency_s", "bytes_per_s"))
@@ -154,6 +157,53 @@ def simulate_in_a_loop(lists: dict[str, Any], place: list[int]) -> tuple[float, 
                 uses[tensor] -= 1
                 if not uses[tensor]:
                     memory[source] -= size_at_home[tensor]
+
+
+def _one_thing_at_a_time(lists: dict[str, Any], place: list[int]) -> tuple[float, list[int], int]:
+    """The schedule ``sequential``, in which there are no events."""
+    op_time_s, tensors, readers, inputs = (lists[key] for key in ("op_time_s", "tensors", "readers", "inputs"))
+    latency_s, bytes_per_s, num_devices = (lists[key] for key in ("latency_s", "bytes_per_s", "num_devices"))
+    size, size_at_home, producer = (lists[key] for key in ("size", "size_at_home", "producer"))
+    memory = [0] * num_devices
+    for op, resident in enumerate(lists["resident"]):
+        memory[place[op]] += resident
+    peak = memory[:]
+    left = dict[tuple[int, int], int]()  # readers of a tensor on a device that have not ended
+    away = [0] * len(size)  # devices that a tensor has still to be sent to
+    for tensor, its_readers in enumerate(readers):
+        for reader in its_readers:
+            left[tensor, place[reader]] = left.get((tensor, place[reader]), 0) + 1
+        away[tensor] = len({place[reader] for reader in its_readers} - {place[producer[tensor]]})
+    now, sent = 0.0, set[tuple[int, int]]()
+
+    def wait_until(end_s: float) -> None:
+        nonlocal now
+        if end_s > now:
+            peak[:] = map(max, peak, memory)
+        now = end_s
+
+    for op, d in enumerate(place):
+        for tensor in inputs[op]:
+            source = place[producer[tensor]]
+            if source != d and (tensor, d) not in sent:
+                sent.add((tensor, d))
+                memory[d] += size[tensor]
+                pair = source * num_devices + d
+                wait_until(now + (latency_s[pair] + size[tensor] / bytes_per_s[pair]))
+                away[tensor] -= 1
+                if not away[tensor] and not left.get((tensor, source)):
+                    memory[source] -= size_at_home[tensor]
+        memory[d] += sum(size_at_home[tensor] for tensor in tensors[op])
+        wait_until(now + op_time_s[d][op])
+        for tensor in inputs[op]:
+            left[tensor, d] -= 1
+            if not left[tensor, d]:
+                if (tensor, d) in sent:
+                    memory[d] -= size[tensor]
+                elif not away[tensor]:
+                    memory[d] -= size_at_home[tensor]
+        memory[d] -= sum(size_at_home[t] for t in tensors[op] if not away[t] and not left.get((t, d)))
+    return now, peak, len(sent)
 
 
 def _rows(values: list[int], offsets: NDArray[np.integer]) -> list[list[int]]:

@@ -18,12 +18,16 @@ tensor made there when its producer ends, another when its transfer ends. An op 
 - ``fifo``: the op that became ready at the earliest instant, then the smallest op index; rounds of one instant count as
   the same time.
 - ``program_order``: each device runs its ops strictly in op index order, and waits for the next one.
+- ``sequential``: the whole cluster does one thing at a time, in op index order: before an op runs, the tensors that it
+  reads and that its device lacks are sent there (in tensor order), one after another. Nothing overlaps. So runs a model
+  whose modules are spread over devices by Hugging Face Accelerate's hooks.
 
-**Transfers.** When an op ends, each of its tensors (in tensor order) is sent once to each other device (in device
-order) that has readers of it, however many. A transfer is reserved at once: it starts at the first moment, from now on,
-from which all link directions of its route are free for good, takes the sum of the links' latencies plus bytes divided
-by the smallest bandwidth, and occupies all of these directions until it ends. Whoever reserves first is served first;
-gaps are not filled. Both directions of a link are independent. A tensor of no bytes is sent like any other.
+**Transfers** (but for ``sequential``). When an op ends, each of its tensors (in tensor order) is sent once to each
+other device (in device order) that has readers of it, however many. A transfer is reserved at once: it starts at the
+first moment, from now on, from which all link directions of its route are free for good, takes the sum of the links'
+latencies plus bytes divided by the smallest bandwidth, and occupies all of these directions until it ends. Whoever
+reserves first is served first; gaps are not filled. Both directions of a link are independent. A tensor of no bytes is
+sent like any other.
 
 **Memory.** Resident bytes stay on their op's device for the whole step. A tensor made on a device lives there from the
 start of its producer to the latest of its producer's end, the end of its last reader there and the end of its last
@@ -35,7 +39,7 @@ that is in use between any two instants.
 **Restrictions.** An op may be restricted to kinds of device. The simulator runs any placement; `envs.problem` calls one
 infeasible that puts an op where it may not be, or whose peak exceeds a device's memory.
 
-`envs.simulator.choosing_kernel` and `envs.simulator.in_order` say how this is made fast; they differ in no bit from
+`envs.simulator.choosing_kernel`, `in_order` and `sequential` say how this is made fast; they differ in no bit from
 `envs.simulator.plain`.
 
 Letters: ``B`` placements in a batch, ``N`` ops, ``E`` edges, ``T`` tensors, ``D`` devices, ``S`` distinct device specs.

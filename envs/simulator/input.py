@@ -14,7 +14,7 @@ from envs.simulator import choosing_kernel
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 
-SCHEDULES = ("priority", "fifo", "program_order")
+SCHEDULES = ("priority", "fifo", "program_order", "sequential")
 """Names of the schedules."""
 
 

@@ -14,16 +14,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator.input import SimulatorInput
-from envs.simulator.trace import Trace
+from envs.simulator.trace import Trace, memory_steps
 
 _OP_END, _TRANSFER_START, _TRANSFER_END = range(3)
 
 
 def simulate_plain(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trace:
     """As `envs.simulator`, slowly and readably."""
+    if problem.schedule == "sequential":
+        return _sequential(problem, [int(d) for d in op_placement])
     step = _Step(problem, [int(d) for d in op_placement])
     step.run()
     return step.trace()
+
+
+def _sequential(problem: SimulatorInput, placement: list[int]) -> Trace:
+    """The schedule ``sequential``: what happens, one thing after another; memory from the lives of tensors."""
+    producer = problem.tensor_producer.tolist()
+    inputs: list[list[int]] = [[] for _ in placement]
+    for tensor, readers in enumerate(_rows(problem.consumers.tolist(), problem.consumer_offsets)):
+        for reader in readers:
+            inputs[reader].append(tensor)
+    now, sent = 0.0, dict[tuple[int, int], tuple[float, float]]()
+    op_start_s, op_end_s = [], []
+    for op, device in enumerate(placement):
+        for tensor in inputs[op]:
+            source = placement[producer[tensor]]
+            if source != device and (tensor, device) not in sent:
+                latency_s = float(problem.route_latency_s[source, device])
+                end_s = now + (
+                    latency_s + int(problem.tensor_bytes[tensor]) / float(problem.route_bytes_per_s[source, device])
+                )
+                sent[tensor, device] = now, end_s
+                now = end_s
+        op_start_s.append(now)
+        now += float(problem.op_time_s[problem.device_spec[device], op])
+        op_end_s.append(now)
+    about = (
+        np.array([tensor for tensor, _ in sent], dtype=np.int32),
+        np.array([device for _, device in sent], dtype=np.int32),
+        np.array([start_s for start_s, _ in sent.values()]),
+        np.array([end_s for _, end_s in sent.values()]),
+    )
+    op_device = np.array(placement, dtype=np.int32)
+    times = memory_steps(problem, op_device, np.array(op_start_s), np.array(op_end_s), *about)
+    return Trace(
+        step_time_s=now,
+        peak_memory_bytes=np.array([in_use.max() for in_use in times[1]], dtype=np.int64),
+        op_device=op_device,
+        op_start_s=np.array(op_start_s),
+        op_end_s=np.array(op_end_s),
+        transfer_tensor=about[0],
+        transfer_source=op_device[problem.tensor_producer[about[0]]],
+        transfer_destination=about[1],
+        transfer_start_s=about[2],
+        transfer_end_s=about[3],
+        memory_time_s=times[0],
+        memory_bytes=times[1],
+    )
 
 
 class _Step:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from envs.simulator import choosing_kernel, choosing_work, in_order
+from envs.simulator import choosing_kernel, choosing_work, in_order, sequential
 from envs.simulator.input import SimulatorInput
 
 
@@ -24,11 +24,13 @@ class Kernel(NamedTuple):
 
 _CHOOSING = Kernel(choosing_work.make_work, choosing_kernel.simulate_many, choosing_work.transfers_of)
 _IN_ORDER = Kernel(in_order.make_work, in_order.simulate_many, in_order.transfers_of)
+_SEQUENTIAL = Kernel(sequential.make_work, sequential.simulate_many, sequential.transfers_of)
+_KERNELS = {"priority": _CHOOSING, "fifo": _CHOOSING, "program_order": _IN_ORDER, "sequential": _SEQUENTIAL}
 
 
 def kernel_of(problem: SimulatorInput) -> Kernel:
     """The kernel of the problem's schedule."""
-    return _IN_ORDER if problem.schedule == "program_order" else _CHOOSING
+    return _KERNELS[problem.schedule]
 
 
 @contextmanager
@@ -51,7 +53,7 @@ def make_workspace(problem: SimulatorInput) -> tuple[Any, tuple[NDArray[Any], ..
     kernel = kernel_of(problem)
     work = kernel.make_work(problem)
     ops, sent = work.ops[: problem.num_ops], work.transfers
-    count = work.counts[:1] if kernel is _IN_ORDER else work.state["transfers"]
+    count = work.state["transfers"] if kernel is _CHOOSING else work.counts[:1]
     return work, (ops["start_s"], ops["end_s"], sent["tensor"], sent["destination"], sent["end_s"], count)
 
 

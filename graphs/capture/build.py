@@ -63,8 +63,17 @@ def add_update(recorder: Recorder, parameter: int, gradient: Sequence[int], acce
     return together
 
 
-def to_graph(recorder: Recorder, name: str, together: Sequence[Sequence[int]]) -> ComputationGraph:
-    """Make the graph of what was recorded; `together` are sets of ops that must share a device."""
+def to_graph(
+    recorder: Recorder, name: str, together: Sequence[Sequence[int]], aliases: Mapping[str, str]
+) -> ComputationGraph:
+    """Make the graph of what was recorded.
+
+    Args:
+        recorder: What was recorded.
+        name: The graph's name.
+        together: Sets of ops that must share a device.
+        aliases: Other names of parameters and buffers, by name the one that their op has.
+    """
     _tag_leftovers(recorder)
     order = _order(recorder)
     position = {op: i for i, op in enumerate(order)}
@@ -72,7 +81,8 @@ def to_graph(recorder: Recorder, name: str, together: Sequence[Sequence[int]]) -
     ops = [_record(recorder.ops[op], names[i]) for i, op in enumerate(order)]
     tensors = [tensor for value in recorder.values for tensor in _tensor_records(value, position)]
     constraints = [[position[op] for op in members] for members in [*together, *recorder.at_home]]
-    return build(name, ops, tensors, constraints)
+    known = {alias: key for alias, key in aliases.items() if key in set(names)}
+    return build(name, ops, tensors, constraints, known)
 
 
 def names_of(recorder: Recorder) -> dict[int, str]:

@@ -33,6 +33,17 @@ def named_state(model: nn.Module, loss: Any = None, *, training: bool = True) ->
     return state
 
 
+def other_names(model: nn.Module) -> dict[str, str]:
+    """Further names of parameters and buffers that have several, as tied weights have, by name the one in the graph."""
+    first: dict[int, str] = {}
+    others: dict[str, str] = {}
+    for kind in ("named_parameters", "named_buffers"):
+        for key, tensor in getattr(model, kind)(remove_duplicate=False):
+            if first.setdefault(id(tensor), key) != key:
+                others[key] = first[id(tensor)]
+    return others
+
+
 def loss_prefix(model: nn.Module) -> str:
     """What stands before the names of a loss's parameters."""
     return "loss_function." if "loss" in model._modules else "loss."

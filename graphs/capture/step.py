@@ -23,7 +23,7 @@ from graphs.capture.calls import CallLog
 from graphs.capture.recorder import Recorder, fake_like
 from graphs.capture.refusals import quiet, refusal
 from graphs.capture.sparse import is_sparse
-from graphs.capture.state import StandIns, Whole, named_state
+from graphs.capture.state import StandIns, Whole, named_state, other_names
 from graphs.capture.tags import Tags
 from graphs.capture.untouched import left_as_it_was
 from graphs.computation_graph import ComputationGraph
@@ -107,7 +107,7 @@ def capture(
         True
     """
     recorded = record_step(model, example_batch, loss, training=training, optimizer=optimizer, name=name)
-    return to_graph(recorded.recorder, recorded.name, recorded.together)
+    return to_graph(recorded.recorder, recorded.name, recorded.together, recorded.aliases)
 
 
 @dataclass(slots=True)
@@ -123,6 +123,7 @@ class RecordedStep:
         state: The stand-ins of parameters, buffers and inputs, by op.
         loss: The loss, None where there is none.
         output: What the model returned.
+        aliases: Other names of the model's parameters and buffers, see `ComputationGraph`.
     """
 
     recorder: Recorder
@@ -133,6 +134,7 @@ class RecordedStep:
     state: dict[int, torch.Tensor] = field(default_factory=dict)
     loss: torch.Tensor | None = None
     output: Any = None
+    aliases: dict[str, str] = field(default_factory=dict)
 
 
 def record_step(
@@ -166,7 +168,7 @@ def record_step(
         targets = fakes.of_batch(targets, "target") if training else ()
         tags = Tags()
         recorder = Recorder(tags, next((t.shape[0] for t in fakes.batch.values() if t.dim()), 0), log)
-        recorded = RecordedStep(recorder, name)
+        recorded = RecordedStep(recorder, name, aliases=other_names(model))
         for key, tensor in fakes.batch.items():
             op = recorder.add_source(tensor, key, "", None)
             recorded.keys[op], recorded.state[op] = ("input", key), tensor

@@ -45,7 +45,7 @@ def capture_program(
     log = CallLog()
     recorded = record_step(model, example_batch, loss, training=training, optimizer=optimizer, name=name, log=log)
     recorder = recorded.recorder
-    graph = to_graph(recorder, recorded.name, recorded.together)
+    graph = to_graph(recorder, recorded.name, recorded.together, recorded.aliases)
     index = {op_name: i for i, op_name in enumerate(graph.op_names)}
     position = {op: index[op_name] for op, op_name in names_of(recorder).items()}
     loss_use = None if recorded.loss is None else _dense(log.use(recorder.content, recorded.loss))

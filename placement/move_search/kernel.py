@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from envs.simulator import choosing_kernel, in_order
+from envs.simulator import choosing_kernel, in_order, sequential
 from envs.simulator.choosing_kernel import compiled, inlined
 from placement.placers import best
 from placement.placers.best import INFEASIBLE_RATIO
@@ -294,6 +294,10 @@ def _simulate_compiled(work, op_device, bounds_s, step_time_s, peak):
 
         def simulate(work, op_device, bounds_s, step_time_s, peak):
             in_order.simulate_many(work, op_device, bounds_s, step_time_s, peak)
+    elif work.instance_class is sequential.Sequence:
+
+        def simulate(work, op_device, bounds_s, step_time_s, peak):
+            sequential.simulate_many(work, op_device, bounds_s, step_time_s, peak)
     else:
 
         def simulate(work, op_device, bounds_s, step_time_s, peak):
@@ -481,7 +485,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
 
 def _code_compiled_in() -> str:
     digest = hashlib.sha256()
-    for module in (choosing_kernel, in_order, best):
+    for module in (choosing_kernel, in_order, sequential, best):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 

@@ -121,8 +121,25 @@ class History:
                 yield s.destination, s.start_s, last_read[s.destination], size
 
 
+def _one_thing_at_a_time(history: History) -> None:
+    """The schedule ``sequential``: all that there is to happen, in the order of the ops."""
+    now = 0.0
+    for op in history.ops:
+        here = history.placement[op]
+        for tensor in history.read_by(op):
+            if history.there_since(tensor, here, now) is None:
+                history.send(tensor, history.placement[int(history.graph.tensor_producer[tensor])], here, now)
+                now = history.sent[-1].end_s
+        history.start_s[op] = now
+        now += float(history.problem.op_time_s[here, op])
+        history.end_s[op] = now
+        history.ended.add(op)
+
+
 def simulate_by_definition(problem: PlacementProblem, placement: list[int]) -> Trace:
     history = History(problem, placement)
+    if problem.schedule == "sequential":
+        _one_thing_at_a_time(history)
     now = 0.0
     while len(history.ended) < problem.graph.num_ops:
         history.round(now)

@@ -69,23 +69,21 @@ def place(problem: PlacementProblem, **device_of: str) -> np.ndarray:
 
 def test_whole_modules_stand_for_their_parts(problem: PlacementProblem) -> None:
     made = device_map(problem, place(problem, blocks_1="gpu:2", head="gpu:3", blocks_2_second="gpu:1"))
-    assert made.devices == {
-        "shift": 0,
-        "blocks.0": 0,
-        "blocks.1": 2,
-        "blocks.2.first": 0,
-        "blocks.2.second": 1,
-        "head": 3,
-    }
+    # A block adds what it was given to what its parts made, so it is not cut.
+    assert set(made.devices.items()) >= {("blocks.0", 0), ("blocks.1", 2), ("head", 3)}
+    assert {module.module for module in made.moved} <= {"blocks.2", "blocks.2.first", "blocks.2.second"}
+    assert "blocks.2" in made.devices
     everywhere_one = device_map(problem, place(problem))
     assert everywhere_one.devices == {"": 0}
     assert everywhere_one.moved == ()
-    before = problem.evaluate_ops(place(problem)[None]).step_time_s[0]
-    assert simulate_device_map(problem, everywhere_one).step_time_s == before
+    alone = simulate_device_map(problem, everywhere_one)
+    assert alone.feasible
+    assert alone.trace.num_transfers == 0
+    assert alone.step_time_s == pytest.approx(problem.op_time_s[1].sum())
 
 
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match")  # of parameters, which it takes
-def test_accelerate_accepts_it_and_runs_the_model_by_it(problem: PlacementProblem) -> None:
+def test_accelerate_accepts_every_map(problem: PlacementProblem) -> None:
     from accelerate import dispatch_model
     from accelerate.utils import check_device_map
 
@@ -98,11 +96,12 @@ def test_accelerate_accepts_it_and_runs_the_model_by_it(problem: PlacementProble
         astray = rng.random(problem.graph.num_ops) < 0.1
         placement[astray] = rng.choice(gpus, int(astray.sum()))
         made = device_map(problem, placement)
-        check_device_map(Model(), made.devices)  # raises where a parameter has no device
         keys = list(made.devices)
         assert not any(a != b and (a == "" or b.startswith(f"{a}.")) for a in keys for b in keys)
-        modules = {name for name, _ in Model().named_modules()} | {name for name, _ in Model().named_parameters()}
-        assert set(keys) <= modules
+        assert set(keys) <= {name for name, _ in Model().named_modules()} | {"shift"}
+        # What the model itself owns goes to the main device, the first GPU, or with the whole model.
+        assert "" in keys or made.devices["shift"] == 0
+        check_device_map(Model(), made.devices)
         # Each parameter is where its entry says, in what is simulated, too.
         for op in np.flatnonzero(problem.graph.is_type(PARAMETER)):
             name = problem.graph.op_names[op]
@@ -156,7 +155,7 @@ def test_the_command(problem: PlacementProblem, tmp_path: Path, monkeypatch: pyt
     said = capsys.readouterr().out
     made = device_map(problem, problem.groups.to_ops(placement))
     assert json.loads(Path("map.json").read_text()) == made.devices
-    assert f"{len(made.devices)} entries; the step takes" in said
+    assert f"{len(made.devices)} entries; under Accelerate" in said
     assert "modules were split" in said
 
     assert main(["export", "p.json", "--out", "x.json"]) == 2

@@ -1,0 +1,110 @@
+"""Accelerate's own dispatch and hooks on devices that are pretended: every tensor says where it would be.
+
+The hooks move a tensor by giving its copy another tag. An op whose tensors have several tags raises, as it would on
+real devices; tensors without dimensions may be anywhere, as on real devices.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+from unittest import mock
+
+import accelerate.big_modeling
+import accelerate.hooks
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+class OnTwoDevicesError(RuntimeError):
+    """An op met tensors of more than one device."""
+
+
+class _Devices(TorchDispatchMode):
+    """Where each tensor is, and that no op reads from two devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.where = WeakTensorKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.dim() > 0]
+        met = {self.where[t] for t in read if t in self.where}
+        if len(met) > 1:
+            raise OnTwoDevicesError(f"{func} reads tensors on devices {sorted(map(str, met))}")
+        made = func(*args, **kwargs)
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and met and tensor not in self.where:
+                self.where[tensor] = next(iter(met))
+        return made
+
+    def send(self, value: Any, device: Any, non_blocking: bool = False, skip_keys: Any = None) -> Any:
+        """In place of `accelerate.utils.send_to_device`."""
+
+        def sent(tensor: torch.Tensor) -> torch.Tensor:
+            if self.where.get(tensor) == device:
+                return tensor
+            with _disable_current_modes():
+                made = tensor.clone()
+            self.where[made] = device
+            return made
+
+        if isinstance(value, Mapping) and not isinstance(value, dict):  # an output of Transformers
+            for key, entry in list(value.items()):
+                value[key] = self.send(entry, device)
+            return value
+        return tree_map_only(torch.Tensor, sent, value)
+
+    def find(self, value: Any) -> Any:
+        """In place of `accelerate.utils.find_device`."""
+        found = [self.where[t] for t in tree_leaves(value) if isinstance(t, torch.Tensor) and t in self.where]
+        return found[0] if found else None
+
+    def place(self, module: nn.Module, tensor_name: str, device: Any, *args: Any, **options: Any) -> None:
+        """In place of `accelerate.utils.set_module_tensor_to_device`."""
+        *path, name = tensor_name.split(".")
+        for part in path:
+            module = getattr(module, part)
+        tensor = module._parameters.get(name)
+        if tensor is not None:
+            made: torch.Tensor = nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
+            module._parameters[name] = made  # type: ignore[assignment]
+        else:
+            buffer = module._buffers[name]
+            assert buffer is not None
+            made = module._buffers[name] = buffer.clone()
+        self.where[made] = device
+
+
+def outputs_under(
+    model: nn.Module, batch: Mapping[str, Any], device_map: Mapping[str, int | str]
+) -> list[torch.Tensor]:
+    """What the model returns, run without gradients under Accelerate's hooks; its tensors in a row.
+
+    Raises:
+        OnTwoDevicesError: The map cannot be run.
+    """
+    devices = _Devices()
+    main = next(iter(device_map.values()))
+    with (
+        mock.patch.object(accelerate.hooks, "send_to_device", devices.send),
+        mock.patch.object(accelerate.hooks, "find_device", devices.find),
+        mock.patch.object(accelerate.hooks, "set_module_tensor_to_device", devices.place),
+        mock.patch.object(accelerate.big_modeling, "check_cuda_p2p_ib_support", return_value=True),
+        torch.no_grad(),
+    ):
+        dispatched = accelerate.big_modeling.dispatch_model(copy.deepcopy(model).eval(), dict(device_map))
+        with devices:
+            made = dispatched(**{key: devices.send(value, main) for key, value in batch.items()})
+    return [t for t in tree_leaves(made) if isinstance(t, torch.Tensor)]
+
+
+def outputs_of(model: nn.Module, batch: Mapping[str, Any]) -> list[torch.Tensor]:
+    """What the plain model returns; its tensors in a row."""
+    with torch.no_grad():
+        return [t for t in tree_leaves(copy.deepcopy(model).eval()(**batch)) if isinstance(t, torch.Tensor)]
