@@ -14,6 +14,7 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from envs.problem import PlacementProblem
+from envs.targets import SEQUENTIAL
 from graphs.errors import NoFeasiblePlacementError
 
 _ROUNDING = 1e-9
@@ -33,7 +34,8 @@ def lower_bound_s(problem: PlacementProblem) -> float:
 
     The larger of two bounds. For placements of single ops within the graph's hard constraints, ask for the bound of
     ``problem.with_groups(one_group_an_op(problem.graph))``; with larger groups fewer placements exist and the bound may
-    be higher.
+    be higher. Under the schedule ``sequential`` there is a third: nothing overlaps, and each group takes at least its
+    time on the fastest device that it may be on.
 
     **Paths.** Let ``head(v, d)`` be the earliest time at which op ``v`` can start on device ``d``. Each tensor that it
     reads comes from some device ``e`` on which its producer ``u`` ran, so it arrives no sooner than
@@ -58,7 +60,7 @@ def lower_bound_s(problem: PlacementProblem) -> float:
     Memory for activations, contention for links, and that groups are whole are not used: the true optimum is higher.
 
     Args:
-        problem: What to bound; its schedule does not matter.
+        problem: What to bound; of its schedule it only matters whether it is ``sequential``.
 
     Raises:
         NoFeasiblePlacementError: Even in fractions the residents fit no memory that they are allowed in.
@@ -76,7 +78,10 @@ def lower_bound_s(problem: PlacementProblem) -> float:
     path_s = float((heads + times + tails).min(axis=1).max())
     head = np.where(allowed, heads, np.inf).min(axis=1)
     tail = np.where(allowed, tails, np.inf).min(axis=1)
-    return max(path_s, _work_bound_s(problem, head, tail)) * (1 - _ROUNDING)
+    bound_s = max(path_s, _work_bound_s(problem, head, tail))
+    if problem.schedule == SEQUENTIAL:
+        bound_s = max(bound_s, float(np.where(problem.allowed, problem.group_time_s, np.inf).min(axis=1).sum()))
+    return bound_s * (1 - _ROUNDING)
 
 
 def upper_bound_s(problem: PlacementProblem) -> float:

@@ -93,6 +93,11 @@ class PlacementProblem:
         return target_of(self.schedule)
 
     @property
+    def can_part_groups(self) -> bool:
+        """Whether the target runs placements of single ops; one that does not keeps whole groups together."""
+        return self.target == "engine"
+
+    @property
     def num_groups(self) -> int:
         """``G``."""
         return self.groups.num_groups

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from envs.measured import protocol
 from envs.measured.machine import RealDevice
+from envs.targets import target_of
 from graphs.errors import InputError
 from graphs.sources import PYTHON_PREFIX
 
@@ -113,6 +114,11 @@ class MeasuringProcess:
         Raises:
             InputError: The model cannot be built, or the placement is not one of its graph.
         """
+        if target_of(schedule) != "engine":
+            raise InputError(
+                f"the engine does not run steps under the schedule '{schedule}', which is of another target; take the "
+                "placement there, or place the graph for the engine"
+            )
         request = protocol.Measure(
             np.ascontiguousarray(op_placement, dtype=np.int32).tobytes(),
             schedule,

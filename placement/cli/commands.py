@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from envs.targets import schedule_for
 from placement.cli import verbs
 
 # What is not `list` is imported when it is asked for: the lists should come at once.
@@ -18,6 +21,10 @@ def run(verb: verbs.Verb) -> int:
         from placement.cli.listing import show_list
 
         return show_list(verb)
+    if isinstance(verb, verbs.Train | verbs.Compare | verbs.Simulate) and verb.target != "engine":
+        given = None if verb.schedule == verbs.DEFAULT_SCHEDULE else verb.schedule
+        schedule_for(verb.target, given)
+        verb = replace(verb, schedule="sequential")
     if isinstance(verb, verbs.Train):
         from placement.cli.train import train
 

@@ -21,6 +21,7 @@ def problem_heading(problem: PlacementProblem) -> RenderableType:
     what = (
         f"{graph.num_ops:,} ops in {problem.num_groups:,} groups, {size(graph.parameter_bytes)} of parameters, "
         f"{graph.total_flops / 1e9:,.1f} GFLOP a step; {problem.num_devices} devices, schedule {problem.schedule}"
+        + (f", target {problem.target}" if problem.target != "engine" else "")
     )
     return Group(Text(f"{graph.name} on {cluster.name}", style="bold"), Text(what, style="dim"))
 

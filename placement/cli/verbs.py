@@ -22,7 +22,14 @@ GraphArg = Annotated[Positional[str], _GRAPH]
 OptionalGraphArg = Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless --resume)")]
 ClusterArg = Annotated[str, _CLUSTER]
 OptionalClusterArg = Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless --resume)")]
-ScheduleArg = Annotated[Literal["priority", "fifo", "program_order"], arg(help="Which ready op a device runs first.")]
+ScheduleArg = Annotated[
+    Literal["priority", "fifo", "program_order", "sequential"],
+    arg(help="Which ready op a device runs first; sequential is that of --target accelerate."),
+]
+TargetArg = Annotated[
+    Literal["engine", "accelerate"],
+    arg(help="What will run the placement: our engine, op by op; or Hugging Face Accelerate, whole modules in turn."),
+]
 GranularityArg = Annotated[
     Literal["group", "op"],
     arg(help="What searches move: groups; or after them single ops, within the hard constraints."),
@@ -48,6 +55,7 @@ class Train:
     graph: OptionalGraphArg = None
     cluster: OptionalClusterArg = None
     schedule: ScheduleArg = "priority"
+    target: TargetArg = "engine"
     time_limit_s: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
     """Seconds but for reading the graph and compiling; by default a minute without --updates. With --resume: more."""
     updates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
@@ -118,6 +126,7 @@ class Compare:
     placers: Annotated[str, arg(metavar="A,B,...")] = "all"
     """Which placers, separated by commas; see: placement list placers."""
     schedule: ScheduleArg = "priority"
+    target: TargetArg = "engine"
     time_limit_s: Annotated[float, arg(metavar="S")] = 20.0
     """Seconds that each placer may take; only those that search use them up."""
     seed: Annotated[int, arg(metavar="K")] = 0
@@ -144,6 +153,7 @@ class Simulate:
     graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless FILE is a run's)")] = None
     cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless FILE is a run's)")] = None
     schedule: ScheduleArg = DEFAULT_SCHEDULE
+    target: TargetArg = "engine"
     time_limit_s: Annotated[float, arg(metavar="S")] = 20.0
     """Seconds that a placer may take; only those that search use them up."""
     seed: Annotated[int, arg(metavar="K")] = 0

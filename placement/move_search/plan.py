@@ -158,7 +158,7 @@ def goes_by_types(problem: PlacementProblem, *, finest: str, evaluations: float)
     """
     graph, cluster = problem.graph, problem.cluster
     accelerators = sum(device.spec.kind != "cpu" for device in cluster.devices)
-    if finest != "ops" or accelerators < LEAST_ACCELERATORS_BY_TYPES:
+    if finest != "ops" or not problem.can_part_groups or accelerators < LEAST_ACCELERATORS_BY_TYPES:
         return False
     if math.isinf(evaluations) or evaluations < MOVES_AN_OP_BY_TYPES * graph.num_ops:
         return False
@@ -186,7 +186,7 @@ def _is_wanted(problem: PlacementProblem, finest: str, stage: str, moves: float)
         return problem.num_groups >= 2 * COARSE_UNITS
     if stage in ("groups", "types"):
         return True
-    if finest != "ops":
+    if finest != "ops" or not problem.can_part_groups:
         return False
     num_ops = problem.graph.num_ops
     units = UNITS_A_GROUP[stage] * problem.num_groups if stage in UNITS_A_GROUP else num_ops

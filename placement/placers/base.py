@@ -65,7 +65,8 @@ class SearchOptions:
     """How the searches that only move and evaluate go about it; other placers have no such choice and ignore it.
 
     Attributes:
-        granularity: What is moved: co-location groups; or, after these, single ops within the graph's hard constraints.
+        granularity: What is moved: co-location groups; or, after these, single ops within the graph's hard constraints,
+            if the target can run that.
         start: From the quick heuristics' best placement, or from a random one.
 
     Raises:

@@ -45,6 +45,7 @@ from graphs.sources import load_graph
 
 CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
 MEASUREMENTS, MEASURED = "measurements.jsonl", "measured.json"
+DEVICE_MAP = "device_map.json"
 
 GRAPH: Literal["graph.graph.json.gz"] = "graph.graph.json.gz"
 CLUSTER: Literal["cluster.yaml"] = "cluster.yaml"

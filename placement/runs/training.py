@@ -29,6 +29,7 @@ from placement.results.comparison import (
     quick_placers,
 )
 from placement.results.comparison_file import encode_comparison, read_record, rows_of
+from placement.results.device_map import device_map, encode_device_map
 from placement.results.placement_file import PlacementResult, make_result, write_placement
 from placement.runs import directory
 from placement.runs.directory import RunConfig
@@ -416,5 +417,8 @@ class _Keeper:
         )
         if self._run_dir is not None:
             write_placement(self._run_dir / directory.PLACEMENT, result)
+            if trainer.problem.target == "accelerate":
+                devices = device_map(trainer.problem, trainer.problem.to_ops(trainer.best_placement))
+                write_atomically(self._run_dir / directory.DEVICE_MAP, encode_device_map(devices))
         self._kept_s = trainer.best_s
         return result

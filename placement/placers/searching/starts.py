@@ -54,7 +54,7 @@ class Begun:
         options: SearchOptions,
         stages: Sequence[tuple[int, float]],
     ) -> None:
-        self._by_op = options.granularity == "op"
+        self._by_op = options.granularity == "op" and problem.can_part_groups
         finest = problem.with_groups(one_group_an_op(problem.graph)) if self._by_op else problem
         self.search = Search(finest, budget)
         self.note = "over single ops, " if self._by_op else ""
