@@ -20,7 +20,7 @@ from placement.move_search.plan import Cycle
 from placement.placers.best import INFEASIBLE_RATIO
 
 FIRST_WEIGHTS = np.array([1.0, 1.0, 0.7, 0.7, 0.7, 0.7, -0.7, 1.5, -0.5, -0.7, 0.0])
-"""Weights of the features at first, set by hand from what each means; learning moves them (docs/concepts/learner.md)."""
+"""Weights of the features at first, set by hand from what each means; learning moves them: docs/concepts/learner.md."""
 
 Ops = NDArray[np.int32]
 
