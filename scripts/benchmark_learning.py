@@ -176,13 +176,15 @@ def run_placer(
         print(f"  {error}", end="")
     taken_s = time.perf_counter() - began
     step_time_s, feasible, evaluations = None, False, 0
+    end_s = np.inf
     if placed is not None:
         evaluation = problem.evaluate_one(placed.placement)
         step_time_s, feasible = float(evaluation.step_time_s[0]), bool(evaluation.feasible[0])
+        end_s = step_time_s if feasible else np.inf
         evaluations = placed.evaluations
     about = (graph, cluster, name, seed, budget.time_limit_s, budget.evaluations)
     row = Row(*about, round(taken_s, 4), evaluations, step_time_s, feasible)
-    return row, Curve(*about, thinned([*points, Progress(taken_s, evaluations, step_time_s if feasible else np.inf)]))
+    return row, Curve(*about, thinned([*points, Progress(taken_s, evaluations, end_s)]))
 
 
 def find_placer(name: str) -> Placer:

@@ -72,7 +72,12 @@ def _text(batch: int, length: int) -> Batch:
 def _bert(small: bool) -> tuple[nn.Module, Batch]:
     from transformers import BertConfig, BertForMaskedLM
 
-    tiny = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    tiny: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     tiny |= {"vocab_size": 100}
     model = BertForMaskedLM(BertConfig(**(tiny if small else {})))
     batch = _text(2, 16) if small else _text(8, 128)
@@ -82,7 +87,7 @@ def _bert(small: bool) -> tuple[nn.Module, Batch]:
 def _gpt2(small: bool) -> tuple[nn.Module, Batch]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    tiny = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 100}
+    tiny: dict[str, Any] = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 100}
     model = GPT2LMHeadModel(GPT2Config(use_cache=False, **(tiny if small else {})))
     return model, _text(2, 16) if small else _text(8, 128)
 
@@ -90,7 +95,12 @@ def _gpt2(small: bool) -> tuple[nn.Module, Batch]:
 def _llama(small: bool) -> tuple[nn.Module, Batch]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tiny: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     tiny |= {"num_key_value_heads": 2, "vocab_size": 100}
     model = LlamaForCausalLM(LlamaConfig(use_cache=False, **(tiny if small else {})))
     return model, _text(2, 16) if small else _text(1, 512)
@@ -99,15 +109,20 @@ def _llama(small: bool) -> tuple[nn.Module, Batch]:
 def _t5(small: bool) -> tuple[nn.Module, Batch]:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    tiny = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 100}
-    config = T5Config(use_cache=False, decoder_start_token_id=0, **(tiny if small else {}))
+    tiny: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 100}
+    config = T5Config(use_cache=False, **({"decoder_start_token_id": 0} | (tiny if small else {})))
     return T5ForConditionalGeneration(config), _text(2, 16) if small else _text(8, 128)
 
 
 def _mixtral(small: bool) -> tuple[nn.Module, Batch]:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tiny: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     tiny |= {"num_key_value_heads": 2, "vocab_size": 100, "num_local_experts": 4}
     config = MixtralConfig(use_cache=False, **(tiny if small else {}))
     # The other ways to run the experts look at how many tokens each got, which depends on values.
@@ -118,17 +133,22 @@ def _mixtral(small: bool) -> tuple[nn.Module, Batch]:
 def _vit(small: bool) -> tuple[nn.Module, Batch]:
     from transformers import ViTConfig, ViTForImageClassification
 
-    tiny = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    tiny: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     tiny |= {"image_size": 32, "patch_size": 8}
-    model = ViTForImageClassification(ViTConfig(num_labels=1000, **(tiny if small else {})))
+    model = ViTForImageClassification(ViTConfig(**({"num_labels": 1000} | (tiny if small else {}))))
     return model, _images(2, 32) if small else _images(8, 224)
 
 
 def _resnet50(small: bool) -> tuple[nn.Module, Batch]:
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    tiny = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 2]}
-    model = ResNetForImageClassification(ResNetConfig(num_labels=1000, **(tiny if small else {})))
+    tiny: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 2]}
+    model = ResNetForImageClassification(ResNetConfig(**({"num_labels": 1000} | (tiny if small else {}))))
     return model, _images(2, 32) if small else _images(8, 224)
 
 
@@ -245,7 +265,7 @@ def flops_of(model: nn.Module, batch: Mapping[str, Any], *, training: bool) -> i
                 if training:
                     output.loss.backward()
         finally:
-            torch._C._set_mkldnn_enabled(enabled)
+            torch._C._set_mkldnn_enabled(bool(enabled))
     return counter.get_total_flops()
 
 

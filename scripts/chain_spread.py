@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def _go(problem: PlacementProblem, evaluations: int, seed: int, by_types: bool) 
             progress = done / evaluations
             started = search.start(
                 moves,
-                progress=lambda _, progress=progress: progress,
+                progress=_always(progress),
                 should_stop=lambda: False,
                 log_probability=None,
                 executor=executor,
@@ -101,6 +101,10 @@ def _go(problem: PlacementProblem, evaluations: int, seed: int, by_types: bool) 
     for cycle in search.plan.rounds[0]:  # a stage that so few evaluations skipped ends as the one before it
         ends[cycle.stage] = last_s = costs_s.get(cycle.stage, last_s)
     return ends
+
+
+def _always(share: float) -> Callable[[float], float]:
+    return lambda _: share
 
 
 def _show(stages: list[str], costs_s: NDArray[np.float64]) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from envs.measured.profile import Observation
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import msgspec
@@ -150,7 +152,7 @@ class Workload:
         process = MeasuringProcess(self.source, bare.sha256, devices, remaining)
         if not profiled.exists():
             with process:
-                observed = []
+                observed: list[Observation] = []
                 found = profile(bare, guess.groups, devices, process, seed=self.seed, on_observe=observed.append)
             for number, each in enumerate(observed):
                 np.savez_compressed(self.folder / f"calibration-{number}.npz", **vars(each))

@@ -6,7 +6,7 @@ it is replaced whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -93,7 +93,7 @@ _RESULT = msgspec.json.Decoder(PlacementResult)
 
 def make_result(
     problem: PlacementProblem,
-    placement: NDArray[np.integer],
+    placement: NDArray[np.integer] | Sequence[int],
     *,
     placer: str,
     seed: int,
@@ -108,6 +108,7 @@ def make_result(
         seed: Its seed.
         config: Its settings; anything that `msgspec` can write as JSON.
     """
+    placement = np.asarray(placement)
     evaluation = problem.evaluate_one(placement)
     graph, cluster = problem.graph, problem.cluster
     devices = cluster.device_names

@@ -35,6 +35,9 @@ class Perceptron(nn.Module):
 class Quantised(nn.Module):
     """The same in int8: weights and activations of a byte, products summed in int32 and scaled back by a shift."""
 
+    first: torch.Tensor
+    second: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         for name in ("first", "second"):

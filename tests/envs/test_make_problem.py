@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -55,7 +56,7 @@ def test_environments_and_functions_make_equal_problems_from_equal_names(
     graph, cluster = names
     problem = placement.make_problem(graph, cluster, schedule=schedule, groups=groups)
     assert problem.names == ProblemNames(graph, cluster, groups)
-    asked = {"graph": graph, "cluster": cluster, "schedule": schedule, "groups": groups}
+    asked: dict[str, Any] = {"graph": graph, "cluster": cluster, "schedule": schedule, "groups": groups}
     assert_equal_problems(problem, gym.make(environment, **asked).unwrapped.problem)  # type: ignore[attr-defined]
 
 
@@ -68,9 +69,9 @@ def test_both_refuse_the_same_names(names: tuple[str, str]) -> None:
         ({"cluster": "k80x3"}, "unknown cluster 'k80x3'"),
         ({"graph": "nmtt"}, "unknown graph 'nmtt'"),
     ):
-        given = {"graph": graph, "cluster": cluster, **asked}
+        given: dict[str, Any] = {"graph": graph, "cluster": cluster, **asked}
         with pytest.raises(InputError, match=message):
-            make_problem(**given)  # type: ignore[arg-type]
+            make_problem(**given)
         for environment in ENVIRONMENTS:
             with pytest.raises(InputError, match=message):
                 gym.make(environment, **given)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +19,7 @@ import envs  # noqa: F401  (registers the ids)
 from envs.clusters.catalog import load_cluster
 from envs.observation import Observer, fields, static_fields
 from envs.placement_env import DevicePlacementEnv, DevicePlacementOneShotVectorEnv, default_failing_s
-from envs.problem import PlacementProblem
+from envs.problem import Evaluation, PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
 from graphs.errors import InputError
@@ -53,7 +53,7 @@ def two_lanes() -> PlacementProblem:
 
 def play(
     env: gym.Env[Any, Any], actions: list[int]
-) -> list[tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]]:
+) -> list[tuple[NDArray[np.float32], SupportsFloat, bool, bool, dict[str, Any]]]:
     env.reset(seed=0)
     return [env.step(np.int64(action)) for action in actions]
 
@@ -282,10 +282,15 @@ def test_the_vector_twin_is_gymnasiums_vectorisation_in_one_call() -> None:
     twin.action_space.seed(5)
     calls: list[int] = []
     evaluate = PlacementProblem.evaluate
+
+    def counted(problem: PlacementProblem, placements: np.ndarray) -> Evaluation:
+        calls.append(len(placements))
+        return evaluate(problem, placements)
+
     for _ in range(3):
         actions = twin.action_space.sample()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(PlacementProblem, "evaluate", lambda p, x: calls.append(len(x)) or evaluate(p, x))
+            patch.setattr(PlacementProblem, "evaluate", counted)
             results = twin.step(actions)
         others = plain.step(actions)
         for mine, other in zip(results[:4], others[:4], strict=True):

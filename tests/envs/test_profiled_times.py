@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_where_an_op_may_run_its_time_is_known(graph: ComputationGraph) -> None:
         problem = placement.make_problem(graph, "mixed")
     for op in range(graph.num_ops):
         known = {spec: times[op] for spec, times in graph.time_s.items() if not np.isnan(times[op])}
-        for device in np.flatnonzero(problem.op_allowed[op]):
+        for device in np.flatnonzero(problem.op_allowed[op]).tolist():
             spec = problem.cluster.devices[device].spec.name
             formula = graph.flops[op] > 0 or graph.bytes_accessed[op] > 0
             assert spec in known or formula or not any(known.values())
@@ -73,7 +74,7 @@ def test_where_an_op_may_run_its_time_is_known(graph: ComputationGraph) -> None:
     assert problem.allowed.any(axis=1).all()
 
 
-def two(times: dict[str, float], other: dict[str, float], **figures: int) -> ComputationGraph:
+def two(times: dict[str, float], other: dict[str, float], **figures: Any) -> ComputationGraph:
     ops = [OpRecord("first", "op", time_s=times, **figures), OpRecord("second", "op", time_s=other, **figures)]
     return build("two", ops, [TensorRecord(0, 8, [1])])
 

@@ -133,7 +133,7 @@ def test_overlapping_constraints_are_one() -> None:
 )
 def test_a_cycle_is_named(edges: str, cycle: str) -> None:
     names = "dexabc"
-    tensors = [TensorRecord(names.index(a), 1, [names.index(b)]) for a, b in edges.split()]
+    tensors = [TensorRecord(names.index(a), 1, [names.index(b)]) for a, b in map(tuple, edges.split())]
     with pytest.raises(InputError) as caught:
         build("g", [OpRecord(n, "mul") for n in names], tensors)
     assert str(caught.value) == (

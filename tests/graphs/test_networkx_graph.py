@@ -62,7 +62,7 @@ def test_a_graph_without_attributes() -> None:
 
 
 def test_edges_of_a_node_with_the_same_size_are_one_tensor() -> None:
-    made = nx.DiGraph(name="hand-made")
+    made: nx.DiGraph = nx.DiGraph(name="hand-made")
     made.add_node("a", time_s={"k80": 1e-3}, output_bytes=100)
     made.add_edge("a", "b")
     made.add_edge("a", "c")
@@ -104,8 +104,9 @@ def test_sizes_may_be_whole_floats_and_scalars_of_numpy() -> None:
     assert plain.flops.tolist() == [512, 0, 0]
 
 
-ODD = [None, True, -1, 1.5, math.nan, math.inf, 10**400, "4", b"4", [], [[]], {}, {1: 2}, {"k80": None}, {"a": 10**400}]
+ODD: list[Any] = [None, True, -1, 1.5, math.nan, math.inf, 10**400, "4", b"4", [], [[]], {}, {1: 2}, {"k80": None}]
 ODD += [
+    {"a": 10**400},
     np.array(3),
     np.arange(3),
     np.bool_(True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def reachable_from_all_replicas(graph: ComputationGraph) -> np.ndarray:
     for tensor, producer in enumerate(graph.tensor_producer):
         for reader in graph.consumers[graph.consumer_offsets[tensor] : graph.consumer_offsets[tensor + 1]]:
             seen[reader] |= seen[producer]
-    return seen.all(axis=1)
+    return np.asarray(seen.all(axis=1))
 
 
 def test_buckets_follow_the_backward_pass_and_hold_one_dtype() -> None:
@@ -148,7 +149,7 @@ def test_inference_is_copied_and_nothing_is_summed() -> None:
     assert made.num_edges == 4 * graph.num_edges
 
 
-def test_a_replicated_graph_is_a_graph_like_any_other(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_replicated_graph_is_a_graph_like_any_other(tmp_path: Path) -> None:
     made = replicate(small_net(), 3)
     save_graph_file(made, tmp_path / "three.graph.json.gz")
     assert load_graph_file(tmp_path / "three.graph.json.gz").sha256 == made.sha256

@@ -220,6 +220,7 @@ def test_a_thinned_curve_keeps_its_ends_and_what_was_best_when() -> None:
     assert kept[0] == [0.01, 0, 100.0, None]
     assert kept[-1] == [10.0, 999, -899.0, None]
     for seconds, _, best_s, _ in kept:
+        assert seconds is not None
         assert best_s == 100.0 - (round(seconds * 100) - 1)
     late = [Progress(1.0, 1, 9.0), Progress(1.01, 2, 5.0), Progress(10.0, 3, 4.0)]
     assert [point[2] for point in thinned(late)] == [9.0, 5.0, 4.0], "a gain that no other follows soon is kept"

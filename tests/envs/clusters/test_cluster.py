@@ -71,7 +71,8 @@ def test_an_invalid_topology_names_the_culprit(build: Callable[[], Cluster], wor
 @pytest.mark.parametrize("field", ["bytes_per_s", "latency_s"])
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, -math.inf, 1e300])
 def test_a_link_figure_out_of_range_is_refused(field: str, value: float) -> None:
-    link = replace(Link("a", "b", 1.0, 0.0), **{field: value})
+    changes: dict[str, Any] = {field: value}
+    link = replace(Link("a", "b", 1.0, 0.0), **changes)
     with pytest.raises(InputError, match=re.escape(f"between 'a' and 'b': {field} is {value}")):
         make("ab", [link])
 

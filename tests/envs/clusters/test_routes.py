@@ -58,7 +58,7 @@ def by_trying_all(cluster: Cluster, source: str, target: str) -> list[int]:
     for direction in range(2 * len(cluster.links)):
         a, b, _, _ = figures(cluster, direction)
         graph.add_edge(a, b, key=direction)
-    paths = [[key for _, _, key in path] for path in nx.all_simple_edge_paths(graph, source, target)]
+    paths = [[edge[-1] for edge in path] for path in nx.all_simple_edge_paths(graph, source, target)]
 
     return min(paths, key=lambda path: rank(cluster, path))
 

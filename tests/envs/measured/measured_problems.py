@@ -3,7 +3,8 @@
 import copy
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from envs.measured.engine import Engine, Step
 from envs.measured.machine import parse_devices, usable_cores
 from graphs import zoo
 from graphs.capture import Program, batch_tensors, capture_program
+from graphs.capture.step import Loss
 from graphs.colocation.rules import colocate
 
 two_cores = pytest.mark.skipif(len(usable_cores()) < 2, reason="needs two cores")
@@ -22,7 +24,7 @@ NAMES = [f"cpu:{core}" for core in usable_cores()[:2]]
 """Two devices of this machine."""
 
 
-def zoo_model(spec: str) -> tuple[nn.Module, dict[str, torch.Tensor], dict[str, object]]:
+def zoo_model(spec: str) -> tuple[nn.Module, dict[str, torch.Tensor], dict[str, Any]]:
     """A workload with weights and a batch, without dropout, and how to capture it."""
     workload, sizes = zoo.parse(spec)
     torch.manual_seed(0)
@@ -69,12 +71,12 @@ def run_placed(
     *,
     training: bool = True,
     optimizer: str = "sgd",
-    loss: object = None,
+    loss: Loss | None = None,
     schedule: str = "priority",
     seed: int = 0,
 ) -> list[Step]:
     """Capture a model and run a step of it under each placement; the model's own tensors are updated."""
-    program = capture_program(model, batch, loss, training=training, optimizer=optimizer)  # type: ignore[arg-type]
+    program = capture_program(model, batch, loss, training=training, optimizer=optimizer)
     with Engine(program, parse_devices(NAMES), tensors_of(model), schedule=schedule, seed=seed) as engine:
         steps = []
         for placement in placements:
@@ -111,13 +113,15 @@ def copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
+def _naming(key: str) -> Callable[[str], str]:
+    return lambda message: f"{key}: {message}"
+
+
 def assert_same_tensors(first: nn.Module, second: nn.Module, *, tolerance: float = 0.0) -> None:
     """Raise where a parameter or buffer differs by more than a tolerance."""
     others = tensors_of(second)
     for key, tensor in tensors_of(first).items():
-        torch.testing.assert_close(
-            tensor, others[key], rtol=tolerance, atol=tolerance, msg=lambda m, k=key: f"{k}: {m}"
-        )
+        torch.testing.assert_close(tensor, others[key], rtol=tolerance, atol=tolerance, msg=_naming(key))
 
 
 # An op that can be told to fail, by the device that it runs on.

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,12 +67,12 @@ def test_models_of_transformers(name: str, tolerance: float, training: bool) -> 
     if not training:
         del batch["labels"]
     other = steps.copied(model)
-    options = {"training": training, "optimizer": "sgd"}
+    options: dict[str, Any] = {"training": training, "optimizer": "sgd"}
     program = capture_program(model, batch, **options)
     found = run_placed(model, batch, steps.random_placements(program, 4), **options)
     wanted = run_eager(other, batch, 4, **options)
     for step, expected in zip(found, wanted, strict=True):
-        one, two = (step.loss, expected) if training else (step.output.logits, expected.logits)
+        one, two = (step.loss, expected) if training else (step.output.logits, getattr(expected, "logits"))  # noqa: B009
         torch.testing.assert_close(one, two.detach(), rtol=tolerance, atol=tolerance)
     steps.assert_same_tensors(model, other, tolerance=tolerance)
 
@@ -95,6 +96,9 @@ def test_copies_are_those_of_the_simulator() -> None:
 
 class Writer(nn.Module):
     """Writes in place in all ways that a placement could get wrong."""
+
+    cache: torch.Tensor
+    count: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +181,12 @@ def test_random_numbers_depend_on_the_seed_and_the_step_alone() -> None:
 def test_everything_is_freed_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = []
     make_job = template.Template.job
-    monkeypatch.setattr(template.Template, "job", lambda self, *args: jobs.append(make_job(self, *args)) or jobs[-1])
+
+    def kept_job(self: template.Template, *args: Any) -> Any:
+        jobs.append(make_job(self, *args))
+        return jobs[-1]
+
+    monkeypatch.setattr(template.Template, "job", kept_job)
     model, batch, options = steps.zoo_model(SMALL["nmt"])
     program = capture_program(model, batch, **options)
     (step, again) = run_placed(model, batch, steps.random_placements(program, 2), **options)

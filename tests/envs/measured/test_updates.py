@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_weights_move_as_torch_optim_moves_them(optimizer: str, weight_decay: fl
             update(gradient)
             reference.step()
             assert torch.equal(gradient, expected.grad)
-            tolerance = {} if fused else {"rtol": 0.0, "atol": 0.0}
+            tolerance: dict[str, Any] = {} if fused else {"rtol": 0.0, "atol": 0.0}
             torch.testing.assert_close(weight, expected.detach(), equal_nan=True, **tolerance)
         assert (weight != start).float().mean() >= 0.8
 

@@ -100,10 +100,10 @@ class History:
                         self.send(tensor, source, destination, now)
         for device in self.devices:
             busy = any(self.placement[op] == device and op not in self.ended for op in self.start_s)
-            op = None if busy else self.choose(device, now)
-            if op is not None:
-                self.start_s[op] = now
-                self.end_s[op] = now + float(self.problem.op_time_s[device, op])
+            chosen = None if busy else self.choose(device, now)
+            if chosen is not None:
+                self.start_s[chosen] = now
+                self.end_s[chosen] = now + float(self.problem.op_time_s[device, chosen])
 
     def lives(self) -> Iterator[tuple[int, float, float, int]]:
         """``(device, start, end, bytes)`` of every tensor in every memory."""

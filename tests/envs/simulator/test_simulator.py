@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -54,7 +55,7 @@ def test_a_batch_too_large_to_expand_at_once_is_evaluated_in_parts(monkeypatch: 
 def test_without_any_place_for_a_cache_it_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     real = numba.njit
 
-    def refuse_to_cache(**options: object) -> object:
+    def refuse_to_cache(**options: Any) -> Any:
         if options.get("cache"):
             raise RuntimeError("cannot cache function: no locator available")
         return real(**options)
@@ -74,7 +75,7 @@ def test_a_cache_directory_that_cannot_be_made_is_passed_over() -> None:
     assert ran.stdout == "42\n"
 
 
-def _double(x):
+def _double(x: int) -> int:
     return 2 * x
 
 

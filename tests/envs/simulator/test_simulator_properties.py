@@ -1,6 +1,7 @@
 import itertools
 import pickle
 from dataclasses import fields
+from random import Random
 
 import numpy as np
 import pytest
@@ -170,7 +171,9 @@ def test_one_device_takes_the_sum_of_its_op_times(problem: PlacementProblem) -> 
 
 @FEW
 @given(placed(problems(clusters(SPECS[:1], complete=True))), st.randoms(use_true_random=False))
-def test_relabelling_like_devices_permutes_the_answer(case: tuple[PlacementProblem, np.ndarray], random) -> None:
+def test_relabelling_like_devices_permutes_the_answer(
+    case: tuple[PlacementProblem, np.ndarray], random: Random
+) -> None:
     """Where every pair has a link of its own; on shared links the order of destinations is the order of devices."""
     problem, placement = case
     labels = list(range(problem.num_devices))

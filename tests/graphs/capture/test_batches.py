@@ -24,7 +24,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Frozen:
-    x: torch.Tensor
+    x: object
     note: str = "note"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -44,7 +46,8 @@ def test_small_models_in_half_precision(name: str, optimizer: str, dtype: torch.
 def test_each_expert_of_mixtral_would_be_chosen_by_values_unless_batched() -> None:
     with torch.device("meta"):
         model, batch = MODELS["mixtral"](True)
-    model.config._experts_implementation = "eager"
+    config: Any = model.config
+    config._experts_implementation = "eager"
     with pytest.raises(InputError) as error:
         capture(model, batch, name="mixtral")
     assert "model 'mixtral' cannot be traced" in str(error.value)

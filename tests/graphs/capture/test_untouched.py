@@ -75,7 +75,7 @@ class Tied(Base):
 
 
 class Caches(Base):
-    shared = {}  # noqa: RUF012 (what is tested)
+    shared: dict[object, object] = {}  # noqa: RUF012 (what is tested)
     calls = 0
 
     def __init__(self):

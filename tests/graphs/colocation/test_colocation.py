@@ -8,6 +8,7 @@ import itertools
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ from graphs.errors import InputError
 from graphs.synthetic import random_graph
 from graphs.zoo import load
 
-HEAVY = {"flops": 10**9, "bytes_accessed": 10**6}
-LIGHT = {"bytes_accessed": 10}
+HEAVY: dict[str, Any] = {"flops": 10**9, "bytes_accessed": 10**6}
+LIGHT: dict[str, Any] = {"bytes_accessed": 10}
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +32,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graphs.zoo.cache.user_cache_path", lambda app: tmp_path / app)
 
 
-def op(name: str, type: str = "mul", **columns: object) -> OpRecord:
-    return OpRecord(name, type, **columns)  # type: ignore[arg-type]
+def op(name: str, type: str = "mul", **columns: Any) -> OpRecord:
+    return OpRecord(name, type, **columns)
 
 
 def graph_of(ops: list[OpRecord], edges: str, bound: tuple[str, ...] = ()) -> ComputationGraph:
@@ -355,7 +356,8 @@ def test_wanted_groups_must_be_positive() -> None:
 @st.composite
 def graphs(draw: st.DrawFn) -> ComputationGraph:
     count = draw(st.integers(1, 25))
-    kinds = draw(st.sampled_from([[None], [None], [None, ["cpu"], ["cpu", "gpu"]]]))
+    choices: list[list[list[str] | None]] = [[None], [None], [None, ["cpu"], ["cpu", "gpu"]]]
+    kinds = draw(st.sampled_from(choices))
     modules = draw(st.sampled_from([[""], ["a", "b"], ["", "a", "a.b", "a.b.c", "a.c", "b.0", "b.1"]]))
     ops = [
         OpRecord(

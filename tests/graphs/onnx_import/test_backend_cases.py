@@ -45,6 +45,7 @@ def test_all_of_the_operators(tmp_path: Path) -> None:
         cases = [case for case in collect_testcases(None) if case.model is not None]
     refused = []
     for case in cases:
+        assert case.model is not None
         onnx.save(case.model, path)
         if not taken(path):
             refused.append(case.name)

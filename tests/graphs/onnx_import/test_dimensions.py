@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ RNG = np.random.default_rng(0)
         ("12", lambda a, b: 12),
     ],
 )
-def test_expressions(text: str, value) -> None:
+def test_expressions(text: str, value: Callable[[int, int], int]) -> None:
     for a, b in RNG.integers(3, 50, (20, 2)).tolist():
         if (expected := value(a, b)) >= 0:
             assert Sizes({"a": a, "b": b}, ["a", "b", text]).named(text, "input 'x'") == (expected, [])
@@ -134,7 +135,7 @@ def test_stale_shapes_are_kept_apart(tmp_path: Path) -> None:
     source = save(tmp_path, text, domains=("com.example",))
     model = onnx.load(source)
 
-    def note(**shapes: list[int]) -> None:
+    def note(**shapes: list[int | str]) -> None:
         del model.graph.value_info[:]
         for name, shape in shapes.items():
             model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))

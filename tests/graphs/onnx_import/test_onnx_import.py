@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -144,7 +145,7 @@ ATTENTION = helper.make_node("Attention", ["x", "k", "v"], ["y"], q_num_heads=4,
     ],
     ids=lambda value: value.op_type if isinstance(value, onnx.NodeProto) else "",
 )
-def test_flops_and_rows(tmp_path: Path, node, shape, weights, flops, rows) -> None:
+def test_flops_and_rows(tmp_path: Path, node: onnx.NodeProto, shape: Any, weights: Any, flops: int, rows: int) -> None:
     graph = load_graph(make(tmp_path, [node], {"x": shape}, ["y"], weights))
     made = graph.num_ops - 1
     assert (graph.flops[made], graph.batch[made]) == (flops, rows)

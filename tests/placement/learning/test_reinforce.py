@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +145,6 @@ def test_the_paper_preset_is_as_published_and_starts_from_nothing() -> None:
         ({"baseline_decay": 1.0}, "baseline_decay"),
     ],
 )
-def test_a_bad_setting_is_named(changes: dict[str, object], field: str) -> None:
+def test_a_bad_setting_is_named(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(InputError, match=field):
         replace(ReinforceConfig(), **changes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -64,6 +65,10 @@ def new_search(problem: PlacementProblem, *, seed: int = 0, **config: Any) -> Mo
     return search
 
 
+def _share_from(update: int) -> Callable[[float], float]:
+    return lambda share: (update + share) / UNTIL_THE_END
+
+
 def run(search: MoveSearch, *, moves: int, first: int = 0, last: int = UNTIL_THE_END) -> None:
     """Let the chains make `moves` moves an update, from update `first` to `last` of `UNTIL_THE_END`."""
     with ThreadPoolExecutor(search.config.chains) as executor:
@@ -71,7 +76,7 @@ def run(search: MoveSearch, *, moves: int, first: int = 0, last: int = UNTIL_THE
             search.finish(
                 search.start(
                     moves,
-                    progress=lambda share, update=update: (update + share) / UNTIL_THE_END,
+                    progress=_share_from(update),
                     should_stop=lambda: False,
                     log_probability=None,
                     executor=executor,
@@ -364,7 +369,7 @@ def saved_per_move(problem: PlacementProblem, *, learning_rate: float, seed: int
     All weights are 0 at first: every move of an active unit is as likely as every other.
     """
     moves, descents = 60, 80
-    walker, field, chain = walker_at(
+    walker, field, _ = walker_at(
         problem, random_ops(problem, seed), uniform_share=0.0, learning_rate=learning_rate, kind_rate=0.0
     )
     walker.weights[:] = 0.0
@@ -373,8 +378,7 @@ def saved_per_move(problem: PlacementProblem, *, learning_rate: float, seed: int
     for descent in range(descents):
         ops = random_ops(problem, 1000 * seed + descent)
         walker.begin(Cycle("ops", 0.0, 1.0, 1.0, alone=False), field, ops, None)
-        chain = walker.chain
-        assert chain is not None
+        assert walker.chain is not None
         before_s = cost_s(problem, ops)
         walker.walk(moves, before_s / 500)
         saved.append((before_s - float(walker.scalars[kernel.COST])) / before_s / moves)
@@ -460,13 +464,16 @@ def test_rounds_follow_each_other_without_gaps_and_only_the_end_is_common() -> N
     plan = make_plan(problem, finest="ops", evaluations=1e9, rounds=3)
     cycles = [cycle for cycles in plan.rounds for cycle in cycles]
     assert [a.end for a in cycles[:-1]] == pytest.approx([b.begin for b in cycles[1:]])
-    assert (cycles[0].begin, cycles[-1].end) == (0.0, pytest.approx(1.0))
+    assert cycles[0].begin == 0.0
+    assert cycles[-1].end == pytest.approx(1.0)
     stages = [[cycle.stage for cycle in cycles] for cycles in plan.rounds]
     assert stages[0] == stages[1] == stages[2]
     assert stages[0][0] == "coarse"
     assert stages[0][-1] == "ops"
     assert {(cycle.stage, i) for i in range(3) for cycle in plan.rounds[i] if not cycle.alone} == {("ops", 2)}
-    assert plan.round_at(0.5) == (1, pytest.approx(0.5))
+    number, share = plan.round_at(0.5)
+    assert number == 1
+    assert share == pytest.approx(0.5)
     assert plan.round_at(1.2)[0] == 2
     assert plan.cycle_at(0.4, 0) is plan.rounds[0][-1]  # a round lasts until the next is begun
     assert plan.cycle_at(0.4, 1).begin <= 0.4 < plan.cycle_at(0.4, 1).end
@@ -604,7 +611,7 @@ def test_chains_begin_at_random_only_where_there_are_moves_enough_to_catch_up() 
 
     def begin_at_random(evaluations: float) -> list[bool]:
         search.expect(evaluations)
-        return [search._first_of_round(i, field, (best_ops, 1.0))[0] is not best_ops for i in range(4)]
+        return [search._first_of_round(i, field, Found(best_ops, 1.0, 0.0))[0] is not best_ops for i in range(4)]
 
     assert begin_at_random(0.49 * problem.graph.num_ops) == [False] * 4
     assert begin_at_random(0.51 * problem.graph.num_ops) == [False, False, True, True]

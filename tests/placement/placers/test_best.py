@@ -127,7 +127,9 @@ def test_the_reference_falls_from_what_no_step_exceeds_to_the_best_step() -> Non
 
 
 @numba.njit
-def _by_kernel(step_s, peak, memory_bytes, reference_s):  # type: ignore[no-untyped-def]
+def _by_kernel(
+    step_s: np.ndarray, peak: np.ndarray, memory_bytes: np.ndarray, reference_s: float
+) -> tuple[np.ndarray, np.ndarray]:
     missing = np.zeros(len(step_s))
     charge_s = np.zeros(len(step_s))
     for i in range(len(step_s)):

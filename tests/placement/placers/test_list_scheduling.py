@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def three_devices(memory_bytes: int = 1000) -> PlacementProblem:
 
 
 def tasks_of(
-    times: list[list[float]], edges: list[tuple[int, int, float]], unit_bytes: list[float] | None = None
+    times: Sequence[Sequence[float]], edges: list[tuple[int, int, float]], unit_bytes: list[float] | None = None
 ) -> TaskGraph:
     """A task graph with a unit a task and a tensor an edge (producer, reader, bytes)."""
     count, width = len(times), len(times[0])
@@ -104,7 +105,7 @@ def test_parameters_go_where_their_first_reader_goes() -> None:
 
 def test_queueing_transfers_are_foreseen() -> None:
     """Two tensors of 4 bytes over one port arrive at 9 together, not at 5: then staying is better."""
-    times = [[1, 9, 9], [1, 9, 9], [9.5, 2, 99]]
+    times = [[1.0, 9.0, 9.0], [1.0, 9.0, 9.0], [9.5, 2.0, 99.0]]
     tasks = tasks_of(times, [(0, 2, 4.0), (1, 2, 4.0)])
     problem = three_devices()
     assert insertion_schedule(problem, tasks, np.arange(3), ports=False).tolist() == [0, 0, 1]

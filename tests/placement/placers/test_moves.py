@@ -92,7 +92,9 @@ def test_early_abort_changes_no_decision(monkeypatch: pytest.MonkeyPatch) -> Non
     aborted = 0
     evaluate = PlacementProblem.evaluate
 
-    def without(self: PlacementProblem, placements: np.ndarray, *, abort_above_s: object = None) -> Evaluation:
+    def without(
+        self: PlacementProblem, placements: np.ndarray, *, abort_above_s: float | np.ndarray | None = None
+    ) -> Evaluation:
         nonlocal aborted
         exact = evaluate(self, placements)
         if abort_above_s is not None:

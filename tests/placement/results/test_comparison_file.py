@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_rows_come_back_as_they_were_written(problem: PlacementProblem, tmp_path
 
 def test_finished_rows_are_taken_over_and_refusals_are_asked_again(problem: PlacementProblem, tmp_path: Path) -> None:
     path = tmp_path / "c.json"
-    budget = {"time_limit_s": None, "evaluations": 200}
+    budget: dict[str, Any] = {"time_limit_s": None, "evaluations": 200}
     first = placement.compare(problem, ["single_device", "annealing", "expert"], json=path, seed=1, **budget)
     ran: list[str] = []
     seen: list[int] = []

@@ -133,7 +133,9 @@ def test_devices_that_a_map_cannot_name_are_refused() -> None:
         device_map(other, np.full(graph.num_ops, tpu))
 
 
-def test_the_command(problem: PlacementProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_command(
+    problem: PlacementProblem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     save_graph_file(problem.graph, "g.graph.json")
     rng = np.random.default_rng(1)

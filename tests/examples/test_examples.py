@@ -1,0 +1,89 @@
+"""Each example as a person runs it, with settings that make it quick; the examples that learn must have learned."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import placement
+from graphs.files import save_graph_file
+from graphs.synthetic import random_graph
+from tests.placement.placer_problems import training_problem
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs an example in an empty directory, and returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_example(name: str, *args: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *args])
+        with torch.random.fork_rng():
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_example
+
+
+def milliseconds(text: str) -> list[float]:
+    return [float(figure) for figure in re.findall(r"([\d.]+) ms", text)]
+
+
+def test_a_model_of_ones_own_is_captured_learned_and_saved(run: Run, tmp_path: Path) -> None:
+    said = run("my_model.py", "--updates", "2", "--out", "run")
+    step_ms, one_device_ms = milliseconds(said)
+    assert 0 < step_ms <= one_device_ms  # the learner starts from the heuristics, single devices among them
+    result = placement.read_placement(tmp_path / "run" / "placement.json")
+    assert result.step_time_s * 1e3 == pytest.approx(step_ms, abs=0.006)
+    assert result.graph.name == "towers"
+
+
+def test_a_cluster_of_ones_own_is_compared_with_a_faster_one(run: Run) -> None:
+    save_graph_file(random_graph(30, seed=3, name="small"), "g.graph.json")
+    said = run("my_cluster.py", "--graph", "g.graph.json", "--seconds", "0.2")
+    assert "gpu:2: t4, 8 GB" in said
+    assert len(milliseconds(said)) == 2
+    assert "my-workstation with faster links: " in said
+
+
+def test_a_placer_of_ones_own_stands_in_the_comparison(run: Run) -> None:
+    save_graph_file(random_graph(30, seed=3, name="small"), "g.graph.json")
+    said = run("my_placer.py", "--graph", "g.graph.json", "--cluster", "k80x2")
+    rows = {line.split()[0]: milliseconds(line) for line in said.splitlines()}
+    assert {"longest_first", "round_robin", "heft", "single_device:gpu:0"} <= set(rows)
+    step_ms, busiest_ms = rows["longest_first"]
+    assert 0 < busiest_ms <= step_ms
+
+
+def test_a_placement_is_run_and_trains_the_model(run: Run, tmp_path: Path) -> None:
+    said = run("run_placement.py", "--steps", "5", "--out", "p.json")
+    first, last, after = (float(loss) for loss in re.findall(r"loss ([\d.]+)", said))
+    assert first > last > after  # the model's own weights have moved
+    assert placement.read_placement(tmp_path / "p.json").cluster.devices == ("cpu:0", "cpu:1")
+
+
+def test_agents_of_stable_baselines3_learn(run: Run) -> None:
+    save_graph_file(training_problem(8, 2, seed=3).graph, "g.graph.json")
+    said = run("learn_with_sb3.py", "--graph", "g.graph.json", "--cluster", "k80x2", "--steps", "2048")
+    learned = {line.partition(":")[0]: milliseconds(line) for line in said.splitlines()}
+    assert list(learned) == ["PPO", "MaskablePPO"]
+    for first_ms, last_ms, best_ms in learned.values():
+        assert best_ms <= last_ms < 0.7 * first_ms
+    assert learned["MaskablePPO"][0] < learned["PPO"][0]  # it never puts the input where it may not be
+
+
+def test_there_is_a_test_of_every_example() -> None:
+    text = Path(__file__).read_text()
+    names = sorted(path.name for path in EXAMPLES.glob("*.py"))
+    assert len(names) == 5
+    assert [name for name in names if f'run("{name}"' not in text] == []
