@@ -89,7 +89,7 @@ def train(
             too. The default preset starts from what the other placers answer.
         updates: Updates in all. Only where they alone limit the run does the same seed give the same placement.
         preset: A name in `placement.learning.reinforce.PRESETS`.
-        seed: Of all random numbers.
+        seed: Seeds all random numbers.
         out: The run directory; None writes no files.
         resume: Go on with the run in `out`: `updates` then counts those before, `time_limit_s` does not; without either
             the run goes on to the limits that it began with. Preset and seed are the run's.
@@ -149,7 +149,7 @@ def train_measured(
         groups: Wanted number of co-location groups.
         screen: Learn from the simulator, and measure what it finds best.
         time_limit_s: Seconds in all, but for starting the process that measures; by default a minute.
-        seed: Of the learner's random numbers; what is measured is never quite the same twice.
+        seed: Seeds the learner's random numbers; what is measured is never quite the same twice.
         out: The run directory; None writes no files.
         resume: Go on with the run in `out`, which says all the rest; `time_limit_s` are seconds more.
         observer: Told how the run goes on.
@@ -203,7 +203,7 @@ def compare(
         placers: Names in `placement.registry.PLACERS`, or placers of one's own; all by default.
         time_limit_s: Seconds that each may take; only those that search use them up.
         evaluations: Placements that each may evaluate.
-        seed: Of each placer's random numbers.
+        seed: Seeds each placer's random numbers.
         granularity: What the searches move: ``"group"``, or ``"op"`` for single ops within the hard constraints.
         start: Where they start: ``"heuristics"``, from the best of these, or ``"scratch"``, from a random placement.
         json: A file for the rows, written whole after each: a comparison that was killed and is started again with the
@@ -260,7 +260,7 @@ def simulate(
         problem: From `make_problem`.
         placement: A placement file, its content, or the name of a placer, which is then asked for one.
         time_limit_s: Seconds that a placer may take.
-        seed: Of a placer's random numbers.
+        seed: Seeds a placer's random numbers.
         granularity: What a search moves, as in `compare`.
         start: Where it starts, as in `compare`.
 
@@ -359,7 +359,7 @@ def profile(
         schedule: Which ready op a device runs first.
         placements: Random placements to run, after each device alone.
         steps: Steps of each that count; one more goes before them.
-        seed: Of the random placements.
+        seed: Seeds the random placements.
         time_limit_s: Seconds that the steps of one placement may take.
         observer: Told how it goes on.
 

@@ -35,7 +35,7 @@ def compare(verb: verbs.Compare) -> int:
     with ComparisonDisplay(err, placers, time_limit_s=verb.time_limit_s) as display:
 
         def show(comparison: Comparison) -> None:
-            if not display.running:
+            if not display.placer:
                 taken = f"finished rows taken from {verb.json}: {len(comparison.rows)}"
                 err.print(f"{taken}; --restart runs them again", style="yellow", soft_wrap=True)
             display.row(comparison)
@@ -57,7 +57,7 @@ def compare(verb: verbs.Compare) -> int:
             if display.comparison is None:
                 raise
             comparison = display.comparison
-            err.print(f"stopped during {display.running}; these are the rows before it", style="yellow")
+            err.print(f"stopped during {display.placer}; these are the rows before it", style="yellow")
     out.print()
     out.print(comparison_report(comparison, width=out.width))
     out.print()

@@ -162,7 +162,7 @@ class ComparisonDisplay:
         time_limit_s: Seconds that a searching placer may take, for the countdown.
 
     Attributes:
-        running: The placer that runs, or was the last to.
+        placer: The placer that is asked, or was the last to be.
         comparison: What is done; None before the first row.
     """
 
@@ -170,7 +170,7 @@ class ComparisonDisplay:
         self._console = console
         self._placers = list(placers)
         self._time_limit_s = time_limit_s
-        self.running = ""
+        self.placer = ""
         self.comparison: Comparison | None = None
         self._since = time.perf_counter()
         self._spinner = Spinner("dots")
@@ -189,7 +189,7 @@ class ComparisonDisplay:
 
     def start(self, placer: str) -> None:
         """A placer begins."""
-        self.running, self._since = placer, time.perf_counter()
+        self.placer, self._since = placer, time.perf_counter()
 
     def row(self, comparison: Comparison) -> None:
         """A placer is done, or rows of an earlier start were taken over."""
@@ -213,15 +213,15 @@ class ComparisonDisplay:
         return Group(self._spinner, "", comparison_so_far(self.comparison, most_rows=most_rows))
 
     def _now_running(self) -> str:
-        if not self.running:
+        if not self.placer:
             return "computing the lower bound"
         since_s = time.perf_counter() - self._since
-        searches = self._time_limit_s is not None and PLACERS[self.running].searches
+        searches = self._time_limit_s is not None and PLACERS[self.placer].searches
         limit = f" of {clock(self._time_limit_s)}" if searches and self._time_limit_s is not None else ""
         counted = ""
-        if self.running in self._placers:
-            counted = f" ({self._placers.index(self.running) + 1} of {len(self._placers)})"
-        return f"{self.running}{counted}, {clock(since_s)}{limit}"
+        if self.placer in self._placers:
+            counted = f" ({self._placers.index(self.placer) + 1} of {len(self._placers)})"
+        return f"{self.placer}{counted}, {clock(since_s)}{limit}"
 
 
 def _share(value: float) -> str:

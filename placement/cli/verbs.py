@@ -61,7 +61,7 @@ class Train:
     updates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Updates in all, those before --resume included; the same seed then gives the same placement."""
     seed: Annotated[int, arg(metavar="K")] = 0
-    """Of all random numbers."""
+    """Seeds all random numbers."""
     preset: Literal["default", "paper", "uniform"] = "default"
     """How to learn: our best; as published in 2017; or our best with uniform moves and no learning, for ablations."""
     groups: GroupsArg = 256
@@ -112,7 +112,7 @@ class Profile:
     steps: Annotated[int, arg(metavar="N")] = 10
     """Steps of each that count; one more goes before them."""
     seed: Annotated[int, arg(metavar="K")] = 0
-    """Of the random placements."""
+    """Seeds the random placements."""
     time_limit_s: Annotated[float, arg(metavar="S")] = 60.0
     """Seconds that the steps of one placement may take."""
 
@@ -130,7 +130,7 @@ class Compare:
     time_limit_s: Annotated[float, arg(metavar="S")] = 20.0
     """Seconds that each placer may take; only those that search use them up."""
     seed: Annotated[int, arg(metavar="K")] = 0
-    """Of each placer's random numbers."""
+    """Seeds each placer's random numbers."""
     granularity: GranularityArg = "group"
     start: StartArg = "heuristics"
     groups: GroupsArg = 256
@@ -157,7 +157,7 @@ class Simulate:
     time_limit_s: Annotated[float, arg(metavar="S")] = 20.0
     """Seconds that a placer may take; only those that search use them up."""
     seed: Annotated[int, arg(metavar="K")] = 0
-    """Of a placer's random numbers."""
+    """Seeds a placer's random numbers."""
     granularity: GranularityArg = "group"
     start: StartArg = "heuristics"
     groups: GroupsArg = 256

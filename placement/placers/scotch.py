@@ -64,8 +64,13 @@ def _map(program: str, problem: PlacementProblem, members: NDArray[np.int64], li
     """The device of each member."""
     with tempfile.TemporaryDirectory(prefix="scotch-") as folder:
         source, target, answer = (Path(folder) / name for name in ("graph.src", "cluster.tgt", "answer.map"))
-        source.write_text(source_text(problem, members))
-        target.write_text(target_text(problem))
+        try:
+            source.write_text(source_text(problem, members))
+            target.write_text(target_text(problem))
+        except OSError as error:
+            raise InputError(
+                f"placer 'scotch': '{folder}' cannot be written to ({error.strerror}); make room"
+            ) from error
         try:
             done = subprocess.run(
                 [program, str(source), str(target), str(answer)], capture_output=True, text=True, timeout=limit_s

@@ -113,7 +113,7 @@ def _tensors(value: Any) -> Any:
 
 
 def _arrays(value: Any) -> Any:
-    """The other way."""
+    """Nested dicts and lists with every tensor as an array."""
     if isinstance(value, torch.Tensor):
         return value.numpy()
     if isinstance(value, Mapping):

@@ -59,7 +59,7 @@ _VERSIONS_OF = ("device-placement", "numba", "numpy", "torch")
 
 
 class MeasuredSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a training on measured time has besides.
+    """How a training on measured time runs steps.
 
     Attributes:
         source: What the model is built from: a workload of the zoo or ``python:module:function``.
@@ -89,11 +89,11 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         schedule: The simulator's.
         groups: Wanted number of co-location groups.
         groups_file: The file in the run directory that holds them; None where their number says it.
-        preset: Of the learning.
-        seed: Of all random numbers.
+        preset: How the policy learns: a name in `placement.learning.reinforce.PRESETS`.
+        seed: Seeds all random numbers.
         updates: Updates in all; None where only the time limits the run.
         time_limit_s: Seconds of the first run; None where only the updates do.
-        measured: Of a training on measured time; None of others.
+        measured: How a training on measured time runs steps; None where step times are simulated.
         versions: By package.
     """
 
@@ -174,11 +174,11 @@ def create(
         run_dir: The directory.
         problem: What is to be placed.
         preset: A name in `placement.learning.reinforce.PRESETS`.
-        seed: Of all random numbers.
+        seed: Seeds all random numbers.
         updates: Updates in all, if they limit the run.
         time_limit_s: Seconds in all, if they do.
-        measured: Of a training on measured time. Its graph and cluster are always kept in files, so that the run can be
-            used where the model's code is not.
+        measured: How a training on measured time runs steps. The graph and cluster of such a run are always kept in
+            files, so that it can be used where the model's code is not.
 
     Raises:
         InputError: There is a run in it already, or a file cannot be written.

@@ -119,7 +119,7 @@ def train_measured(
     Args:
         problem: From `envs.measured.problem.measured`.
         time_limit_s: Seconds in all, but for starting the process that measures.
-        seed: Of the learner's random numbers; what is measured is never quite the same twice.
+        seed: Seeds the learner's random numbers; what is measured is never quite the same twice.
         screen: Learn from the simulator and measure what it finds best.
         out: The run directory; None writes no files.
         observer: Told of each measurement, with who proposed the placement.

@@ -41,7 +41,7 @@ from placement.runs.training import LEARNED, compare_others, make_trainer
 _CONFIG = replace(PRESETS["default"], preset="default", samples=6, search_moves=0, imitation_updates=5)
 
 _SHARE_START, _SHARE_SLICE, _SHARE_CONFIRM = 0.4, 0.1, 0.15
-"""Of the time limit: what the heuristics' placements get at most, a round of screening, and the last measurements."""
+"""Shares of the time limit: of the heuristics' placements at most, of a round of screening, of the final ones."""
 
 _AT_ONCE = 4
 """Placements that are measured after each round of screening, and once more in the end."""
@@ -87,7 +87,7 @@ class MeasuredTraining:
     Args:
         problem: What is placed.
         time_limit_s: Seconds from now on.
-        seed: Of the learner's random numbers.
+        seed: Seeds the learner's random numbers.
         is_screened: Learn from the simulator and measure what it finds best.
         run_dir: A directory that is held and has its `config.json`; None writes no files.
         observer: Told of each measurement.

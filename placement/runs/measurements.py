@@ -28,7 +28,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         placer: Who proposed it.
         schedule: Which ready op a device ran first.
         placement: ``int32[N]``, device numbers: little-endian, compressed by zlib, in base64.
-        step_times_s: Of all steps of this placement that count, those of earlier lines included.
+        step_times_s: Seconds of every step of this placement that counts, those of earlier lines included.
         peak_memory_bytes: By device.
         reason: Why it failed; empty where it did not.
         elapsed_s: Seconds of the training so far.

@@ -26,6 +26,7 @@ the interrupted run had written past it are dropped.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from pathlib import Path
 
@@ -60,8 +61,14 @@ class Telemetry:
 
     def __init__(self, run_dir: Path, *, first_update: int) -> None:
         _wait_for_a_later_name(run_dir)
-        # Events at or past `purge_step` are those of updates that are about to be run again.
-        self._writer = SummaryWriter(str(run_dir), purge_step=first_update)
+        self._hook = threading.excepthook
+        threading.excepthook = self._without_writer_errors
+        try:
+            # Events at or past `purge_step` are those of updates that are about to be run again.
+            self._writer = SummaryWriter(str(run_dir), purge_step=first_update)
+        except OSError:
+            threading.excepthook = self._hook
+            raise
 
     def write_update(self, stats: UpdateStats) -> None:
         """One update's numbers; what is not finite (no feasible sample, say) is left out."""
@@ -96,7 +103,19 @@ class Telemetry:
 
     def close(self) -> None:
         """Write what is left and close the file."""
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _without_writer_errors(self, args: threading.ExceptHookArgs) -> None:
+        """Let the thread that writes the events fail in silence: TensorBoard raises its error here, too, and once more.
+
+        As it comes from the thread it would be shown as a traceback, for example where the disk is full.
+        """
+        from_writer = type(args.thread).__module__ == "tensorboard.summary.writer.event_file_writer"
+        if not (from_writer and isinstance(args.exc_value, OSError)):
+            self._hook(args)
 
 
 def _wait_for_a_later_name(run_dir: Path) -> None:

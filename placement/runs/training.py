@@ -90,7 +90,7 @@ def train(
         problem: What to place.
         run_dir: The directory, which holds no run yet; None writes no files.
         preset: A name in `placement.learning.reinforce.PRESETS`.
-        seed: Of all random numbers.
+        seed: Seeds all random numbers.
         updates: Updates in all.
         time_limit_s: Seconds in all, those of the other placers included; `DEFAULT_TRAIN_S` where `updates` is None,
             too.
@@ -107,14 +107,14 @@ def train(
         time_limit_s = DEFAULT_TRAIN_S
     if run_dir is not None:
         directory.check_free(run_dir)
-    begun = _begin(problem, observer, seed=seed, time_limit_s=time_limit_s)
+    others, began_s = _ask_others(problem, observer, seed=seed, time_limit_s=time_limit_s)
     with contextlib.ExitStack() as held:
         with observer.stage("starting the training"):
-            trainer = make_trainer(problem, begun.others, preset=preset, seed=seed, run_dir=None)
+            trainer = make_trainer(problem, others, preset=preset, seed=seed, run_dir=None)
         if run_dir is not None:
             held.enter_context(directory.hold(run_dir))
             directory.create(run_dir, problem, preset=preset, seed=seed, updates=updates, time_limit_s=time_limit_s)
-        return _learn(trainer, begun, observer, run_dir, updates, time_limit_s, resumed=False)
+        return _learn(trainer, others, observer, run_dir, updates, time_limit_s, began_s=began_s, resumed=False)
 
 
 def resume(
@@ -147,14 +147,16 @@ def resume(
     with directory.hold(run_dir):  # before the graph: who is told to wait should not wait for that
         problem = problem or reload(run_dir, config, observer)
         directory.check_same_problem(run_dir, config, problem)
-        begun = _begin(problem, observer, seed=config.seed, time_limit_s=config.time_limit_s, run_dir=run_dir)
+        others, began_s = _ask_others(
+            problem, observer, seed=config.seed, time_limit_s=config.time_limit_s, run_dir=run_dir
+        )
         with observer.stage("starting the training"):
             trainer = make_trainer(
-                problem, begun.others, preset=config.preset, seed=config.seed, run_dir=run_dir, resume=True
+                problem, others, preset=config.preset, seed=config.seed, run_dir=run_dir, resume=True
             )
         if updates is None and time_limit_s is None:
             updates, time_limit_s = config.updates, left_s(config, trainer.elapsed_s)
-        return _learn(trainer, begun, observer, run_dir, updates, time_limit_s, resumed=True)
+        return _learn(trainer, others, observer, run_dir, updates, time_limit_s, began_s=began_s, resumed=True)
 
 
 def reload(run_dir: Path, config: RunConfig, observer: RunObserver) -> PlacementProblem:
@@ -175,23 +177,15 @@ def left_s(config: RunConfig, spent_s: float) -> float | None:
     return None if config.time_limit_s is None else max(config.time_limit_s - spent_s, 0.0)
 
 
-@dataclass(frozen=True, eq=False)
-class _Begun:
-    """A run whose clock goes: the other placers' rows, and when it began, by `time.perf_counter`."""
-
-    others: Comparison
-    began_s: float
-
-
-def _begin(
+def _ask_others(
     problem: PlacementProblem,
     observer: RunObserver,
     *,
     seed: int,
     time_limit_s: float | None,
     run_dir: Path | None = None,
-) -> _Begun:
-    """Load and compile what the clock should not count, then ask the other placers."""
+) -> tuple[Comparison, float]:
+    """The other placers' rows, and when the run began, by `time.perf_counter`: after all is loaded and compiled."""
     problem.check_can_fit()
     observer.on_problem(problem)
     with observer.stage("loading PyTorch"):
@@ -208,31 +202,7 @@ def _begin(
             on_start=observer.on_start,
             on_row=observer.on_row,
         )
-    return _Begun(others, began_s)
-
-
-def _learn(
-    trainer: Trainer,
-    begun: _Begun,
-    observer: RunObserver,
-    run_dir: Path | None,
-    updates: int | None,
-    time_limit_s: float | None,
-    *,
-    resumed: bool,
-) -> TrainedRun:
-    spent_s = time.perf_counter() - begun.began_s
-    plan = TrainingPlan(begun.others, resumed, trainer.updates, updates, time_limit_s, spent_s)
-    with observer.training(plan):
-        return run_training(
-            trainer,
-            begun.others,
-            run_dir=run_dir,
-            updates=updates,
-            time_limit_s=time_limit_s,
-            spent_s=spent_s,
-            on_update=observer.on_update,
-        )
+    return others, began_s
 
 
 def compare_others(
@@ -248,9 +218,9 @@ def compare_others(
 
     Args:
         problem: What to place.
-        seed: Of each placer's random numbers.
-        time_limit_s: Of the whole run, which includes this. Without one, the answers depend on the seed alone.
-        run_dir: Of a run to go on with: once it has a checkpoint, the learner has what it starts from, and the rows of
+        seed: Seeds each placer's random numbers.
+        time_limit_s: Seconds of the whole run, which includes this. Without one, the answers depend on the seed alone.
+        run_dir: Where a run is to go on: once it has a checkpoint, the learner has what it starts from, and the rows of
             its `comparison.json` are taken over.
         on_start: Called with a placer's name before it runs.
         on_row: Called after each finished row with the comparison so far; at first where rows were taken over.
@@ -284,7 +254,7 @@ def make_trainer(
         problem: What to place.
         others: From `compare_others`: the default preset starts from these placements.
         preset: A name in `PRESETS`.
-        seed: Of all random numbers.
+        seed: Seeds all random numbers.
         run_dir: Where its checkpoint is, if any.
         resume: Go on from the checkpoint in `run_dir`. A run that was killed before its first checkpoint begins anew,
             which comes to the same.
@@ -309,15 +279,16 @@ def make_trainer(
     return Trainer(problem, config=PRESETS[preset], seed=seed, start=start)
 
 
-def run_training(
+def _learn(
     trainer: Trainer,
     others: Comparison,
+    observer: RunObserver,
+    run_dir: Path | None,
+    updates: int | None,
+    time_limit_s: float | None,
     *,
-    run_dir: Path | None = None,
-    updates: int | None = None,
-    time_limit_s: float | None = None,
-    spent_s: float = 0.0,
-    on_update: Callable[[UpdateStats], None] | None = None,
+    began_s: float,
+    resumed: bool,
 ) -> TrainedRun:
     """Train, keep `placement.json` up to date meanwhile, and write the comparison at the end.
 
@@ -326,11 +297,12 @@ def run_training(
     Args:
         trainer: From `make_trainer`.
         others: The rows to compare with.
+        observer: Told of every update.
         run_dir: Where its files go; None writes none.
         updates: Updates in all, those before a resumption included.
-        time_limit_s: Seconds of this call and what came before it, `spent_s`.
-        spent_s: Seconds since the run began, the other placers' among them.
-        on_update: Called after each update.
+        time_limit_s: Seconds since `began_s`.
+        began_s: When this run, or what goes on with it, began, by `time.perf_counter`.
+        resumed: Whether it goes on.
 
     Raises:
         NoFeasiblePlacementError: Nothing that was evaluated fits; the message says which memory is short by how much.
@@ -339,29 +311,34 @@ def run_training(
     """
     from placement.runs.record import TrainingRecord
 
-    keeper = _Keeper(trainer, run_dir)
+    best_file = _BestPlacementFile(trainer, run_dir)
     if run_dir is not None:
         write_atomically(run_dir / directory.COMPARISON, encode_comparison(others))
 
     def after_update(stats: UpdateStats) -> None:
-        keeper.refresh()
-        if on_update is not None:
-            on_update(stats)
+        best_file.refresh()
+        observer.on_update(stats)
 
-    with stop_on_sigterm() as stop:
-        left_s = None if time_limit_s is None else max(time_limit_s - spent_s, 0.0)
+    spent_s = time.perf_counter() - began_s
+    plan = TrainingPlan(others, resumed, trainer.updates, updates, time_limit_s, spent_s)
+    with observer.training(plan), stop_on_sigterm() as stop:
         record = None if run_dir is None else TrainingRecord(trainer, run_dir)
         trainer.run(
-            updates=updates, time_limit_s=left_s, on_update=after_update, should_stop=stop.is_set, observer=record
+            updates=updates,
+            time_limit_s=None if time_limit_s is None else max(time_limit_s - spent_s, 0.0),
+            on_update=after_update,
+            should_stop=stop.is_set,
+            observer=record,
         )
+    interrupted = trainer.interrupted or stop.is_set()
     if trainer.best_placement is None:
-        if trainer.interrupted or stop.is_set():
+        if interrupted:
             raise KeyboardInterrupt
         raise InputError("the training was stopped before anything was evaluated; give it more time or updates")
     row = learned_row(trainer)
     comparison = others.with_row(row)
     replace(others, rows=(row,)).check_feasible()
-    result = keeper.finish()
+    result = best_file.write()
     if run_dir is not None:
         write_atomically(run_dir / directory.COMPARISON, encode_comparison(comparison))
     return TrainedRun(
@@ -371,7 +348,7 @@ def run_training(
         updates=trainer.updates,
         evaluations=trainer.evaluations,
         training_s=trainer.elapsed_s,
-        interrupted=trainer.interrupted or stop.is_set(),
+        interrupted=interrupted,
     )
 
 
@@ -388,23 +365,23 @@ def learned_row(trainer: Trainer) -> Row:
     return make_row(trainer.problem, LEARNED, placed)
 
 
-class _Keeper:
-    """Writes the best placement of a trainer into its run directory, at most every few seconds."""
+class _BestPlacementFile:
+    """The `placement.json` of a run: the best placement so far, written at most every few seconds."""
 
     def __init__(self, trainer: Trainer, run_dir: Path | None) -> None:
         self._trainer = trainer
         self._run_dir = run_dir
-        self._kept_s = np.inf
-        self._last = -np.inf
+        self._written_s = np.inf
+        self._written_at = -np.inf
 
     def refresh(self) -> None:
         """Write where the best placement improved and the last writing is some time ago."""
         now = time.perf_counter()
-        if self._trainer.best_s < self._kept_s and now - self._last >= _REFRESH_EVERY_S:
-            self.finish()
-            self._last = time.perf_counter()
+        if self._trainer.best_s < self._written_s and now - self._written_at >= _REFRESH_EVERY_S:
+            self.write()
+            self._written_at = time.perf_counter()
 
-    def finish(self) -> PlacementResult:
+    def write(self) -> PlacementResult:
         """Write, and give back what was written."""
         trainer = self._trainer
         assert trainer.best_placement is not None
@@ -420,5 +397,5 @@ class _Keeper:
             if trainer.problem.target == "accelerate":
                 devices = device_map(trainer.problem, trainer.problem.to_ops(trainer.best_placement))
                 write_atomically(self._run_dir / directory.DEVICE_MAP, encode_device_map(devices))
-        self._kept_s = trainer.best_s
+        self._written_s = trainer.best_s
         return result
