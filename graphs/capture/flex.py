@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn.attention import flex_attention as module
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -81,13 +82,22 @@ class _Inputs(TorchDispatchMode):
         return out
 
 
+class _IndexByTensor(TorchFunctionMode):
+    """Indexing by tensors of one number, whose values are not known, is a gather."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function."""
+        if func is torch.Tensor.__getitem__:
+            places = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if all(isinstance(place, (torch.Tensor, int)) for place in places):
+                return torch.ops.aten.index.Tensor(args[0], [torch.as_tensor(place) for place in places])
+        return func(*args, **(kwargs or {}))
+
+
 def _reads(function: Any, *score: torch.Tensor) -> list[torch.Tensor]:
     """The tensors beside its arguments that a function of one score or one position reads."""
-    # Imported where it is needed: it brings all of the compiler.
-    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
-
     numbers = (*score, *(torch.zeros((), dtype=torch.int64) for _ in range(4)))  # batch, head, query, key
-    with _Inputs(numbers) as inputs, torch.no_grad(), TransformGetItemToIndex():
+    with _Inputs(numbers) as inputs, torch.no_grad(), _IndexByTensor():
         function(*numbers)
     return inputs.read
 
