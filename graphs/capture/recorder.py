@@ -6,13 +6,14 @@ the value (or a slice of it). An op that writes in place makes a new value of wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _pop_mode_temporarily
 from torch.utils._pytree import tree_map_only
 
 from graphs.capture.arguments import Arguments, op_type
@@ -25,6 +26,8 @@ from graphs.capture.sparse import check_sparse, is_sparse, sparse_bag_gradient, 
 from graphs.capture.tags import Tags
 from graphs.capture.values import RawOp, Storage, Value
 from graphs.computation_graph import INPUT, PARAMETER
+
+_T = TypeVar("_T")
 
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 """Ops that make room and cost nothing; the first op that writes into it is the producer."""
@@ -177,6 +180,27 @@ class Recorder(TorchDispatchMode):
             self._record(func, signature.type, args, kwargs, inputs, written, list(made.values()), out)
         return out
 
+    def unseen(self, make: Callable[[], _T]) -> _T:
+        """Do something on fake tensors that is not recorded, and return what it returns."""
+        with uncompiled(), _pop_mode_temporarily() as top:
+            assert top is self
+            return make()
+
+    def one_op(
+        self, func: Any, args: Sequence[Any], make: Callable[[], tuple[torch.Tensor, ...]]
+    ) -> tuple[torch.Tensor, ...]:
+        """Record a call that is not looked into as one op.
+
+        Args:
+            func: What stands for it.
+            args: Its arguments, by the names that `func` has for them.
+            make: Makes the tensors that it returns; what it does is not recorded.
+        """
+        args = tree_map_only(torch.Tensor, self._fake_constant, tuple(args))
+        made = self.unseen(make)
+        self._record(func, op_type(func), args, {}, list(_tensors(args)), [], made, made)
+        return made
+
     def _record(
         self,
         func: Any,
@@ -325,6 +349,16 @@ class Recorder(TorchDispatchMode):
             )
             self._signatures[func] = signature
         return signature
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Keep a compiler that the model uses from what happens between the ops of a step."""
+    before = torch._C._dynamo.eval_frame.set_eval_frame(None)
+    try:
+        yield
+    finally:
+        torch._C._dynamo.eval_frame.set_eval_frame(before)
 
 
 def run_on_shapes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

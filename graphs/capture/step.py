@@ -20,6 +20,7 @@ from graphs.capture.autocast import autocast_as_on_its_device
 from graphs.capture.batches import map_tensors, split_batch
 from graphs.capture.build import OPTIMIZER_STATES, add_update, to_graph, update_bytes
 from graphs.capture.calls import CallLog
+from graphs.capture.flex import flex_attention_as_one_op
 from graphs.capture.recorder import Recorder, fake_like
 from graphs.capture.refusals import quiet, refusal
 from graphs.capture.sparse import is_sparse
@@ -240,7 +241,8 @@ def _run(
 
     real = named_state(model, loss, training=training)
     stand_ins = StandIns(real, state, recorded.recorder.failures)
-    with autocast_as_on_its_device(), stand_ins, recorded.recorder, tags.following(model):
+    own_ways = autocast_as_on_its_device(), flex_attention_as_one_op(recorded.recorder)
+    with own_ways[0], own_ways[1], stand_ins, recorded.recorder, tags.following(model):
         return Whole(model, loss if training else None, step).call(state)
 
 
