@@ -110,6 +110,18 @@ def infer(node: Any, inputs: Sequence[Tensor | None], opsets: Mapping[str, int])
     return [_type(found[name]) if name in found else None for name in node.output]
 
 
+def infer_as(op_type: str, node: Any, inputs: Sequence[Type]) -> list[Type | None]:
+    """What an operator of the standard would put out, with those attributes of `node` that it has."""
+    from onnx import helper
+
+    schema = _schema(op_type, "", 2**31 - 1)
+    names = [f"i{i}" for i in range(len(inputs))]
+    standard = helper.make_node(op_type, names, ["o"], name=node.name)
+    standard.attribute.extend(a for a in node.attribute if a.name in schema.attributes)
+    tensors = [Tensor(name, elem_type, shape) for name, (shape, elem_type) in zip(names, inputs, strict=True)]
+    return infer(standard, tensors, {"": schema.since_version})
+
+
 def _version(node: Any, opsets: Mapping[str, int]) -> int:
     return opsets.get("" if node.domain == "ai.onnx" else node.domain, opsets.get(node.domain, 1))
 

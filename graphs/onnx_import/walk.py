@@ -17,7 +17,7 @@ import numpy as np
 
 from graphs.computation_graph import Shape
 from graphs.errors import InputError
-from graphs.onnx_import import control_flow, functions, sequences
+from graphs.onnx_import import contrib, control_flow, functions, sequences
 from graphs.onnx_import.costs import VIEWS
 from graphs.onnx_import.dimensions import Sizes
 from graphs.onnx_import.external import read_external
@@ -255,8 +255,6 @@ class Walk:
         self, frame: Frame, node: Any, inputs: list[Tensor | None], *, standard: bool, constant: bool
     ) -> list[Tensor | None]:
         """The tensors that an operator puts out."""
-        from graphs.onnx_import import contrib
-
         if node.op_type == "Identity" and standard and constant and inputs[0] is not None:
             return [inputs[0]]
         if standard:
