@@ -102,7 +102,7 @@ def test_what_no_model_means(tmp_path: Path, text: str, message: str) -> None:
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.onnx"
     os.mkfifo(pipe)
-    with pytest.raises(InputError, match="it is not a regular file"):
+    with pytest.raises(InputError, match="give a regular file"):
         load_onnx_file(pipe)
 
 
