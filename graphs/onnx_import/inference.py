@@ -8,7 +8,7 @@ from typing import Any
 
 from graphs.computation_graph import Shape
 from graphs.errors import InputError
-from graphs.onnx_import.values import STANDARD, Tensor, shown, title
+from graphs.onnx_import.values import STANDARD, Tensor, Value, shown, title
 
 Type = tuple[Shape | None, int]
 """A shape (-1 for a dimension that is not known) and ONNX's number for the type of the elements."""
@@ -55,7 +55,7 @@ def _schema(op_type: str, domain: str, version: int) -> Any:
     return None
 
 
-def check_inputs(node: Any, inputs: Sequence[Tensor | None], opsets: Mapping[str, int]) -> None:
+def check_inputs(node: Any, inputs: Sequence[Value | None], opsets: Mapping[str, int]) -> None:
     """Raise where an operator of the standard lacks an input or output that it must have."""
     schema = _schema(node.op_type, node.domain, _version(node, opsets))
     least = schema.min_input

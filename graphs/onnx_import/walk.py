@@ -110,6 +110,8 @@ class Walk:
                     f"its functions and loops come to more than {MOST_EXPANDED:,} operators; export a smaller model"
                 )
         inputs = [frame.get(name, node) if name else None for name in node.input]
+        if node.domain in STANDARD and is_standard(node):
+            check_inputs(node, inputs, frame.opsets)
         function = self.functions.get((node.domain, node.op_type, getattr(node, "overload", "")))
         if function is not None:
             outputs = functions.call(self, frame, node, function, inputs)
@@ -179,8 +181,6 @@ class Walk:
         standard = is_standard(node)
         if node.op_type == "Constant" and node.domain in STANDARD:
             return [self._constant_operator(frame, node)]
-        if standard:
-            check_inputs(node, inputs, frame.opsets)
         folded = self._read_shape(frame, node, inputs) if standard else None
         if folded is not None:
             return [folded]
