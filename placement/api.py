@@ -17,7 +17,7 @@ Importing this loads no torch; what needs it loads it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +28,7 @@ from envs.clusters.cluster import Cluster
 from envs.make_problem import DEFAULT_GROUPS, make_problem
 from envs.problem import PlacementProblem
 from graphs.computation_graph import ComputationGraph
+from graphs.device_kinds import restrict_kinds
 from graphs.errors import InputError, unknown_name
 from graphs.files import SUFFIXES, save_graph_file, write_atomically
 from graphs.sources import load_graph
@@ -381,12 +382,16 @@ def profile(
     )
 
 
-def import_graph(source: str, out: str | Path) -> ComputationGraph:
+def import_graph(
+    source: str, out: str | Path, *, device_kinds: Mapping[str, Sequence[str]] | None = None
+) -> ComputationGraph:
     """Turn a model into a graph file, which needs neither the model nor its code any more.
 
     Args:
         source: A zoo name with optional sizes, a graph file, an ONNX file, or ``python:package.module:function``.
         out: The graph file to write: ``.graph.json.gz`` or ``.graph.json``.
+        device_kinds: Kinds of device that ops of a type may be on, as in ``{"TopK": ["cpu"]}``, for what a runtime
+            keeps on the host; see `graphs.device_kinds.restrict_kinds`.
 
     Raises:
         InputError: The source cannot be read, or the file cannot be written.
@@ -395,6 +400,8 @@ def import_graph(source: str, out: str | Path) -> ComputationGraph:
     check_ends("--out", path, "graph file", SUFFIXES)  # before the capture, which may take a while
     check_can_write(path)
     graph = load_graph(source)
+    if device_kinds:
+        graph = restrict_kinds(graph, device_kinds)
     save_graph_file(graph, path)
     return graph
 

@@ -50,14 +50,12 @@ class Operator:
         inputs: In the standard's order.
         outputs: In the standard's order.
         attributes: Those that the file gives; text as `str`.
-        domain: Whose operator it is; ``""`` for the standard's.
     """
 
     type: str
     inputs: Sequence[Operand | None]
     outputs: Sequence[Operand | None]
     attributes: Mapping[str, Any]
-    domain: str = ""
 
     def input(self, index: int) -> Operand | None:
         """An input, None where it is left out."""
@@ -81,11 +79,6 @@ class Operator:
     def result(self) -> Operand:
         """The first output that is used."""
         return next(o for o in self.outputs if o is not None)
-
-
-def has_costs(op_type: str, domain: str) -> bool:
-    """Whether an operator from outside the standard is one whose costs are known."""
-    return False
 
 
 def is_integer_product(op_type: str) -> bool:

@@ -110,7 +110,31 @@ def _read(path: Path) -> Any:
         if prod(tensor.dims) > _STRIPPED_ELEMENTS:
             for key in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
                 tensor.ClearField(key)
+    _check_text(proto)
     return proto
+
+
+def _check_text(message: Any) -> None:
+    """Raise where a name is not text: protobuf hands such names out as bytes."""
+    for descriptor, value in message.ListFields():
+        repeated = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        if descriptor.type == descriptor.TYPE_STRING:
+            for text in value if repeated else (value,):
+                if not isinstance(text, str):
+                    raise InputError(f"it is damaged: '{descriptor.name}' is not text; export or copy it again")
+        elif descriptor.type == descriptor.TYPE_MESSAGE:
+            for inner in value if repeated else (value,):
+                if inner.DESCRIPTOR.name == "TensorProto":
+                    _check_tensor_text(inner)
+                else:
+                    _check_text(inner)
+
+
+def _check_tensor_text(tensor: Any) -> None:
+    """As `_check_text`, without a copy of the data."""
+    entries = [text for entry in tensor.external_data for text in (entry.key, entry.value)]
+    if not all(isinstance(text, str) for text in (tensor.name, *entries)):
+        raise InputError("it is damaged: the name of a constant is not text; export or copy it again")
 
 
 def _walk(

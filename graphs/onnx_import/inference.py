@@ -8,7 +8,7 @@ from typing import Any
 
 from graphs.computation_graph import Shape
 from graphs.errors import InputError
-from graphs.onnx_import.values import STANDARD, Tensor, shown, title
+from graphs.onnx_import.values import STANDARD, Tensor, Value, shown, title
 
 Type = tuple[Shape | None, int]
 """A shape (-1 for a dimension that is not known) and ONNX's number for the type of the elements."""
@@ -55,7 +55,7 @@ def _schema(op_type: str, domain: str, version: int) -> Any:
     return None
 
 
-def check_inputs(node: Any, inputs: Sequence[Tensor | None], opsets: Mapping[str, int]) -> None:
+def check_inputs(node: Any, inputs: Sequence[Value | None], opsets: Mapping[str, int]) -> None:
     """Raise where an operator of the standard lacks an input or output that it must have."""
     schema = _schema(node.op_type, node.domain, _version(node, opsets))
     least = schema.min_input
@@ -108,6 +108,18 @@ def infer(node: Any, inputs: Sequence[Tensor | None], opsets: Mapping[str, int])
             "export the model again"
         ) from error
     return [_type(found[name]) if name in found else None for name in node.output]
+
+
+def infer_as(op_type: str, node: Any, inputs: Sequence[Type]) -> list[Type | None]:
+    """What an operator of the standard would put out, with those attributes of `node` that it has."""
+    from onnx import helper
+
+    schema = _schema(op_type, "", 2**31 - 1)
+    names = [f"i{i}" for i in range(len(inputs))]
+    standard = helper.make_node(op_type, names, ["o"], name=node.name)
+    standard.attribute.extend(a for a in node.attribute if a.name in schema.attributes)
+    tensors = [Tensor(name, elem_type, shape) for name, (shape, elem_type) in zip(names, inputs, strict=True)]
+    return infer(standard, tensors, {"": schema.since_version})
 
 
 def _version(node: Any, opsets: Mapping[str, int]) -> int:

@@ -124,7 +124,7 @@ def _split(walk: Walker, frame: Frame, node: Any, inputs: Sequence[Value | None]
             full, rest = divmod(shape[axis], length)
             lengths = [length] * min(full, _MOST_ITEMS + 1) + [rest] * bool(rest)
         else:
-            lengths = [int(n) for n in given]
+            lengths = [int(n) for n in given.reshape(-1)]
     else:
         keep = bool(_attribute(node, "keepdims", 1))
     if len(lengths) > _MOST_ITEMS:

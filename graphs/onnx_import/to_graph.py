@@ -9,7 +9,9 @@ from typing import Any
 
 from graphs.computation_graph import INPUT, PARAMETER, ComputationGraph, OpRecord, TensorRecord, build
 from graphs.errors import InputError
-from graphs.onnx_import.costs import Operand, Operator, batch_rows, bytes_accessed, flops, has_costs, is_integer_product
+from graphs.onnx_import import contrib_costs
+from graphs.onnx_import.contrib import has_shapes
+from graphs.onnx_import.costs import Operand, Operator, batch_rows, bytes_accessed, flops, is_integer_product
 from graphs.onnx_import.frames import Emitted
 from graphs.onnx_import.inference import is_standard
 from graphs.onnx_import.values import FLOATING, Tensor, title
@@ -75,13 +77,13 @@ def _record(op: Emitted, module: str, batch: int, opsets: Mapping[str, int]) -> 
     """The op of one operator."""
     node, outputs = op.node, [t for t in op.outputs if t is not None]
     dtype, first = outputs[0].dtype, op.inputs[0] if op.inputs else None
-    if first is not None and (dtype in ("bool", "uint8") or dtype.startswith("int")) and first.dtype in FLOATING:
+    if first is not None and (dtype == "bool" or dtype.startswith("int")) and first.dtype in FLOATING:
         dtype = first.dtype  # a comparison, an index of a maximum
-    known = is_standard(node) or has_costs(node.op_type, node.domain)
+    known = is_standard(node) or has_shapes(node)
     count, accessed, rows = _costs(op, batch)
     if op.parts:
         dtype = _main_dtype(op, batch) or dtype
-    elif is_integer_product(node.op_type):
+    elif (contrib_costs.computes_integers if has_shapes(node) else is_integer_product)(node.op_type):
         dtype = "int8"
     return OpRecord(
         name=op.name,
@@ -106,10 +108,14 @@ def _costs(op: Emitted, batch: int) -> tuple[int, int, int]:
         [_operand(t) if t is not None else None for t in op.inputs],
         [_operand(t) if t is not None else None for t in op.outputs],
         _attributes(node),
-        node.domain,
     )
     try:
-        return flops(operator), bytes_accessed(operator), batch_rows(operator, batch)
+        if has_shapes(node):
+            counts = contrib_costs.flops(operator), contrib_costs.bytes_accessed(operator)
+            return *counts, contrib_costs.batch_rows(operator, batch)
+        known = is_standard(node)
+        count, rows = (flops(operator), batch_rows(operator, batch)) if known else (0, 0)
+        return count, bytes_accessed(operator), rows
     except (AssertionError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"operator {title(node)} lacks an input, dimension or attribute that it must have") from error
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from graphs.computation_graph import Shape
 from graphs.errors import InputError
-from graphs.onnx_import import control_flow, functions, sequences
+from graphs.onnx_import import contrib, control_flow, functions, sequences
 from graphs.onnx_import.costs import VIEWS
 from graphs.onnx_import.dimensions import Sizes
 from graphs.onnx_import.external import read_external
@@ -110,6 +110,8 @@ class Walk:
                     f"its functions and loops come to more than {MOST_EXPANDED:,} operators; export a smaller model"
                 )
         inputs = [frame.get(name, node) if name else None for name in node.input]
+        if node.domain in STANDARD and is_standard(node):
+            check_inputs(node, inputs, frame.opsets)
         function = self.functions.get((node.domain, node.op_type, getattr(node, "overload", "")))
         if function is not None:
             outputs = functions.call(self, frame, node, function, inputs)
@@ -179,8 +181,6 @@ class Walk:
         standard = is_standard(node)
         if node.op_type == "Constant" and node.domain in STANDARD:
             return [self._constant_operator(frame, node)]
-        if standard:
-            check_inputs(node, inputs, frame.opsets)
         folded = self._read_shape(frame, node, inputs) if standard else None
         if folded is not None:
             return [folded]
@@ -255,8 +255,6 @@ class Walk:
         self, frame: Frame, node: Any, inputs: list[Tensor | None], *, standard: bool, constant: bool
     ) -> list[Tensor | None]:
         """The tensors that an operator puts out."""
-        from graphs.onnx_import import contrib
-
         if node.op_type == "Identity" and standard and constant and inputs[0] is not None:
             return [inputs[0]]
         if standard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphs.device_kinds import parse_kinds
 from graphs.files import SUFFIXES
 from graphs.onnx_import.importer import unknown_operators
 from placement import api
@@ -20,8 +21,9 @@ def import_graph(verb: verbs.Import) -> int:
     """
     check_ends("--out", verb.out, "graph file", SUFFIXES)
     check_can_write(verb.out)
+    kinds = None if verb.device_kinds is None else parse_kinds(verb.device_kinds)
     with status(make_console(stderr=True), f"reading {verb.source}"):
-        graph = api.import_graph(verb.source, verb.out)
+        graph = api.import_graph(verb.source, verb.out, device_kinds=kinds)
     make_console().print(
         f"{verb.out}: {graph.name}, {graph.num_ops:,} ops, {graph.num_tensors:,} tensors, "
         f"{size(graph.parameter_bytes)} of parameters, {graph.total_flops / 1e9:,.1f} GFLOP a step",

@@ -174,10 +174,12 @@ class Import:
     """Turn a model into a graph file, which needs neither the model nor its code any more."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """A zoo name with optional sizes, a graph file, an .onnx file (model.onnx:batch=8 sets a named dimension), or
+    """A zoo name with optional sizes, a graph file, an .onnx file (model.onnx:batch=8,x.1=4 sets open dimensions), or
     python:package.module:function (model, example batch, loss)."""
     out: Annotated[Path, arg(metavar="FILE.graph.json.gz")]
     """The graph file to write: .graph.json.gz or .graph.json."""
+    device_kinds: Annotated[str | None, arg(metavar="TYPE=KIND[+KIND][,...]", help_behavior_hint="")] = None
+    """Kinds of device that ops of a type may be on, as in TopK=cpu, for what a runtime keeps on the host."""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from graphs.errors import InputError
 from graphs.onnx_import.importer import load_onnx_file
 from tests.graphs.onnx_import.models import save
+
+DATA = Path(os.path.dirname(onnx.__file__)) / "backend/test/data"
 
 BIG = "<int64[1] b = {10}, int64[1] e = {%d}, int64[1] v = {1}, int64 zero = {0}, int64 one = {1}>"
 BOMBS = {
@@ -84,8 +89,10 @@ def test_functions_expand_up_to_a_cap(tmp_path: Path) -> None:
         ("g (float[4] x) => (float[4] y) { h = Shape() y = Relu(x) }", "operator Shape 'h' lacks an input"),
         ("g (float[4] x) => (float[4] y) { h = MatMul(x, ) y = Relu(x) }", "operator MatMul 'h' lacks an input"),
         ("g (float[4] x) => (float[4] y) { h = If(x) y = Relu(x) }", "operator If 'h' decides"),
-        ("g (float[4] x) => (float[4] y) { h = Loop() y = Relu(x) }", "operator Loop 'h' lacks the graph 'body'"),
+        ("g (float[4] x) => (float[4] y) { h = Loop() y = Relu(x) }", "operator Loop 'h' lacks an input"),
         ("g (float[4] x) => (float[4] y) { h = SequenceAt(x, x) y = Relu(x) }", "'h' needs a sequence"),
+        ("g (float[4] x) => (float[4] y) { h = SequenceErase() y = Relu(x) }", "SequenceErase 'h' lacks an input"),
+        ("g (float[4] x) => (float[4] y) { h = Loop(x, x) y = Relu(x) }", "operator Loop 'h' lacks the graph 'body'"),
         ("g (float[4] x) => (float[4] y, float[4] z) { y = Relu(x) }", "its output 'z' is made by no operator"),
         ("g (float[4] x) => (float[4] y) { h = Relu(later) later = Relu(x) y = Relu(h) }", "which nothing makes"),
     ],
@@ -102,7 +109,7 @@ def test_what_no_model_means(tmp_path: Path, text: str, message: str) -> None:
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.onnx"
     os.mkfifo(pipe)
-    with pytest.raises(InputError, match="it is not a regular file"):
+    with pytest.raises(InputError, match="give a regular file"):
         load_onnx_file(pipe)
 
 
@@ -118,3 +125,35 @@ def test_graphs_in_graphs_have_an_end(tmp_path: Path) -> None:
         return
     with pytest.raises(InputError):
         load_onnx_file(source)
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    source = Path(save(tmp_path, "g (float[batch] input0) => (float[batch] output0) { output0 = Relu(input0) }"))
+    whole = source.read_bytes()
+    for name in (b"input0", b"output0", b"Relu", b"batch"):
+        source.write_bytes(whole.replace(name, b"\xff" + name[1:]))
+        with pytest.raises(InputError, match="it is damaged"):
+            load_onnx_file(source, {"batch": 4})
+
+
+def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    """A few hundred bit flips, insertions and cuts of small files: read or refused, each at once."""
+    rng = np.random.default_rng(0)
+    paths = sorted(p for kind in ("simple", "pytorch-operator") for p in DATA.glob(f"{kind}/*/model.onnx"))
+    wholes = [path.read_bytes() for path in paths if path.stat().st_size < 5000]
+    path = tmp_path / "damaged.onnx"
+    for _ in range(400):
+        data = bytearray(wholes[rng.integers(len(wholes))])
+        for at in rng.integers(len(data), size=rng.integers(1, 4)):
+            kind = rng.integers(3)
+            if kind == 0:
+                data[at % len(data)] ^= 1 << int(rng.integers(8))
+            elif kind == 1:
+                del data[at : at + int(rng.integers(1, 8))]
+            else:
+                data[at:at] = rng.bytes(int(rng.integers(1, 6)))
+        path.write_bytes(bytes(data))
+        start = time.perf_counter()
+        with contextlib.suppress(InputError):
+            load_onnx_file(path)
+        assert time.perf_counter() - start < 5

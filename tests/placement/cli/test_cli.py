@@ -435,6 +435,20 @@ def test_no_feasible_placement_says_which_memory_is_short(here: Path, capsys: py
         assert "which has 10 kB: short by" in message
 
 
+def test_import_keeps_types_of_ops_on_kinds_of_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from onnx import parser, save
+
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[4, 50] x) => (float[4, 5] y, int64[4, 5] z)
+        <int64[1] k = {5}> { a = Relu(x) y, z = TopK(a, k) }"""
+    save(parser.parse_model(text), tmp_path / "model.onnx")
+    out = tmp_path / "model.graph.json"
+    arguments = ["import", str(tmp_path / "model.onnx"), "--out", str(out)]
+    assert main([*arguments, "--device-kinds", "TopK=cpu"]) == 0
+    ops = {op["type"]: op.get("allowed_kinds") for op in json.loads(out.read_text())["ops"]}
+    assert ops == {"input": None, "Relu": None, "TopK": ["cpu"]}
+    assert "unknown type of op 'NonZero'" in fails(capsys, 2, *arguments, "--device-kinds", "NonZero=cpu")
+
+
 def test_import_lists_operators_that_onnx_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from onnx import TensorProto, helper, save
 
