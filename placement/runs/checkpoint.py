@@ -31,15 +31,8 @@ from placement.runs.checkpoint_content import check_archive, check_content, is_s
 FILE_NAME = "checkpoint.pt"
 _MOST_BYTES = 2**31
 _UNREADABLE = (
-    RuntimeError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    EOFError,
-    struct.error,
+    *(RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(EOFError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile),
 )
 """What `torch.load` raises for what it cannot read."""
 
@@ -96,7 +89,7 @@ def load(run_dir: Path, problem: PlacementProblem) -> State:
         sealed = is_sealed(data)
         check_archive(data)
         content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except (*_UNREADABLE, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise damaged from error
     if not isinstance(content, dict) or not _is(content.get("format"), FORMAT):
         raise InputError(f"{path}: it is not a checkpoint of a placement run; start the run again")

@@ -161,19 +161,17 @@ def _check_placements(content: Mapping[str, Any], problem: PlacementProblem) -> 
 
 def _check_search(search: Mapping[str, Any], chains: int, problem: PlacementProblem) -> None:
     ops = (problem.graph.num_ops,)
-    if search.get("best_ops") is not None:
-        _check_placement(search["best_ops"], ops, torch.int32, problem, "search.best_ops")
-    need(search, "best_cost_s", int, float)
+    for key in ("best", "home"):
+        if search.get(key) is not None:
+            ops_there, *figures = need(search, key, list) or [None]
+            if len(figures) != 2 or not all(type(figure) in (int, float) for figure in figures):
+                raise _bad(f"search.{key}")
+            _check_placement(ops_there, ops, torch.int32, problem, f"search.{key}")
     walking = need(search, "walking", list)
     if not all(type(number) is int and 0 <= number < chains for number in walking):
         raise _bad("search.walking")
     if not 0 <= need(search, "round", int) <= _MOST:
         raise _bad("search.round")
-    if search.get("home") is not None:
-        home = need(search, "home", list)
-        if len(home) != 2 or type(home[1]) not in (int, float):
-            raise _bad("search.home")
-        _check_placement(home[0], ops, torch.int32, problem, "search.home")
     if len(need(search, "chains", list)) != chains:
         raise _bad("search.chains")
     for chain in search["chains"]:

@@ -222,7 +222,7 @@ def check_free(run_dir: Path) -> None:
     Raises:
         InputError: There is a run in the directory already, or it cannot be made.
     """
-    if exists(run_dir / CONFIG):
+    if (run_dir / CONFIG).exists():
         raise InputError(
             f"'{run_dir}' holds a run already; continue it with --resume {run_dir}, or give another directory to --out"
         )
