@@ -15,6 +15,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+LONGEST = 1200
+"""Characters of an error's message: a name of a million characters is cut out of the middle."""
+
+
+def sentence(message: str) -> str:
+    """A message on one line that a terminal shows as it is, and that is no longer than `LONGEST`."""
+    shown = printable(message if len(message) <= 2 * LONGEST else f"{message[:LONGEST]}{message[-LONGEST:]}")
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST * 2 // 3]} ... {shown[-LONGEST // 3 + 5 :]}"
+
+
 class InputError(ValueError):
     """Bad input: the message is one sentence that names the culprit and the remedy (exit code 2).
 
@@ -23,7 +33,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(sentence(message))
 
 
 class InputWarning(UserWarning):
@@ -44,6 +54,9 @@ class NotServedError(InputError):
 
 class NoFeasiblePlacementError(RuntimeError):
     """No placement fits: the message says which memory is short and by how much (exit code 3)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence(message))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -31,6 +31,7 @@ from graphs.computation_graph import ComputationGraph
 from graphs.device_kinds import restrict_kinds
 from graphs.errors import InputError, unknown_name
 from graphs.files import SUFFIXES, save_graph_file, write_atomically
+from graphs.reading import exists
 from graphs.sources import load_graph
 from placement.arguments import check_can_write, check_ends
 from placement.placers import PlacerInfo
@@ -295,7 +296,7 @@ def load_placement(text: str | Path) -> PlacementResult | str:
     name = str(text)
     if name in PLACERS:
         return name
-    if not Path(name).exists() and not re.search(r"[/\\.]", name):
+    if not exists(name) and not re.search(r"[/\\.]", name):
         raise unknown_name("placer, and there is no placement file,", name, PLACERS)
     return read_placement(name)
 
@@ -445,7 +446,7 @@ def export(
     check_can_write(path)
     if given.is_dir() and (graph is not None or cluster is not None):
         raise InputError(f"'{given}' is a run, which knows its graph and cluster; leave out GRAPH and --cluster")
-    if not given.exists():
+    if not exists(given):
         raise InputError(f"there is no run directory or placement file '{given}'; check the path")
     if given.is_dir() or (graph is None and cluster is None and directory.run_of(given) is not None):
         problem = load_problem(given)

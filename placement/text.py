@@ -59,3 +59,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
     low, high = means.min(), means.max()
     share = (means - low) / (high - low) if high > low else np.full(len(means), 0.5)
     return "".join(_BARS[1 + round(float(s) * 7)] for s in share)
+
+
+def short(name: str, most: int = 120) -> str:
+    """A name that is no longer than a line has room for: a longer one loses its middle."""
+    return name if len(name) <= most else f"{name[: most * 2 // 3]}…{name[-(most // 3 - 1) :]}"

@@ -48,7 +48,6 @@ CLUSTER_FILE_SUFFIXES = (".yaml", ".yml")
 
 _MOST_DEVICES = 1024
 _MOST_BYTES = 2**22
-_MOST_MERGED = 10_000
 _REMEDY = "correct it there, or begin with a copy of the example in docs/guide/clusters.md"
 
 
@@ -90,19 +89,8 @@ class _ClusterRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     source: str = ""
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML's safe loader, with a bound on merge keys: a few lines of them can stand for more than memory holds."""
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self._merged = 0
-
-    def flatten_mapping(self, node: Any) -> None:
-        before = len(node.value)
-        super().flatten_mapping(node)
-        self._merged += max(len(node.value) - before, 0)
-        if self._merged > _MOST_MERGED:
-            raise yaml.constructor.ConstructorError(None, None, "its merge keys stand for too much", node.start_mark)
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Makes plain values only; the one in C also bounds how deeply they are nested."""
 
 
 def load_cluster_file(path: str | os.PathLike[str], specs: Mapping[str, DeviceSpec]) -> Cluster:
@@ -126,7 +114,7 @@ def load_cluster_file(path: str | os.PathLike[str], specs: Mapping[str, DeviceSp
 def parse_cluster(text: str, specs: Mapping[str, DeviceSpec], *, where: str = "cluster text") -> Cluster:
     """Read a cluster from YAML text; `where` begins the error messages. As `load_cluster_file` otherwise."""
     try:
-        content = yaml.load(text, Loader=_Loader)  # a safe loader, which makes plain values only
+        content = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         # What is missing at the end is found on a line that the text does not have.
         last = len(text.splitlines())

@@ -8,6 +8,7 @@ the output has gone. Start-up and the lists load no torch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import itertools
 import re
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
+from graphs.errors import InputError, NoFeasiblePlacementError, sentence, unknown_name
 from placement import __version__
 from placement.cli.output import standard_streams
 from placement.cli.verbs import VERBS, Verb
@@ -24,6 +25,9 @@ from placement.cli.verbs import VERBS, Verb
 PROGRAM = "placement"
 
 EXIT_NOT_SHOWN, EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 3, 130, 141
+
+_NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES)
+"""What is wrong with a path that a person gave, whatever is done with it."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -62,6 +66,10 @@ def _run(args: Sequence[str]) -> int:
         return _fail(str(error), EXIT_BAD_INPUT)
     except NoFeasiblePlacementError as error:
         return _fail(str(error), EXIT_INFEASIBLE)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_NAME or error.filename is None:
+            raise
+        return _fail(sentence(f"'{error.filename}': {error.strerror}; give another name"), EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         return _fail("stopped; nothing was kept", EXIT_INTERRUPTED)
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from envs.problem import PlacementProblem
 from placement.results.comparison import SINGLE_DEVICE, Comparison, Row
 from placement.results.simulated import Simulated, describe_short
-from placement.text import bar, seconds, size, table
+from placement.text import bar, seconds, short, size, table
 
 
 def problem_heading(problem: PlacementProblem) -> RenderableType:
@@ -23,7 +23,7 @@ def problem_heading(problem: PlacementProblem) -> RenderableType:
         f"{graph.total_flops / 1e9:,.1f} GFLOP a step; {problem.num_devices} devices, schedule {problem.schedule}"
         + (f", target {problem.target}" if problem.target != "engine" else "")
     )
-    return Group(Text(f"{graph.name} on {cluster.name}", style="bold"), Text(what, style="dim"))
+    return Group(Text(f"{short(graph.name)} on {short(cluster.name)}", style="bold"), Text(what, style="dim"))
 
 
 _LEAST_NOTE = 16

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from graphs.errors import InputWarning, printable
@@ -23,7 +24,15 @@ _PLAIN_WIDTH = 100
 
 
 class _Console(Console):
-    """A console that leaves it to `placement.cli.main` what happens where nobody reads any more."""
+    """A console that obeys no name, and leaves it to `placement.cli.main` what happens where nobody reads any more."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich does, with an escape in place of what a terminal would obey: names come from files."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment("\n".join(printable(line) for line in segment.text.split("\n")), segment.style)
 
     def on_broken_pipe(self) -> None:
         """Raise the error that rich is handling; by itself it ends the program with exit code 1."""

@@ -1,6 +1,7 @@
 """The trainer's checkpoint: everything that the rest of a run depends on, in one file that is written atomically.
 
-It is read by ``torch.load(weights_only=True)``: tensors, numbers, strings, lists and dicts; nothing is executed.
+It is read by ``torch.load(weights_only=True)``: tensors, numbers, strings, lists and dicts; nothing is executed. It
+carries a digest, and its content is checked before any of it is used (`placement.runs.checkpoint_content`).
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import hashlib
 import io
 import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,19 @@ import torch
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from graphs.files import write_atomically
+from graphs.reading import is_missing, read_file
 from placement.learning.reinforce import ReinforceConfig
 from placement.learning.state import State
+from placement.runs.checkpoint_content import check_archive, check_content, is_sealed, need, seal
 
 FILE_NAME = "checkpoint.pt"
+_MOST_BYTES = 2**31
+_UNREADABLE = (
+    *(RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(EOFError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile),
+)
+"""What `torch.load` raises for what it cannot read."""
+
 FORMAT, VERSION = "device-placement-checkpoint", 4
 
 
@@ -37,6 +48,7 @@ def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:
     content = {
         "format": FORMAT,
         "version": VERSION,
+        "digest": "sha256",
         "problem": _identity(problem),
         "config": asdict(state.config),
         "rng": json.dumps(state.rng),  # integers of 128 bits
@@ -52,9 +64,9 @@ def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:
     for key in ("best_s", "least_overflow"):
         content[key] = getattr(state, key)
     run_dir.mkdir(parents=True, exist_ok=True)
-    data = io.BytesIO()
-    torch.save(content, data)
-    write_atomically(run_dir / FILE_NAME, data.getvalue())
+    archive = io.BytesIO()
+    torch.save(content, archive)
+    write_atomically(run_dir / FILE_NAME, seal(archive.getvalue()))
 
 
 def load(run_dir: Path, problem: PlacementProblem) -> State:
@@ -64,27 +76,39 @@ def load(run_dir: Path, problem: PlacementProblem) -> State:
         InputError: It is missing, damaged, of another version, or of another problem; the message says which.
     """
     path = run_dir / FILE_NAME
-    if not path.is_file():
-        raise InputError(
-            f"{path}: there is no checkpoint to resume from; start a run with this directory as its output"
-        )
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: it is not a checkpoint, or it is damaged; start the run again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        data = read_file(path, "checkpoint", most_bytes=_MOST_BYTES)
+    except InputError as error:
+        if is_missing(error):
+            raise InputError(
+                f"{path}: there is no checkpoint to resume from; start a run with this directory as its output"
+            ) from error
+        raise
+    damaged = InputError(f"{path}: it is not a checkpoint, or it is damaged; start the run again")
+    try:
+        sealed = is_sealed(data)
+        check_archive(data)
+        content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except _UNREADABLE as error:
+        raise damaged from error
+    if not isinstance(content, dict) or not _is(content.get("format"), FORMAT):
         raise InputError(f"{path}: it is not a checkpoint of a placement run; start the run again")
-    if content.get("version") != VERSION:
+    if not _is(content.get("version"), VERSION):
         raise InputError(
-            f"{path}: its version is {content.get('version')}, this program reads {VERSION}; start the run again"
+            f"{path}: its version is {str(content.get('version'))[:40]}, this program reads {VERSION}; "
+            "start the run again"
         )
-    _check_problem(path, content["problem"], _identity(problem))
-    known = {field.name for field in fields(ReinforceConfig)}
-    if set(content["config"]) != known:
-        raise InputError(f"{path}: its settings are those of another release of this program; start the run again")
-    best = content["best_placement"]
+    if "digest" in content and not sealed:
+        raise damaged  # those that were written before there was a digest do not say so
+    try:
+        _check_problem(path, need(content, "problem", dict), _identity(problem))
+        check_content(content, problem)
+        config = ReinforceConfig(**content["config"])
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
+    best = content.get("best_placement")
     return State(
-        config=ReinforceConfig(**content["config"]),
+        config=config,
         seed=content["seed"],
         updates=content["updates"],
         evaluations=content["evaluations"],
@@ -101,6 +125,11 @@ def load(run_dir: Path, problem: PlacementProblem) -> State:
         elite=list(zip(content["elite_s"], [e.numpy() for e in content["elite"]], strict=True)),
         search=_arrays(content["search"]),
     )
+
+
+def _is(value: Any, wanted: object) -> bool:
+    """Whether an entry is a certain one; a tensor's ``==`` gives a tensor."""
+    return type(value) is type(wanted) and bool(value == wanted)
 
 
 def _tensors(value: Any) -> Any:
@@ -135,7 +164,7 @@ def _check_problem(path: Path, saved: Mapping[str, str], given: Mapping[str, str
         ("graph", "give the graph that the run was started with"),
         ("groups", "ask for the same number of groups as when the run was started"),
         ("cluster", "give the cluster that the run was started with"),
-        ("schedule", f"give the schedule that the run was started with, '{saved['schedule']}'"),
+        ("schedule", f"give the schedule that the run was started with, '{saved.get('schedule')}'"),
     ):
-        if saved[key] != given[key]:
+        if not _is(saved.get(key), given[key]):
             raise InputError(f"{path}: the checkpoint is of another {key}; {remedy}")

@@ -129,6 +129,9 @@ class _GroupsRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step: list[int]
 
 
+_GROUPS_DECODER = msgspec.json.Decoder(_GroupsRecord)
+
+
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
     """Keep other processes from working on a run, and clear away half-written files of one that was killed.
@@ -222,7 +225,7 @@ def check_free(run_dir: Path) -> None:
     Raises:
         InputError: There is a run in the directory already, or it cannot be made.
     """
-    if exists(run_dir / CONFIG):
+    if (run_dir / CONFIG).exists():
         raise InputError(
             f"'{run_dir}' holds a run already; continue it with --resume {run_dir}, or give another directory to --out"
         )
@@ -316,12 +319,12 @@ def _read_groups(path: Path) -> Groups:
         InputError: The file cannot be read or is damaged.
     """
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=_GroupsRecord)
+        record = decode_json(read_file(path, "groups of a run"), _GROUPS_DECODER)
         columns = [np.array(values, dtype=np.int32) for values in (record.group_of_op, record.family, record.step)]
+        if columns[1].size and not 0 <= columns[1].min() <= columns[1].max() < len(record.family_names):
+            raise ValueError("a group is of a family that is not named")
         return Groups(columns[0], record.names, columns[1], record.family_names, columns[2])
-    except OSError as error:
-        raise InputError(f"cannot read the groups of a run, '{path}': {error.strerror}; start a new run") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, ValueError) as error:
+    except (msgspec.DecodeError, OverflowError, ValueError) as error:
         raise InputError(f"'{path}' does not hold the groups of a run ({error}); start a new run") from error
 
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from envs.measured.problem import MeasuredProblem, Measurement
 from graphs.errors import InputError
+from graphs.reading import is_missing, read_file
+from placement.results.placement_file import Size
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +40,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schedule: str
     placement: str
     step_times_s: tuple[float, ...]
-    peak_memory_bytes: tuple[int, ...]
+    peak_memory_bytes: tuple[Size, ...]
     reason: str
     elapsed_s: float
 
@@ -107,12 +109,12 @@ def read_measurements(path: Path, problem: MeasuredProblem) -> float:
     Raises:
         InputError: The file is damaged, or of another graph or cluster.
     """
-    if not path.exists():
-        return 0.0
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read ({error.strerror}); start a new run") from error
+        data = read_file(path, "measurements")
+    except InputError as error:
+        if is_missing(error):
+            return 0.0
+        raise
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:  # the process was killed while it wrote the last line
         os.truncate(path, len(whole))
@@ -120,8 +122,8 @@ def read_measurements(path: Path, problem: MeasuredProblem) -> float:
     for number, text in enumerate(whole.splitlines(), 1):
         try:
             line = msgspec.json.decode(text, type=_Line)
-            placement = np.frombuffer(zlib.decompress(base64.b64decode(line.placement, validate=True)), dtype="<i4")
-        except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error, zlib.error, ValueError) as error:
+            placement = np.frombuffer(_unpacked(line.placement, problem.graph.num_ops), dtype="<i4")
+        except (msgspec.DecodeError, RecursionError, binascii.Error, zlib.error, ValueError) as error:
             raise InputError(f"'{path}', line {number}, is not a measurement ({error}); start a new run") from error
         devices = problem.num_devices
         fits = placement.shape == (problem.graph.num_ops,) and len(line.peak_memory_bytes) == devices
@@ -131,3 +133,8 @@ def read_measurements(path: Path, problem: MeasuredProblem) -> float:
         problem.measurer.remember(placement, line.schedule, found)
         elapsed_s = line.elapsed_s
     return elapsed_s
+
+
+def _unpacked(placement: str, num_ops: int) -> bytes:
+    """The bytes of a line's placement, and no more of them than one more than it may have."""
+    return zlib.decompressobj().decompress(base64.b64decode(placement, validate=True), 4 * num_ops + 4)

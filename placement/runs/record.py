@@ -120,4 +120,11 @@ def resume_trainer(problem: PlacementProblem, run_dir: Path) -> Trainer:
     """
     from placement.learning.trainer import Trainer
 
-    return Trainer.resume(problem, checkpoint.load(run_dir, problem))
+    state = checkpoint.load(run_dir, problem)
+    try:
+        return Trainer.resume(problem, state)
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+        # What was checked has the right types, but may still not fit together: weights of another shape, for example.
+        raise InputError(
+            f"{run_dir / checkpoint.FILE_NAME}: its parts do not fit together; start the run again"
+        ) from error
