@@ -39,7 +39,7 @@ from placement.placers.random import draw
 from tests.placement.move_search.critical_path_plain import critical_path
 from tests.placement.placer_problems import cluster as host_and_gpus
 from tests.placement.placer_problems import optimum_s as optimum_of_allowed_s
-from tests.placement.placer_problems import training_problem
+from tests.placement.placer_problems import expensive_cuts, training_problem
 from tests.placement.problems import branches, cluster, optimum_s
 
 UNTIL_THE_END = 16
@@ -749,3 +749,53 @@ def test_stages_that_would_have_too_few_moves_for_their_units_are_left_out() -> 
     assert {cycle.stage for cycle in search.plan.rounds[0]} == {"groups"}
     search.expect_seconds(1e3)
     assert search.plan.rounds[0][-1].stage == "ops"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_chains_that_all_stand_where_nothing_fits_go_home(seed: int) -> None:
+    """They are put on one GPU, where steps are far faster than any that fits."""
+    problem = expensive_cuts(30, 3, seed=seed)
+    search = MoveSearch(problem, config=MoveConfig(chains=2), seed=seed)
+    home, lost = np.zeros(30, dtype=np.int32), np.ones(30, dtype=np.int32)
+    search.offer_best_of(np.stack([lost, home]), problem.evaluate_ops(np.stack([lost, home])))
+    assert search.best_ops is not None
+    assert search.best_ops.tolist() == home.tolist()
+    run(search, moves=1, last=1)
+    field = make_field(problem, problem.groups)
+    for number, walker in enumerate(search._walkers):
+        search.go_on(0.1)
+        assert walker.cycle is not None  # while another chain stands at what fits none is called back
+        walker.begin(walker.cycle, field, lost, None)
+        walker.walk(1, 1e-12)
+        assert walker.is_lost, number
+    search.go_on(0.1)
+    assert [walker.cycle for walker in search._walkers] == [None, None]
+    assert search.best_ops is not None
+    best = search.best_ops.tolist()
+    resumed = MoveSearch(problem, config=MoveConfig(chains=2), seed=seed)
+    resumed.restore(search.state())
+    for each in (search, resumed):
+        run(each, moves=1, first=2, last=3)
+        assert not any(walker.is_lost for walker in each._walkers)
+        for chain in each.state()["chains"]:
+            assert (chain["ops"] != best).sum() < 30 // 2
+    assert search.state()["chains"][1]["ops"].tolist() == resumed.state()["chains"][1]["ops"].tolist()
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_where_cuts_are_expensive_chains_end_at_what_fits(schedule: str, cpu: bool) -> None:
+    """From the host, or from one GPU, which is too small: no faster step that does not fit keeps them."""
+    for seed in range(4):
+        problem = expensive_cuts(40, 4, seed=seed, cpu=cpu, schedule=schedule)
+        search = MoveSearch(problem, config=MoveConfig(chains=2), seed=seed)
+        start = problem.evaluate(np.zeros((1, 40), dtype=np.int64))
+        search.offer_best_of(np.zeros((1, 40), dtype=np.int64), start)
+        run(search, moves=300)
+        assert search.best is not None
+        assert search.best.fits
+        assert search.best_cost_s == problem.evaluate_ops(search.best.ops[None]).cost_s()[0]
+        assert not any(walker.is_lost for walker in search._walkers)
+        if cpu:
+            assert start.feasible[0]
+            assert search.best_cost_s < start.step_time_s[0]
