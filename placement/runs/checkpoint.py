@@ -11,7 +11,6 @@ import json
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from graphs.files import write_atomically
-from placement.learning.reinforce import ReinforceConfig
+from placement.learning.config import LearningConfig, flatten, unflatten
 from placement.learning.state import State
 
 FILE_NAME = "checkpoint.pt"
@@ -38,7 +37,7 @@ def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:
         "format": FORMAT,
         "version": VERSION,
         "problem": _identity(problem),
-        "config": asdict(state.config),
+        "config": flatten(state.config),
         "rng": json.dumps(state.rng),  # integers of 128 bits
         "best_placement": None if state.best_placement is None else torch.from_numpy(state.best_placement),
         "elite_s": [time_s for time_s, _ in state.elite],
@@ -79,12 +78,15 @@ def load(run_dir: Path, problem: PlacementProblem) -> State:
             f"{path}: its version is {content.get('version')}, this program reads {VERSION}; start the run again"
         )
     _check_problem(path, content["problem"], _identity(problem))
-    known = {field.name for field in fields(ReinforceConfig)}
-    if set(content["config"]) != known:
-        raise InputError(f"{path}: its settings are those of another release of this program; start the run again")
+    try:
+        config = unflatten(content["config"], LearningConfig())
+    except InputError as error:
+        raise InputError(
+            f"{path}: its settings are those of another release of this program ({error}); start the run again"
+        ) from error
     best = content["best_placement"]
     return State(
-        config=ReinforceConfig(**content["config"]),
+        config=config,
         seed=content["seed"],
         updates=content["updates"],
         evaluations=content["evaluations"],

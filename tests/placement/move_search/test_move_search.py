@@ -21,7 +21,8 @@ from graphs.colocation.rules import colocate
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
 from graphs.synthetic import random_graph
 from placement.move_search import kernel
-from placement.move_search.chain import Chain, Found, MoveConfig, Walker
+from placement.move_search.chain import Chain, Found, Walker
+from placement.move_search.config import MoveConfig
 from placement.move_search.field import Field, make_field
 from placement.move_search.plan import (
     MOST_ROUNDS,
