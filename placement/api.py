@@ -90,7 +90,7 @@ def train(
         time_limit_s: Seconds in all, those of the other placers included; by default a minute where `updates` is None,
             too. The default preset starts from what the other placers answer.
         updates: Updates in all. Only where they alone limit the run does the same seed give the same placement.
-        preset: A name in `placement.learning.reinforce.PRESETS`.
+        preset: A name in `placement.learning.config.PRESETS`.
         seed: Seeds all random numbers.
         out: The run directory; None writes no files.
         resume: Go on with the run in `out`: `updates` then counts those before, `time_limit_s` does not; without either

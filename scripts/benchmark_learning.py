@@ -198,8 +198,8 @@ def find_placer(name: str) -> Placer:
         return partial(info.function, options=SearchOptions(granularity="op"))
     if not name.startswith(LEARNED_PREFIX):
         return get_placer(name).function
+    from placement.learning.config import PRESETS
     from placement.learning.placer import place_with
-    from placement.learning.reinforce import PRESETS
 
     preset = name.removeprefix(LEARNED_PREFIX)
     if preset not in PRESETS:

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a clone runs 
 from envs.problem import PlacementProblem
 from graphs.files import write_atomically
 from placement.api import make_problem
+from placement.learning.config import PRESETS, PolicyConfig
 from placement.learning.features import make_features
 from placement.learning.policy import (
     Encoded,
@@ -41,7 +42,6 @@ from placement.learning.policy import (
     entropy,
     gumbel_noise,
 )
-from placement.learning.reinforce import PRESETS
 from placement.learning.threads import one_torch_thread
 from placement.learning.trainer import Trainer
 from placement.text import table
@@ -144,7 +144,7 @@ def measure(graph: str, problem: PlacementProblem, *, batch: int, hidden_size: i
     """Time all parts on one problem."""
     features = make_features(problem)
     generator = torch.Generator().manual_seed(0)
-    policy = Seq2SeqPolicy(features, hidden_size=hidden_size, embedding_size=16, paper=False, generator=generator)
+    policy = Seq2SeqPolicy(features, config=PolicyConfig(hidden_size=hidden_size), generator=generator)
     x = policy.tensors(features)
     noise = gumbel_noise(batch, problem.num_groups, problem.num_devices, generator)
     placements = policy.sample(policy.encode(x), noise)
@@ -182,8 +182,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", default="100,300,1000", help="numbers of groups: %(default)s")
     parser.add_argument("--graph", help="place this graph; by default nmt with as many time steps as the groups need")
-    parser.add_argument("--batch", type=int, default=PRESETS["default"].samples, help="placements: %(default)s")
-    parser.add_argument("--hidden", type=int, default=PRESETS["default"].hidden_size, help="units: %(default)s")
+    parser.add_argument("--batch", type=int, default=PRESETS["default"].update.samples, help="placements: %(default)s")
+    parser.add_argument("--hidden", type=int, default=PRESETS["default"].policy.hidden_size, help="units: %(default)s")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the seconds here")
     parser.add_argument("--train-s", type=float, help="instead, train so long on the first graph: is a core idle?")

@@ -28,7 +28,7 @@ from envs.problem import PlacementProblem
 from envs.simulator.workspace import available_cores
 from graphs.errors import InputError
 from placement.api import make_problem
-from placement.move_search.chain import MoveConfig
+from placement.move_search.config import MoveConfig
 from placement.move_search.plan import make_plan
 from placement.move_search.search import MoveSearch
 from placement.placers.random import draw

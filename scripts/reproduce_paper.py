@@ -164,8 +164,8 @@ def run_placer(problem: PlacementProblem, placer: str, key: tuple[str, str, str,
             name = "cpu:0" if placer == "one_cpu" else "gpu:0"
             placement = dict(single_device_placements(problem))[name]
         elif placer in LEARNED:
+            from placement.learning.config import PRESETS
             from placement.learning.placer import place_with
-            from placement.learning.reinforce import PRESETS
 
             placed = place_with(problem, budget=Budget(time_limit_s=budget_s), rng=rng, config=PRESETS[placer])
             placement = placed.placement

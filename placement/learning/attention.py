@@ -19,7 +19,7 @@ BLOCK_WEIGHTS = 2**18
 """Weights of a block, about: a megabyte."""
 
 MOST_WEIGHTS = 2**23
-"""Up to so many weights (32 MB) the plain version, which computes nothing twice, is the faster one."""
+"""Up to so many weights (32 MB) the plain version, which computes nothing twice, is faster."""
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def attend_in_blocks(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The same of ``float32[Q, H]`` queries, block by block: ``float32[Q, H]``.
+    """``softmax(queries @ keys) @ values`` of ``float32[Q, H]`` queries, block by block: ``float32[Q, H]``.
 
     Args:
         queries: ``float32[Q, H]``.

@@ -7,21 +7,33 @@ time limits goes by seconds; any other by what has been done, which repeats itse
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 USUAL_UPDATES = 64
 """Updates after which the search is as fine as it gets, where no limit says how long the run will be."""
 
 
+class Work(NamedTuple):
+    """What a run has done so far.
+
+    Attributes:
+        updates: Whole updates.
+        evaluations: Placements evaluated before the update's search began.
+        share: Share of the search's moves in the update under way that is done.
+        moves: Those moves, of all chains.
+    """
+
+    updates: int
+    evaluations: int
+    share: float = 0.0
+    moves: int = 0
+
+
 class Clock(Protocol):
     """What the trainer asks of a clock."""
 
-    def done(self, *, updates: int, evaluations: int) -> float:
-        """Share of the run that is done, given updates and evaluations so far; more than 1 beyond the limit."""
-        ...
-
-    def done_within(self, share: float, *, updates: int, evaluations: int, moves: int) -> float:
-        """The same within an update, of whose `moves` by all chains the share `share` is done."""
+    def done(self, work: Work) -> float:
+        """Share of the run that is done after some work; more than 1 beyond the limit."""
         ...
 
 
@@ -30,61 +42,34 @@ class SecondsClock:
 
     Args:
         limit_s: Seconds of the run.
-        first: What is done at its beginning: 1 where it goes on after another run.
-
-    Attributes:
         began_s: When it began, by `time.perf_counter`.
-        limit_s: Seconds of the run, above 0.
+        first: What is done at its beginning: 1 where it goes on after another run.
     """
 
-    def __init__(self, limit_s: float, *, first: float = 0.0, began_s: float | None = None) -> None:
-        self.began_s = time.perf_counter() if began_s is None else began_s
-        self.limit_s = max(limit_s, 1e-3)
+    def __init__(self, limit_s: float, *, began_s: float, first: float = 0.0) -> None:
+        self._limit_s = max(limit_s, 1e-3)
+        self._began_s = began_s
         self._first = first
-        self._answered_s = 0.0
 
-    @property
-    def until_s(self) -> float:
-        """When the limit is reached, by `time.perf_counter`."""
-        return self.began_s + self.limit_s
-
-    def begin_again(self) -> None:
-        """Count the rest of the time alone, now that the heuristics have answered (slow on large graphs)."""
-        self._answered_s = time.perf_counter()
-
-    def done(self, *, updates: int = 0, evaluations: int = 0) -> float:
-        """Share of the time that is gone."""
-        began_s = max(self.began_s, self._answered_s)
-        limit_s = self.limit_s - max(self._answered_s - self.began_s, 0.0)
-        return self._first + (time.perf_counter() - began_s) / max(limit_s, 1e-3)
-
-    def done_within(self, share: float, *, updates: int, evaluations: int, moves: int) -> float:
-        """Share of the time that is gone; moves do not count."""
-        return self.done()
+    def done(self, work: Work) -> float:
+        """Share of the time that is gone; the work does not count."""
+        return self._first + (time.perf_counter() - self._began_s) / self._limit_s
 
 
 class EvaluationsClock:
-    """By placements evaluated, of which a run may make ``most``."""
+    """By placements evaluated, of which a run may make ``most``; each move of the search is one."""
 
     def __init__(self, most: int) -> None:
         self._most = most
 
-    def done(self, *, updates: int, evaluations: int) -> float:
+    def done(self, work: Work) -> float:
         """Share of the evaluations that are made."""
-        return evaluations / self._most
-
-    def done_within(self, share: float, *, updates: int, evaluations: int, moves: int) -> float:
-        """Each move is one evaluation."""
-        return evaluations / self._most + share * (moves / self._most)
+        return work.evaluations / self._most + work.share * (work.moves / self._most)
 
 
 class UpdatesClock:
     """By updates, over `USUAL_UPDATES`."""
 
-    def done(self, *, updates: int, evaluations: int) -> float:
-        """Share of the usual number of updates."""
-        return updates / USUAL_UPDATES
-
-    def done_within(self, share: float, *, updates: int, evaluations: int, moves: int) -> float:
-        """All moves of an update are one update."""
-        return updates / USUAL_UPDATES + share * (1.0 / USUAL_UPDATES)
+    def done(self, work: Work) -> float:
+        """Share of the usual number of updates; all moves of an update are one update."""
+        return work.updates / USUAL_UPDATES + work.share * (1.0 / USUAL_UPDATES)

@@ -23,7 +23,7 @@ TYPE_BUCKETS = 256
 """Op types are hashed (CRC-32 of the name) into this many rows of the type embedding: no vocabulary to keep in step."""
 
 FAMILY_BUCKETS = 64
-"""Module families are hashed likewise."""
+"""Buckets that names of module families are hashed into."""
 
 MAX_SHAPES, MAX_RANK = 4, 4
 """A group lists its `MAX_SHAPES` largest outputs, each padded or cut to `MAX_RANK` dimensions."""

@@ -8,6 +8,8 @@ Letters: ``B`` samples, ``G`` groups, ``D`` devices.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,10 +17,10 @@ from torch import Tensor
 
 from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
+from placement.learning.config import LearningConfig
 from placement.learning.features import make_features
 from placement.learning.policy import Encoded, Seq2SeqPolicy, chosen_log_probability, entropy, gumbel_noise
 from placement.learning.reinforce import (
-    ReinforceConfig,
     advantage,
     clip_gradient,
     failing_signal_s,
@@ -27,6 +29,7 @@ from placement.learning.reinforce import (
     reinforce_loss,
     reward_of,
 )
+from placement.learning.state import State
 from placement.placers.best import INFEASIBLE_RATIO, BestKnown
 
 IntArray = NDArray[np.int64]
@@ -37,8 +40,8 @@ class Learner:
 
     Args:
         problem: What to place.
-        config: How to learn.
-        seed: Of the weights and samples.
+        config: How to build the policy, and how to learn.
+        seed: Seeds the weights and the samples.
 
     Attributes:
         policy: Its weights are those after the last update.
@@ -47,23 +50,33 @@ class Learner:
         baseline: The moving average of the rewards, where the config asks for that one.
     """
 
-    def __init__(self, problem: PlacementProblem, *, config: ReinforceConfig, seed: int) -> None:
+    def __init__(self, problem: PlacementProblem, *, config: LearningConfig, seed: int) -> None:
         self.problem = problem
         self.config = config
         self.generator = torch.Generator().manual_seed(seed)
         features = make_features(problem)
-        self.policy = Seq2SeqPolicy(
-            features,
-            hidden_size=config.hidden_size,
-            embedding_size=config.embedding_size,
-            paper=config.paper_policy,
-            generator=self.generator,
-        )
+        self.policy = Seq2SeqPolicy(features, config=config.policy, generator=self.generator)
         self._features = self.policy.tensors(features)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.learning_rate)
-        self._failing_s = failing_signal_s(problem, config.failing_ratio)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.update.learning_rate)
+        self._failing_s = failing_signal_s(problem, config.update.failing_ratio)
         # The paper's moving average starts at the failing signal.
-        self.baseline = float(reward_of(np.array([self._failing_s]), config.reward)[0])
+        self.baseline = float(reward_of(np.array([self._failing_s]), config.update.reward)[0])
+
+    def state(self) -> dict[str, Any]:
+        """The fields of `placement.learning.state.State` that are the learner's."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "baseline": self.baseline,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`."""
+        self.policy.load_state_dict(state.policy)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.generator.set_state(state.generator)
+        self.baseline = state.baseline
 
     def encode(self) -> Encoded:
         """Read the graph, with gradient."""
@@ -71,7 +84,7 @@ class Learner:
 
     def sample(self, encoded: Encoded) -> Tensor:
         """``int64[1 + B, G]`` without gradient; row 0 is decoded greedily: it is reported, and not learned from."""
-        shape = (self.config.samples + 1, self.problem.num_groups, self.problem.num_devices)
+        shape = (self.config.update.samples + 1, self.problem.num_groups, self.problem.num_devices)
         noise = gumbel_noise(*shape, self.generator)
         noise[0] = 0.0
         return self.policy.sample(encoded, noise)
@@ -103,7 +116,7 @@ class Learner:
         Returns:
             Loss, entropy and so on: the learning's own fields of `placement.learning.stats.UpdateStats`.
         """
-        config = self.config
+        config = self.config.update
         rewards = reward_of(self._charged_s(evaluation, known), config.reward)
         if config.baseline == "leave_one_out":
             baseline: NDArray[np.float64] | float = leave_one_out(rewards)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 
 import numpy as np
 
 from envs.problem import PlacementProblem
-from placement.learning.reinforce import PRESETS, ReinforceConfig
+from placement.learning.config import PRESETS, LearningConfig, flatten
 from placement.learning.screening import MOST_EVALUATIONS, Screening, seconds_until
 from placement.learning.stats import UpdateStats
 from placement.learning.trainer import Trainer
@@ -33,9 +32,9 @@ def place_paper(
 
 
 def place_with(
-    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, config: ReinforceConfig
+    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, config: LearningConfig
 ) -> Placed:
-    """As `place`, with any settings.
+    """Learn with any settings, and answer the best placement found.
 
     Where few evaluations are allowed, and the preset starts from the heuristics and searches, a model finds what to
     evaluate (`placement.learning.screening`).
@@ -62,12 +61,10 @@ def place_with(
     if placement is None:
         placement = problem.allowed.argmax(axis=1).astype(np.int64)
         note = "the budget was spent before anything was evaluated"
-    return Placed(placement, trainer.evaluations, trainer.elapsed_s, asdict(config), note)
+    return Placed(placement, trainer.evaluations, trainer.elapsed_s, flatten(config), note)
 
 
-def _screened(
-    problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, config: ReinforceConfig
-) -> Placed:
+def _screened(problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, config: LearningConfig) -> Placed:
     """Let a model find what to evaluate."""
     began = time.perf_counter()
 
@@ -89,6 +86,6 @@ def _screened(
     placement = screening.best_placement
     if placement is None:
         placement = problem.allowed.argmax(axis=1).astype(np.int64)
-        return Placed(placement, 0, taken_s, asdict(config), "the budget was spent before anything was evaluated")
+        return Placed(placement, 0, taken_s, flatten(config), "the budget was spent before anything was evaluated")
     note = f"found by {screening.modelled:,} steps of a model"
-    return Placed(placement, screening.evaluations, taken_s, asdict(config), note)
+    return Placed(placement, screening.evaluations, taken_s, flatten(config), note)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from placement.learning.attention import attend
+from placement.learning.config import PolicyConfig
 from placement.learning.features import FAMILY_BUCKETS, TYPE_BUCKETS, ProblemFeatures
 
 MASKED = -1e9
@@ -66,9 +67,7 @@ class Seq2SeqPolicy(nn.Module):
 
     Args:
         features: Of the problem that it is made for; only their widths are kept.
-        hidden_size: ``H``.
-        embedding_size: Of op types (and, in the full set, families).
-        paper: Read the paper's features and learn an embedding a device, instead of the full sets.
+        config: Sizes, and which features it reads; `PolicyConfig.hidden_size` is ``H``.
         generator: Source of the initial weights, uniform within ``+-1/sqrt(fan in)``.
     """
 
@@ -76,12 +75,11 @@ class Seq2SeqPolicy(nn.Module):
         self,
         features: ProblemFeatures,
         *,
-        hidden_size: int,
-        embedding_size: int,
-        paper: bool,
+        config: PolicyConfig,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        paper, hidden_size, embedding_size = config.paper, config.hidden_size, config.embedding_size
         self.paper = paper
         self.hidden_size = hidden_size
         num_slots = 1 if paper else len(features.context)
@@ -240,7 +238,7 @@ def gumbel_noise(batch: int, groups: int, devices: int, generator: torch.Generat
 
 
 def chosen_log_probability(log_probabilities: Tensor, placements: Tensor) -> Tensor:
-    """Of ``float32[B, G, D]``, the entries of the chosen devices, ``int64[B, G]``: ``float32[B, G]``."""
+    """``float32[B, G]``: the entries of ``float32[B, G, D]`` at the chosen devices, ``int64[B, G]``."""
     return log_probabilities.gather(2, placements[:, :, None])[:, :, 0]
 
 

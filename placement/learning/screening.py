@@ -1,4 +1,4 @@
-"""Learning where evaluations are few and dear: a model of the evaluator is asked first, and costs nothing.
+"""Learning where evaluations are few and expensive: a model of the evaluator is asked first, and costs nothing.
 
 A measured step takes seconds, so a hundred evaluations are all there is. A *model*, a simulator that does not quite
 know the machine, can be asked as often as one likes. So chains of moves walk on the model (`placement.move_search`:
@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 from envs.evaluators import Simulated
 from envs.problem import PlacementProblem
 from envs.simulator.input import make_input
-from placement.learning.reinforce import ReinforceConfig
+from placement.learning.config import LearningConfig
 from placement.learning.warm_start import heuristic_start
-from placement.move_search.chain import MoveConfig
 from placement.move_search.plan import Cycle
 from placement.move_search.search import MoveSearch
 from placement.placers.best import BestKnown, as_groups, ranked
@@ -110,9 +109,9 @@ class Screening:
 
     Args:
         problem: What to place; its `evaluate` is what costs.
-        config: How the chains learn; `ReinforceConfig.screen_noise` is how far the model is off.
+        config: How the chains learn; `ScreeningConfig.noise` is how far the model is off.
         evaluations: The most placements that may be evaluated.
-        seed: Of all random numbers. The same seed and number of evaluations give the same placements.
+        seed: Seeds all random numbers. The same seed and number of evaluations give the same placements.
         on_evaluated: Called after each batch of evaluations.
         should_stop: Asked between rounds.
 
@@ -125,7 +124,7 @@ class Screening:
         self,
         problem: PlacementProblem,
         *,
-        config: ReinforceConfig,
+        config: LearningConfig,
         evaluations: int,
         seed: int,
         on_evaluated: Callable[[Screening], None] | None = None,
@@ -143,7 +142,8 @@ class Screening:
         self._on_evaluated = on_evaluated
         self._should_stop = should_stop
         self._learned: list[dict[str, object]] = []
-        self.model = model_of(problem, config.screen_noise, self._rng)
+        self._chains = config.search.num_surviving
+        self.model = model_of(problem, config.screening.noise, self._rng)
 
     @property
     def best_ops(self) -> Ops | None:
@@ -167,7 +167,7 @@ class Screening:
         first = max(LEAST_HEURISTICS, round(HEURISTICS_SHARE * self.most_evaluations))
         self._evaluate(self._ranked(placements)[:first])
         cycles = self._search(0).plan.rounds[0]
-        with ThreadPoolExecutor(self.config.search_survivors) as executor:
+        with ThreadPoolExecutor(self._chains) as executor:
             for number in range(len(cycles) + MOST_FURTHER_ROUNDS):
                 left = self.most_evaluations - self.evaluations
                 if left <= 0 or self.best_ops is None or self._should_stop():
@@ -178,18 +178,8 @@ class Screening:
 
     def _search(self, number: int) -> MoveSearch:
         """Chains for a round, which know what those of the rounds before learned about which moves pay."""
-        config = self.config
-        search = MoveSearch(
-            self.model,
-            config=MoveConfig(
-                chains=config.search_survivors,
-                learning_rate=config.search_learning_rate,
-                kind_rate=config.search_kind_rate,
-                uniform_share=config.search_uniform_share,
-                finest=config.search_finest,
-            ),
-            seed=self.seed + number * _SEED_STEP,
-        )
+        config = replace(self.config.search, chains=self._chains, survivors=None)
+        search = MoveSearch(self.model, config=config, seed=self.seed + number * _SEED_STEP)
         if self._learned:
             state = search.state()
             for chain, last in zip(state["chains"], self._learned, strict=True):
@@ -203,8 +193,8 @@ class Screening:
         search = self._search(number)
         search.offer_best_of(self.best_ops[None], self.model.evaluate_ops(self.best_ops[None]))
         share = min(OPS_A_STEP / self.model.graph.num_ops, 1.0) * (self.most_evaluations / 100) ** 0.25
-        steps = max(int(STEPS_A_ROUND * share) * self.config.search_survivors, LEAST_STEPS)
-        looks = math.ceil(count / self.config.search_survivors)
+        steps = max(int(STEPS_A_ROUND * share) * self._chains, LEAST_STEPS)
+        looks = math.ceil(count / self._chains)
         found: list[Ops] = []
         for look in range(looks + 1):
             until = HOT_SHARE + (1.0 - HOT_SHARE) * look / looks
@@ -218,7 +208,7 @@ class Screening:
 
     def _walk(self, search: MoveSearch, steps: int, until: float, cycle: Cycle, executor: Executor) -> None:
         """Let the chains walk until a share of a round's steps is done."""
-        chains = self.config.search_survivors
+        chains = self._chains
         while (left := int(until * steps) - search.evaluations) > 0:
             before = search.evaluations
             moves = max(left // chains, 1)

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from placement.learning.reinforce import ReinforceConfig
+from placement.learning.config import LearningConfig
 
 
 @dataclass(frozen=True)
 class State:
     """All of a trainer that changes; see `placement.learning.trainer.Trainer` for the meaning of each."""
 
-    config: ReinforceConfig
+    config: LearningConfig
     seed: int
     updates: int
     evaluations: int

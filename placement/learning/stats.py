@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from envs.evaluators import Evaluation
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class UpdateStats:
         grad_norm: Norm of the gradient before it is clipped.
         baseline: Mean of the baseline, in units of the reward.
         seconds: Seconds so far by part: ``heuristics``, ``sample`` (encode and write placements), ``simulate``
-            (evaluate them), ``learn`` (score them, gradient, Adam), ``wait`` (for the search to end), and beside all
-            of these ``search`` (propose moves and evaluate them).
+            (evaluate them), ``learn`` (score them, gradient, Adam), ``wait`` (for the search to end), and in
+            parallel to all of these ``search`` (propose moves and evaluate them).
         search_acceptance: Share of the search's moves so far that were accepted; NaN where there was none.
         search_mean_s: Mean over the chains of what their placements cost now; NaN where they have none.
         search_weights: What the chains have learned so far, by feature of a move; mean over the chains.
@@ -49,3 +52,21 @@ class UpdateStats:
     search_acceptance: float
     search_mean_s: float
     search_weights: Mapping[str, float]
+
+
+POLICY_FIELDS = ("mean_s", "greedy_s", "infeasible_rate", "loss", "entropy", "advantage_std", "grad_norm", "baseline")
+"""Fields of `UpdateStats` that tell of the policy's part of an update."""
+
+NO_POLICY = dict.fromkeys(POLICY_FIELDS, math.nan)
+"""Their values, all NaN, in an update in which the policy does not work."""
+
+
+def sample_numbers(evaluation: Evaluation) -> dict[str, float]:
+    """Mean and greedy step time and infeasible share of an update's samples; the first is the greedy one."""
+    times, feasible = evaluation.step_time_s, evaluation.feasible
+    sampled = times[1:][feasible[1:]]
+    return {
+        "mean_s": float(sampled.mean()) if len(sampled) else math.nan,
+        "greedy_s": float(times[0]) if feasible[0] else math.nan,
+        "infeasible_rate": float(1.0 - feasible[1:].mean()),
+    }

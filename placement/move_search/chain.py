@@ -6,7 +6,7 @@ Letters: ``N`` ops, ``U`` units, ``G`` groups, ``D`` devices, ``T`` tensors, ``F
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from envs.problem import PlacementProblem
 from envs.simulator.workspace import make_workspace
 from placement.move_search import kernel
+from placement.move_search.config import MoveConfig
 from placement.move_search.field import Field
 from placement.move_search.plan import Cycle
 from placement.placers.best import INFEASIBLE_RATIO
@@ -96,28 +97,6 @@ class Traced(NamedTuple):
     sent_to: NDArray[np.uint32]
     sent_end_s: NDArray[np.float64]
     num_sent: NDArray[np.uint32]
-
-
-@dataclass(frozen=True)
-class MoveConfig:
-    """How the chains go about it.
-
-    Attributes:
-        chains: How many begin, each on a core of its own where there are so many.
-        survivors: Of these, how many go on after `THIN_OUT_AT` of a round; None for all.
-        learning_rate: Of the features' weights; 0 keeps those that were set by hand.
-        kind_rate: Of the kinds of move; 0 keeps all equally likely.
-        uniform_share: Share of the moves whose unit and device are drawn uniformly, and for half of which the kind is,
-            too; 1 leaves learning out.
-        finest: Last stage: ``"groups"`` moves groups only, ``"ops"`` what the graph's constraints allow.
-    """
-
-    chains: int = 2
-    survivors: int | None = None
-    learning_rate: float = 0.1
-    kind_rate: float = 0.02
-    uniform_share: float = 0.5
-    finest: str = "ops"
 
 
 class Walker:

@@ -37,7 +37,8 @@ from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
 from envs.simulator.workspace import available_cores
 from placement.move_search import kernel
-from placement.move_search.chain import Found, MoveConfig, Ops, Walker
+from placement.move_search.chain import Found, Ops, Walker
+from placement.move_search.config import MoveConfig
 from placement.move_search.field import Field, make_field
 from placement.move_search.plan import Cycle, Plan, goes_by_types, make_plan, rounds_within, units_of
 from placement.placers.best import LEAST_REFERENCE_S, missing_share, ranked, step_limit_s
@@ -142,7 +143,7 @@ class MoveSearch:
         Finer stages for which they are too few are left out, and so are beginnings at random. Where they are many, the
         first chain goes from coarse to fine once, slowly, and the others in several rounds, each from other placements.
         """
-        finest, chains = self.config.finest, min(self.config.chains, self._survivors)
+        finest, chains = self.config.finest, min(self.config.chains, self.config.num_surviving)
         by_types = self.config.chains > FIRST_SCATTERED and goes_by_types(
             self.problem, finest=finest, evaluations=evaluations
         )
@@ -165,7 +166,7 @@ class MoveSearch:
             began = time.perf_counter()
             self.problem.evaluate_ops(self.best_ops[None], threads=1)
             took_s = min(took_s, time.perf_counter() - began)
-        cores = min(available_cores(), self._survivors)
+        cores = min(available_cores(), self.config.num_surviving)
         self.expect(cores * limit_s / (SHARE_OF_A_STEP * took_s))
 
     def offer(self, ops: Ops, step_s: float, missing: float) -> None:
@@ -240,13 +241,13 @@ class MoveSearch:
                 walker.forget()
         if own_plan and by_types:  # one chain on one core goes as always, those by types share the other
             self._walking = [i for i in self._walking if i == 0 or i >= FIRST_SCATTERED]
-        if done >= THIN_OUT_AT and self.num_walking > self._survivors:
+        if done >= THIN_OUT_AT and self.num_walking > self.config.num_surviving:
             best = {i: self._walkers[i].best for i in self._walking}
             ranked = sorted(self._walking, key=lambda i: (i > 0 or not own_plan, best[i].missing, best[i].step_s))
             if by_types:
                 firsts = {i < FIRST_SCATTERED: i for i in reversed(ranked)}
                 ranked.sort(key=lambda i: i not in firsts.values())
-            self._walking = sorted(ranked[: self._survivors])
+            self._walking = sorted(ranked[: self.config.num_surviving])
         if self.best is not None and self.best.fits and all(self._walkers[i].is_lost for i in self._walking):
             for i in self._walking:
                 self._walkers[i].go_home(self.best)
@@ -311,10 +312,6 @@ class MoveSearch:
     @cached_property
     def _step_limit_s(self) -> float:
         return step_limit_s(self.problem)
-
-    @property
-    def _survivors(self) -> int:
-        return self.config.survivors or self.config.chains
 
     def _cycle_at(self, progress: float, chain: int) -> Cycle:
         if chain == 0:

@@ -13,7 +13,6 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from graphs.files import write_atomically
 from graphs.reading import is_missing, read_file
-from placement.learning.reinforce import ReinforceConfig
+from placement.learning.config import LearningConfig, flatten, unflatten
 from placement.learning.state import State
 from placement.runs.checkpoint_content import check_archive, check_content, is_sealed, need, seal
 
@@ -50,7 +49,7 @@ def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:
         "version": VERSION,
         "digest": "sha256",
         "problem": _identity(problem),
-        "config": asdict(state.config),
+        "config": flatten(state.config),
         "rng": json.dumps(state.rng),  # integers of 128 bits
         "best_placement": None if state.best_placement is None else torch.from_numpy(state.best_placement),
         "elite_s": [time_s for time_s, _ in state.elite],
@@ -103,9 +102,14 @@ def load(run_dir: Path, problem: PlacementProblem) -> State:
     try:
         _check_problem(path, need(content, "problem", dict), _identity(problem))
         check_content(content, problem)
-        config = ReinforceConfig(**content["config"])
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
+    try:
+        config = unflatten(content["config"], LearningConfig())
+    except InputError as error:
+        raise InputError(
+            f"{path}: its settings are those of another release of this program ({error}); start the run again"
+        ) from error
     best = content.get("best_placement")
     return State(
         config=config,

@@ -13,14 +13,13 @@ import math
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from placement.learning.reinforce import ReinforceConfig
+from placement.learning.config import LearningConfig, flatten
 
 _LABEL = b"device-placement sha256 "
 _COMMENT_BYTES = len(_LABEL) + 64
@@ -70,7 +69,7 @@ def check_content(content: Mapping[str, Any], problem: PlacementProblem) -> None
         InputError: The message names the entry, without the file's name.
     """
     need(content, "config", dict)
-    known: dict[str, Any] = {field.name: field.default for field in fields(ReinforceConfig)}
+    known: dict[str, Any] = flatten(LearningConfig())
     if set(content["config"]) != set(known):
         raise InputError("its settings are those of another release of this program; start the run again")
     for key, default in known.items():

@@ -12,7 +12,7 @@ from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
 from placement.learning.warm_start import heuristic_start
-from placement.move_search.chain import MoveConfig
+from placement.move_search.config import MoveConfig
 from placement.move_search.search import MoveSearch
 
 

@@ -176,7 +176,7 @@ def create(
     Args:
         run_dir: The directory.
         problem: What is to be placed.
-        preset: A name in `placement.learning.reinforce.PRESETS`.
+        preset: A name in `placement.learning.config.PRESETS`.
         seed: Seeds all random numbers.
         updates: Updates in all, if they limit the run.
         time_limit_s: Seconds in all, if they do.

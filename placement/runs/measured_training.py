@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from envs.measured.problem import MeasuredProblem, Measurement, MeasurementsOverError
 from graphs.errors import NoFeasiblePlacementError
 from graphs.files import write_atomically
-from placement.learning.reinforce import PRESETS
+from placement.learning.config import PRESETS
 from placement.learning.stats import UpdateStats
 from placement.learning.trainer import Trainer
 from placement.learning.warm_start import Start
@@ -38,7 +38,8 @@ from placement.runs.stopping import stop_on_sigterm
 from placement.runs.training import LEARNED, compare_others, make_trainer
 
 # A measurement takes seconds: few samples an update, an imitation that is soon over, and no search, which simulates.
-_CONFIG = replace(PRESETS["default"], preset="default", samples=6, search_moves=0, imitation_updates=5)
+_UPDATE = replace(PRESETS["default"].update, samples=6, imitation_updates=5)
+_CONFIG = replace(PRESETS["default"], update=_UPDATE, search_moves=0)
 
 _SHARE_START, _SHARE_SLICE, _SHARE_CONFIRM = 0.4, 0.1, 0.15
 """Shares of the time limit: of the heuristics' placements at most, of a round of screening, of the final ones."""

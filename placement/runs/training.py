@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import numpy as np
 from envs.problem import PlacementProblem
 from graphs.errors import InputError, unknown_name
 from graphs.files import write_atomically
+from placement.learning.config import flatten
 from placement.learning.stats import UpdateStats
 from placement.learning.warm_start import Start
 from placement.placers.base import Budget, Placed
@@ -89,7 +90,7 @@ def train(
     Args:
         problem: What to place.
         run_dir: The directory, which holds no run yet; None writes no files.
-        preset: A name in `placement.learning.reinforce.PRESETS`.
+        preset: A name in `placement.learning.config.PRESETS`.
         seed: Seeds all random numbers.
         updates: Updates in all.
         time_limit_s: Seconds in all, those of the other placers included; `DEFAULT_TRAIN_S` where `updates` is None,
@@ -262,7 +263,7 @@ def make_trainer(
     Raises:
         InputError: The preset is unknown, the seed is out of range, or the checkpoint is damaged or of another problem.
     """
-    from placement.learning.reinforce import PRESETS
+    from placement.learning.config import PRESETS
     from placement.learning.trainer import Trainer
     from placement.runs.record import resume_trainer
 
@@ -359,7 +360,7 @@ def learned_row(trainer: Trainer) -> Row:
         placement=np.asarray(trainer.best_placement, dtype=np.int64),
         evaluations=trainer.evaluations,
         search_s=trainer.elapsed_s,
-        config=asdict(trainer.config),
+        config=flatten(trainer.config),
         note=f"{trainer.updates} updates, preset {trainer.config.preset}",
     )
     return make_row(trainer.problem, LEARNED, placed)
@@ -390,7 +391,7 @@ class _BestPlacementFile:
             trainer.best_placement,
             placer=LEARNED,
             seed=trainer.seed,
-            config=asdict(trainer.config),
+            config=flatten(trainer.config),
         )
         if self._run_dir is not None:
             write_placement(self._run_dir / directory.PLACEMENT, result)

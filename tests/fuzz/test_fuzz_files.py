@@ -32,7 +32,7 @@ from graphs.files import encode_graph
 from graphs.synthetic import random_graph
 from placement import api
 from placement.cli.report import comparison_report, problem_heading, simulated_report
-from placement.learning.reinforce import PRESETS
+from placement.learning.config import PRESETS
 from placement.learning.trainer import Trainer
 from placement.placers.base import Budget
 from placement.registry import PLACERS
@@ -44,9 +44,10 @@ from placement.runs.checkpoint import FILE_NAME
 from placement.runs.record import TrainingRecord, resume_trainer
 from tests.fuzz.mutations import mutate_bytes, mutate_json, mutate_onnx, mutate_value, mutate_yaml
 from tests.fuzz.watching import watched
+from tests.placement.problems import with_settings
 
 MOST_S, MOST_BYTES = 20.0, 2 * 10**9
-SMALL = replace(
+SMALL = with_settings(
     PRESETS["default"], hidden_size=8, samples=4, search_moves=64, search_chains=2, search_survivors=1, elites=2
 )
 BUDGET = Budget(evaluations=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
+from placement.learning.config import LearningConfig, flatten, unflatten
 
 
 def cluster(num_devices: int, *, memory_bytes: int = 10**9, speeds: tuple[float, ...] = ()) -> Cluster:
@@ -64,3 +66,8 @@ def optimum_s(problem: PlacementProblem) -> float:
     """Step time of the best feasible placement, found by trying all of them."""
     every = np.array(list(itertools.product(range(problem.num_devices), repeat=problem.num_groups)))
     return float(problem.evaluate(every).cost_s().min())
+
+
+def with_settings(config: LearningConfig, **changes: Any) -> LearningConfig:
+    """A config with other values of some settings, by their flat names."""
+    return unflatten(flatten(config) | changes, config)

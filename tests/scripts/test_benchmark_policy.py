@@ -13,6 +13,7 @@ from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
+from placement.learning.config import PolicyConfig
 from placement.learning.features import make_features
 from placement.learning.policy import Seq2SeqPolicy, gumbel_noise
 from scripts.benchmark_policy import PlainDecoder, loss_of, main
@@ -22,7 +23,7 @@ def test_the_plain_decoder_has_the_same_samples_probabilities_and_gradients() ->
     graph = random_graph(30, seed=2)
     features = make_features(PlacementProblem(graph, one_group_an_op(graph), load_cluster("k80x2")))
     generator = torch.Generator().manual_seed(5)
-    policy = Seq2SeqPolicy(features, hidden_size=16, embedding_size=8, paper=False, generator=generator)
+    policy = Seq2SeqPolicy(features, config=PolicyConfig(hidden_size=16, embedding_size=8), generator=generator)
     x = policy.tensors(features)
     noise = gumbel_noise(12, features.num_groups, features.num_devices, generator)
     sampled, plain_log_probabilities = PlainDecoder(policy, bahdanau=False)(x, noise)

@@ -236,10 +236,8 @@ MAKERS: dict[str, Callable[[dict[str, int]], Case]] = {
         [((s["B"], s["S"]), I32)] * 2 + [(s["V"], s["d"]), (s["L"], s["d"]), (2, s["d"]), (s["d"],), (s["d"],)],
         [(s["B"], s["S"], s["d"]), (s["B"],), (s["B"], s["S"], s["d"])],
     ),
-    **{
-        name: lambda s, name=name: Case(name, [(s["B"], s["S"], s["d"]), (s["d"],)], [(s["B"], s["S"], s["d"])])
-        for name in ("BiasGelu", "FastGelu")
-    },
+    "BiasGelu": lambda s: Case("BiasGelu", [(s["B"], s["S"], s["d"]), (s["d"],)], [(s["B"], s["S"], s["d"])]),
+    "FastGelu": lambda s: Case("FastGelu", [(s["B"], s["S"], s["d"]), (s["d"],)], [(s["B"], s["S"], s["d"])]),
     "QuickGelu": lambda s: Case("QuickGelu", [(s["B"], s["d"])], [(s["B"], s["d"])]),
     "RotaryEmbedding": lambda s: Case(
         "RotaryEmbedding",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +12,13 @@ from numpy.typing import NDArray
 
 from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
+from placement.learning.config import PRESETS
 from placement.learning.learner import Learner
-from placement.learning.reinforce import PRESETS, ReinforceConfig
 from placement.placers.best import BestKnown
 from tests.placement.placer_problems import training_problem
+from tests.placement.problems import with_settings
 
-SMALL = replace(PRESETS["default"], hidden_size=8, embedding_size=4, samples=6)
+SMALL = with_settings(PRESETS["default"], hidden_size=8, embedding_size=4, samples=6)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def plain_loss(
     """The loss as docs/concepts/learner.md has it, sample by sample."""
     count = len(sampled)
     differences = [r - b for r, b in zip(rewards, baselines, strict=True)]
-    if learner.config.normalise_advantage:
+    if learner.config.update.normalise_advantage:
         mean = sum(differences) / count
         spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / count)
         differences = [d / (spread + 1e-8) for d in differences]
@@ -89,7 +89,7 @@ def test_the_loss_is_reinforce_less_entropy_less_the_elites_likelihood(
     evaluation = evaluated(learner, sampled)
     elite = some_elite(problem) if with_elite else []
     rewards = [-math.log(float(s)) for s in evaluation.step_time_s]
-    imitates = with_elite and updates < SMALL.imitation_updates
+    imitates = with_elite and updates < SMALL.update.imitation_updates
     wanted = plain_loss(
         learner,
         sampled,
@@ -109,7 +109,7 @@ def test_the_loss_is_reinforce_less_entropy_less_the_elites_likelihood(
 def test_the_published_update_has_a_moving_baseline_and_at_last_leaves_out_what_does_not_fit(
     problem: PlacementProblem,
 ) -> None:
-    config: ReinforceConfig = replace(PRESETS["paper"], hidden_size=8, embedding_size=4, samples=6)
+    config = with_settings(PRESETS["paper"], hidden_size=8, embedding_size=4, samples=6)
     for updates in (4999, 5000):
         learner = Learner(problem, config=config, seed=4)
         sampled = learner.sample(learner.encode())[1:]
@@ -135,7 +135,9 @@ def test_the_failing_signal_is_a_constant_above_the_best_step_whoever_says_what_
     problem: PlacementProblem,
 ) -> None:
     """What a simulator thinks no step can take, a machine may need: then failing costs more than that."""
-    learner = Learner(problem, config=replace(PRESETS["paper"], hidden_size=8, embedding_size=4, samples=6), seed=4)
+    learner = Learner(
+        problem, config=with_settings(PRESETS["paper"], hidden_size=8, embedding_size=4, samples=6), seed=4
+    )
     sampled = learner.sample(learner.encode())[1:]
     evaluation = evaluated(learner, sampled, fits=np.array([True, False] * 3))
     failing_s = learner.baseline**2
@@ -149,7 +151,7 @@ def test_the_first_row_is_greedy_and_the_others_are_drawn(problem: PlacementProb
     learner = Learner(problem, config=SMALL, seed=4)
     encoded = learner.encode()
     rows = torch.stack([learner.sample(encoded) for _ in range(5)])  # [5, 1 + B, G]
-    assert rows.shape == (5, 1 + SMALL.samples, problem.num_groups)
+    assert rows.shape == (5, 1 + SMALL.update.samples, problem.num_groups)
     assert (rows[:, 0] == rows[0, 0]).all()
     likeliest = learner.advise(encoded, rows[0, 0].numpy()).argmax(axis=1)
     assert rows[0, 0].tolist() == likeliest.tolist()
@@ -158,7 +160,7 @@ def test_the_first_row_is_greedy_and_the_others_are_drawn(problem: PlacementProb
 
 def test_steps_make_good_placements_likelier(problem: PlacementProblem) -> None:
     """Without an elite, so that it is the reward that does it."""
-    learner = Learner(problem, config=replace(SMALL, samples=32, learning_rate=1e-2, entropy_bonus=0.0), seed=4)
+    learner = Learner(problem, config=with_settings(SMALL, samples=32, learning_rate=1e-2, entropy_bonus=0.0), seed=4)
     means = []
     for update in range(60):
         encoded = learner.encode()

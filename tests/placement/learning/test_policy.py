@@ -12,6 +12,7 @@ from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import make_groups, one_group_an_op
 from graphs.synthetic import random_graph
+from placement.learning.config import PolicyConfig
 from placement.learning.features import ProblemFeatures, critical_path_s, group_traffic_bytes, make_features
 from placement.learning.policy import MASKED, Seq2SeqPolicy, chosen_log_probability, entropy, gumbel_noise
 from tests.placement.problems import branches
@@ -28,7 +29,9 @@ def problem_of(num_ops: int = 40, seed: int = 1, cluster: str = "k80x2") -> Plac
 
 def policy_of(features: ProblemFeatures, *, paper: bool = False, seed: int = 0) -> Seq2SeqPolicy:
     generator = torch.Generator().manual_seed(seed)
-    return Seq2SeqPolicy(features, hidden_size=16, embedding_size=8, paper=paper, generator=generator)
+    return Seq2SeqPolicy(
+        features, config=PolicyConfig(paper=paper, hidden_size=16, embedding_size=8), generator=generator
+    )
 
 
 @pytest.mark.parametrize("paper", [False, True])

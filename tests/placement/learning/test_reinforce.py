@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,12 +9,10 @@ import torch
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
-from graphs.errors import InputError
+from placement.learning.config import PolicyConfig
 from placement.learning.features import make_features
 from placement.learning.policy import Seq2SeqPolicy, chosen_log_probability, gumbel_noise
 from placement.learning.reinforce import (
-    PRESETS,
-    ReinforceConfig,
     advantage,
     failing_signal_s,
     leave_one_out,
@@ -42,7 +37,9 @@ def setting() -> tuple[Seq2SeqPolicy, torch.Tensor]:
     """A policy in double precision, and the reward of each of the four placements."""
     problem = two_groups()
     generator = torch.Generator().manual_seed(0)
-    policy = Seq2SeqPolicy(make_features(problem), hidden_size=8, embedding_size=4, paper=False, generator=generator)
+    policy = Seq2SeqPolicy(
+        make_features(problem), config=PolicyConfig(hidden_size=8, embedding_size=4), generator=generator
+    )
     rewards = reward_of(problem.evaluate(EVERY.numpy()).step_time_s, "log")
     assert len(set(rewards)) == 4
     return policy, torch.from_numpy(rewards)
@@ -125,26 +122,3 @@ def test_rewards_and_the_moving_average() -> None:
     assert reward_of(np.array([1.0]), "log").tolist() == [0.0]
     assert moving_average(-10.0, np.array([-1.0, -3.0]), 0.9) == pytest.approx(-9.2)
     assert advantage(np.array([1.0, 3.0]), 2.0, normalise=True).tolist() == pytest.approx([-1.0, 1.0])
-
-
-def test_the_paper_preset_is_as_published_and_starts_from_nothing() -> None:
-    paper = PRESETS["paper"]
-    assert (paper.reward, paper.baseline, paper.failing_ratio) == ("sqrt", "moving_average", 4.0)
-    assert (paper.feasible_only_after, paper.warm_start, paper.elites) == (5000, False, 0)
-    assert paper.paper_policy
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"reward": "cube"}, "reward"),
-        ({"baseline": "critic"}, "baseline"),
-        ({"samples": 1}, "samples"),
-        ({"learning_rate": 0.0}, "learning_rate"),
-        ({"elites": -1}, "elites"),
-        ({"baseline_decay": 1.0}, "baseline_decay"),
-    ],
-)
-def test_a_bad_setting_is_named(changes: dict[str, Any], field: str) -> None:
-    with pytest.raises(InputError, match=field):
-        replace(ReinforceConfig(), **changes)

@@ -18,8 +18,8 @@ from envs.problem import PlacementProblem
 from envs.simulator.input import SimulatorInput
 from graphs.colocation.groups import one_group_an_op
 from placement.api import make_problem
+from placement.learning.config import PRESETS
 from placement.learning.placer import place, place_with
-from placement.learning.reinforce import PRESETS
 from placement.learning.screening import Screening, model_of, perturbed
 from placement.placers.base import Budget, Progress
 from tests.placement.problems import branches, optimum_s

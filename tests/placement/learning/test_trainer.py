@@ -25,9 +25,9 @@ from envs.problem import PlacementProblem
 from graphs import zoo
 from graphs.colocation.rules import colocate
 from graphs.errors import InputError
-from placement.learning import trainer as trainer_module
+from placement.learning import parallel_search
+from placement.learning.config import PRESETS, LearningConfig
 from placement.learning.placer import place, place_paper
-from placement.learning.reinforce import PRESETS, ReinforceConfig
 from placement.learning.stats import UpdateStats
 from placement.learning.trainer import Trainer
 from placement.learning.warm_start import Start, heuristic_start
@@ -39,12 +39,14 @@ from placement.registry import PLACERS
 from placement.runs.checkpoint import FILE_NAME
 from placement.runs.record import TrainingRecord, resume_trainer
 from placement.runs.telemetry import STEP_TAGS
-from tests.placement.problems import branches, optimum_s
+from tests.placement.problems import branches, optimum_s, with_settings
 
-SMALL = replace(PRESETS["default"], hidden_size=16, embedding_size=4, samples=8, imitation_updates=3, search_moves=24)
+SMALL = with_settings(
+    PRESETS["default"], hidden_size=16, embedding_size=4, samples=8, imitation_updates=3, search_moves=24
+)
 """The default preset, small enough for tests."""
 
-TINY_PAPER = replace(PRESETS["paper"], hidden_size=32, embedding_size=8, learning_rate=1e-3)
+TINY_PAPER = with_settings(PRESETS["paper"], hidden_size=32, embedding_size=8, learning_rate=1e-3)
 """The paper's preset; sizes and the learning rate, on which the paper is silent, are for a problem of ten groups."""
 
 
@@ -84,7 +86,7 @@ def test_the_paper_preset_learns_and_does_not_only_stumble() -> None:
 
 
 @pytest.mark.parametrize("config", [SMALL, TINY_PAPER], ids=["default", "paper"])
-def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, config: ReinforceConfig) -> None:
+def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, config: LearningConfig) -> None:
     problem = branches(5, 4, seed=2)
     whole = Trainer(problem, config=config, seed=7)
     whole.run(updates=20)
@@ -213,14 +215,14 @@ def test_a_graph_of_many_ops_gets_a_shorter_search(monkeypatch: pytest.MonkeyPat
     problem = branches(5, 4)
     counts = []
     for ops in (50, 500):
-        monkeypatch.setattr("placement.learning.trainer.OPS_AN_UPDATE", ops * problem.graph.num_ops)
+        monkeypatch.setattr("placement.learning.pace.OPS_AN_UPDATE", ops * problem.graph.num_ops)
         trainer = Trainer(problem, config=replace(SMALL, search_moves=512))
         trainer.run(updates=1)
         before = trainer.evaluations
         trainer.run(updates=2)
-        counts.append(trainer.evaluations - before - SMALL.samples - 1)
-    assert 50 < counts[0] <= SMALL.search_chains * (50 + 1)
-    assert 500 < counts[1] <= SMALL.search_chains * (500 + 1)
+        counts.append(trainer.evaluations - before - SMALL.update.samples - 1)
+    assert 50 < counts[0] <= SMALL.search.chains * (50 + 1)
+    assert 500 < counts[1] <= SMALL.search.chains * (500 + 1)
 
 
 @pytest.mark.parametrize("evaluations", [3, 40, 101])
@@ -328,7 +330,7 @@ def test_a_chain_walks_while_the_heuristics_are_asked(monkeypatch: pytest.Monkey
         return answers
 
     monkeypatch.setattr(MoveSearch, "start", start)
-    monkeypatch.setattr(trainer_module, "heuristic_start", slow_start)
+    monkeypatch.setattr(parallel_search, "heuristic_start", slow_start)
     trainer = Trainer(problem, config=PRESETS["moves"])
     trainer.run(time_limit_s=0.5)
     assert walks[0] == (1, False)
@@ -343,9 +345,9 @@ def test_a_run_too_short_for_single_ops_does_not_search_them(monkeypatch: pytest
     problem = PlacementProblem(graph, colocate(graph, wanted_groups=12), load_cluster("k80x2"))
     trainer = Trainer(problem, config=PRESETS["moves"])
     trainer.run(evaluations=170)
-    assert {cycle.stage for cycle in trainer._search.plan.rounds[0]} == {"groups"}
+    assert {cycle.stage for cycle in trainer._chains.plan.rounds[0]} == {"groups"}
     trainer.run(evaluations=100_000, updates=trainer.updates + 1)
-    assert trainer._search.plan.rounds[0][-1].stage == "ops"
+    assert trainer._chains.plan.rounds[0][-1].stage == "ops"
     asked: list[float] = []
     monkeypatch.setattr(MoveSearch, "expect_seconds", lambda self, limit_s: asked.append(limit_s))
     Trainer(problem, config=PRESETS["moves"]).run(time_limit_s=1.2)
@@ -361,7 +363,7 @@ def test_a_long_run_goes_through_its_rounds_and_a_resumed_one_goes_on_in_them(tm
     walking: list[tuple[int, int]] = []
 
     def look(stats: UpdateStats) -> None:
-        walking.append((whole._search.state()["round"], whole._search.num_walking))
+        walking.append((whole._chains.state()["round"], whole._chains.num_walking))
 
     whole = Trainer(problem, config=config)
     whole.run(evaluations=evaluations, on_update=look)

@@ -7,7 +7,7 @@ real devices; tensors without dimensions may be anywhere, as on real devices.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 from unittest import mock
 
@@ -54,7 +54,7 @@ class _Devices(TorchDispatchMode):
             self.where[made] = device
             return made
 
-        if isinstance(value, Mapping) and not isinstance(value, dict):  # an output of Transformers
+        if isinstance(value, MutableMapping) and not isinstance(value, dict):  # an output of Transformers
             for key, entry in list(value.items()):
                 value[key] = self.send(entry, device)
             return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from tests.envs.simulator.simulator_problems import graph_of as graph_of_times
 from tests.envs.simulator.simulator_problems import hub, problem_of
 from tests.placement.results.pretended_devices import OnTwoDevicesError, outputs_of, outputs_under
 
-WIDTH = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-WORDS = {"vocab_size": 120, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+WIDTH: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+WORDS: dict[str, Any] = {"vocab_size": 120, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def tokens(*shape: int) -> torch.Tensor:
@@ -65,7 +65,6 @@ def t5() -> tuple[nn.Module, dict[str, Any]]:
         d_ff=64,
         vocab_size=120,
         use_cache=False,
-        decoder_start_token_id=0,
     )
     return transformers.T5ForConditionalGeneration(config), {
         "input_ids": tokens(2, 8),
@@ -161,7 +160,7 @@ MODELS = [llama, qwen, gpt2, bert, t5, whisper, mixtral, vit, convnext, swin, ti
 PLACERS = ["etf", "contiguous", "mincut", "m_sct", "round_robin"]
 
 
-def check_runs(model: nn.Module, batch: dict[str, Any], devices: dict[str, int | str]) -> None:
+def check_runs(model: nn.Module, batch: dict[str, Any], devices: Mapping[str, int | str]) -> None:
     """Accelerate takes the map, its hooks run the model, and the outputs are those of the plain one."""
     check_device_map(model, devices)
     for tensors in find_tied_parameters(model):

@@ -7,7 +7,6 @@ import io
 import math
 import random
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ import torch
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from placement.learning.reinforce import PRESETS
+from placement.learning.config import PRESETS
 from placement.learning.trainer import Trainer
 from placement.runs.checkpoint import FILE_NAME
 from placement.runs.record import TrainingRecord, resume_trainer
-from tests.placement.problems import branches
+from tests.placement.problems import branches, with_settings
 
-SMALL = replace(
+SMALL = with_settings(
     PRESETS["default"], hidden_size=8, samples=4, search_moves=64, search_chains=2, search_survivors=1, elites=2
 )
 
@@ -87,7 +86,21 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [*([at] if at else []), *(place for key, item in inner for place in places(item, (*at, key)))]
 
 
-ODD = [None, True, -1, 2**70, math.nan, "", "x" * 100, b"", [], {}, {"a": 1}, torch.zeros(0), torch.full((3,), 10**6)]
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    2**70,
+    math.nan,
+    "",
+    "x" * 100,
+    b"",
+    [],
+    {},
+    {"a": 1},
+    torch.zeros(0),
+    torch.full((3,), 10**6),
+]
 ODD += [torch.zeros(1).expand(10**9), torch.zeros(2, 2, dtype=torch.int32), [[[[[[[[[[1]]]]]]]]]], 1e300]
 
 
