@@ -45,6 +45,11 @@ def sizes(rng: np.random.Generator) -> dict[str, int]:
 ONE = np.ones((), np.float32)
 ZERO = np.zeros((), np.uint8)
 
+
+def _gelu(name: str) -> Callable[[dict[str, int]], Case]:
+    return lambda s: Case(name, [(s["B"], s["S"], s["d"]), (s["d"],)], [(s["B"], s["S"], s["d"])])
+
+
 MAKERS: dict[str, Callable[[dict[str, int]], Case]] = {
     "Attention": lambda s: Case(
         "Attention",
@@ -236,10 +241,7 @@ MAKERS: dict[str, Callable[[dict[str, int]], Case]] = {
         [((s["B"], s["S"]), I32)] * 2 + [(s["V"], s["d"]), (s["L"], s["d"]), (2, s["d"]), (s["d"],), (s["d"],)],
         [(s["B"], s["S"], s["d"]), (s["B"],), (s["B"], s["S"], s["d"])],
     ),
-    **{
-        name: lambda s, name=name: Case(name, [(s["B"], s["S"], s["d"]), (s["d"],)], [(s["B"], s["S"], s["d"])])
-        for name in ("BiasGelu", "FastGelu")
-    },
+    **{name: _gelu(name) for name in ("BiasGelu", "FastGelu")},
     "QuickGelu": lambda s: Case("QuickGelu", [(s["B"], s["d"])], [(s["B"], s["d"])]),
     "RotaryEmbedding": lambda s: Case(
         "RotaryEmbedding",

@@ -38,8 +38,8 @@ from placement.placers.best import charged_s, step_limit_s
 from placement.placers.random import draw
 from tests.placement.move_search.critical_path_plain import critical_path
 from tests.placement.placer_problems import cluster as host_and_gpus
-from tests.placement.placer_problems import optimum_s as optimum_of_allowed_s
 from tests.placement.placer_problems import expensive_cuts, training_problem
+from tests.placement.placer_problems import optimum_s as optimum_of_allowed_s
 from tests.placement.problems import branches, cluster, optimum_s
 
 UNTIL_THE_END = 16

@@ -55,8 +55,9 @@ class _Devices(TorchDispatchMode):
             return made
 
         if isinstance(value, Mapping) and not isinstance(value, dict):  # an output of Transformers
-            for key, entry in list(value.items()):
-                value[key] = self.send(entry, device)
+            output: Any = value
+            for key, entry in list(output.items()):
+                output[key] = self.send(entry, device)
             return value
         return tree_map_only(torch.Tensor, sent, value)
 

@@ -22,8 +22,9 @@ from tests.envs.simulator.simulator_problems import graph_of as graph_of_times
 from tests.envs.simulator.simulator_problems import hub, problem_of
 from tests.placement.results.pretended_devices import OnTwoDevicesError, outputs_of, outputs_under
 
-WIDTH = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-WORDS = {"vocab_size": 120, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+WIDTH: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+WORDS: dict[str, Any] = {"vocab_size": 120, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+START: dict[str, Any] = {"decoder_start_token_id": 0}  # no argument of its own, as the types say
 
 
 def tokens(*shape: int) -> torch.Tensor:
@@ -65,7 +66,7 @@ def t5() -> tuple[nn.Module, dict[str, Any]]:
         d_ff=64,
         vocab_size=120,
         use_cache=False,
-        decoder_start_token_id=0,
+        **START,
     )
     return transformers.T5ForConditionalGeneration(config), {
         "input_ids": tokens(2, 8),
@@ -204,7 +205,7 @@ def test_maps_of_any_placement_run(make: Callable[[], tuple[nn.Module, dict[str,
 @pytest.mark.filterwarnings("ignore")
 def test_the_pretended_devices_refuse_a_map_that_cuts_a_residual() -> None:
     model, batch = llama()
-    whole = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
+    whole: dict[str, int | str] = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
     devices = {**whole, "model.layers.0": 0, "model.layers.1": 1, "model.layers.2": 1}
     check_runs(model, batch, devices)
     del devices["model.layers.1"]

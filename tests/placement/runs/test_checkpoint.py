@@ -87,7 +87,21 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [*([at] if at else []), *(place for key, item in inner for place in places(item, (*at, key)))]
 
 
-ODD = [None, True, -1, 2**70, math.nan, "", "x" * 100, b"", [], {}, {"a": 1}, torch.zeros(0), torch.full((3,), 10**6)]
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    2**70,
+    math.nan,
+    "",
+    "x" * 100,
+    b"",
+    [],
+    {},
+    {"a": 1},
+    torch.zeros(0),
+    torch.full((3,), 10**6),
+]
 ODD += [torch.zeros(1).expand(10**9), torch.zeros(2, 2, dtype=torch.int32), [[[[[[[[[[1]]]]]]]]]], 1e300]
 
 
