@@ -83,17 +83,17 @@ def apply(
 
     The weights are the model's own: on CPU devices a training step updates them where they are. Every number is what
     the model itself would compute, save the random numbers of dropout, which have a seed of their own for each op.
-    The optimizer begins anew.
+    The optimizer begins without a state.
 
     Args:
         model: The model that was placed.
         result: Its placement, or the file of it.
         example_batch: As in `graphs.capture.capture`; the sizes are those of every batch.
-        loss: Likewise.
+        loss: From the model's output to the loss, as in `graphs.capture.capture`.
         devices: The real device for each device of the placement, in its order: ``"cpu:0,cuda:0"``. By default those
             that the placement names.
         training: As when the model was captured to be placed.
-        optimizer: Likewise.
+        optimizer: What updates the weights, as when the model was captured.
         settings: Learning rate and so on of the optimizer.
         name: The graph's name, of no effect here.
         seed: Of the step's random numbers.

@@ -1,12 +1,12 @@
-"""What learning buys: the learned placer and its ablation beside search, at equal seconds and at equal evaluations.
+"""What learning buys: the learned placer and its ablation against search, at equal seconds and at equal evaluations.
 
     python scripts/benchmark_learning.py --cells rnnlm/k80x2 nmt/k80x4 --seeds 0,1,2 --budgets-s 10 --json learning.json
 
 A cell is GRAPH/CLUSTER, or GRAPH/CLUSTER/fifo for another schedule than `priority`. Every row of the JSON file is one
 placer's answer, evaluated again by the simulator, whatever the placer claims; `seconds` is the wall clock from the
 placer's start to its answer, with the graph loaded and everything compiled. The file is written after every row: when
-it is started again, the script runs only what is missing. Beside it, in FILE.curves.json, stands how each row came
-about. Without --cells all cells are run; that takes days.
+it is started again, the script runs only what is missing. FILE.curves.json, in the same directory, holds how each row
+came about. Without --cells all cells are run; that takes days.
 
     python scripts/benchmark_learning.py --json docs/data/learning.json --report --plot docs/images
         --page docs/results/learning.md
@@ -40,7 +40,7 @@ from scripts.learning.rows import Curve, Row, read_curves, read_rows, thinned, w
 
 PAPER_CELLS = tuple(f"{graph}/{k80}" for graph in ("rnnlm", "nmt", "inception_v3") for k80 in ("k80x2", "k80x4"))
 # Short of memory: on one GPU they would need 1.6, 3.1 and 2.7 times what it has. All GPUs together have 1.2, 1.3 and
-# 1.5 times what one would need, and a split needs copies besides.
+# 1.5 times what one would need, and a split needs copies as well.
 MEMORY_CELLS = (
     "nmt:hidden=2048,batch=256/k80x2",
     "transformer_lm:layers=48,hidden=1600,heads=25,batch=3/k80x4",
@@ -60,7 +60,7 @@ CELLS = (
 )
 
 HEURISTICS = "heuristics"
-"""The best of all placers that neither search nor learn, as one row."""
+"""The name of a row: the best answer of the placers that neither search nor learn."""
 
 LEARNED_PREFIX = "reinforce_"
 """A learned placer with another preset than `default`: reinforce_uniform, reinforce_paper, ..."""
@@ -91,7 +91,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--placers", default=DEFAULT_PLACERS, help="separated by commas: %(default)s")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="separated by commas: %(default)s")
     parser.add_argument("--budgets-s", default="10,120", help="seconds, separated by commas, or none: %(default)s")
-    parser.add_argument("--budgets-evaluations", default="100,300,1000", help="likewise: %(default)s")
+    parser.add_argument("--budgets-evaluations", default="100,300,1000", help="limits in evaluations: %(default)s")
     parser.add_argument("--json", type=Path, default=Path("learning.json"), help="the file of rows: %(default)s")
     parser.add_argument("--forget", default="", help="placers whose rows are dropped and made again")
     parser.add_argument("--report", action="store_true", help="run nothing, show what the file holds")

@@ -65,7 +65,7 @@ class Timing:
         simulate_s: Evaluating them, on one core.
         learn_s: Scoring the placements, gradient.
         plain_s: The plain decoder with the same attention: reading, sampling and gradient in one.
-        plain_bahdanau_s: The plain decoder with Bahdanau's attention, likewise.
+        plain_bahdanau_s: The plain decoder with Bahdanau's attention: reading, sampling and gradient in one.
     """
 
     graph: str

@@ -1,7 +1,7 @@
 """Capture models of the `transformers` library, and check each capture against PyTorch itself.
 
-For each model, in training and in inference: FLOPs beside PyTorch's own counter over the same module, parameters and
-optimizer state in bytes beside the module's, ops that belong to no module, views that are left, and what the capture
+For each model, in training and in inference: FLOPs next to PyTorch's own counter over the same module, parameters and
+optimizer state in bytes next to the module's, ops that belong to no module, views that are left, and what the capture
 took. Nothing is downloaded: models are built from their configurations, at full size, on the meta device.
 
     python scripts/capture_models.py                      # all, at full size, each in a process of its own
@@ -170,7 +170,7 @@ MODELS: dict[str, Callable[[bool], tuple[nn.Module, Batch]]] = {
 
 @dataclass(frozen=True)
 class Check:
-    """A capture beside what PyTorch says of the same module.
+    """A capture next to what PyTorch says of the same module.
 
     Attributes:
         graph: The capture.

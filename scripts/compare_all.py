@@ -1,12 +1,12 @@
 """Compare all placers on all workloads and clusters: fills a page of docs, and a JSON file with every row.
 
-They are `docs/results/results.md` and `docs/data/results.json`; beside another --out lies its own JSON file.
+They are `docs/results/results.md` and `docs/data/results.json`; another --out has its own JSON file next to it.
 
     python scripts/compare_all.py --graphs rnnlm,nmt --clusters k80x2,k80x4 --time-limit-s 60 --seeds 0,1,2
     python scripts/compare_all.py --cells nmt@k80x4,bert@v100x8 --rerun reinforce
 
 The JSON file is written after every finished row. Started again with the same budget, after a kill or with more graphs,
-clusters, placers or seeds, the script runs only what is missing; --rerun names placers whose rows are made anew, all
+clusters, placers or seeds, the script runs only what is missing; --rerun names placers whose rows are rebuilt, all
 others are kept. Another budget is refused unless --restart is given.
 """
 
@@ -68,8 +68,10 @@ def main(args: Sequence[str] | None = None) -> int:
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graphs", default=",".join(ZOO), help="graphs, separated by spaces or by commas: %(default)s")
-    parser.add_argument("--clusters", default="k80x2,k80x4", help="clusters, likewise: %(default)s")
-    parser.add_argument("--cells", help="graph@cluster, likewise, in place of each of --graphs on each of --clusters")
+    parser.add_argument("--clusters", default="k80x2,k80x4", help="clusters, separated by commas: %(default)s")
+    parser.add_argument(
+        "--cells", help="graph@cluster, separated by commas, in place of each of --graphs on each of --clusters"
+    )
     parser.add_argument("--placers", default="all", help="placers, separated by commas, or all")
     parser.add_argument("--time-limit-s", type=float, default=60.0, help="seconds for each search: %(default)s")
     parser.add_argument("--seeds", default="0", help="seeds, separated by commas: %(default)s")

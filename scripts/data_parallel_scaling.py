@@ -6,7 +6,7 @@
 Each replica trains on a batch of the captured size on a device of its own, and gradients are summed around the ring of
 devices (`graphs.replicate`). The speed-up is in samples a second: replicas x step time of one / step time.
 
-By default it is ResNet-50 on a TPU v2 half pod, beside the published figure: 1,402 minutes of training to 76% on one
+By default it is ResNet-50 on a TPU v2 half pod, next to the published figure: 1,402 minutes of training to 76% on one
 TPU v2 device, 45 on 32 of them (Dean, "Machine learning for systems and systems for machine learning", NIPS 2017), 31.2
 times as fast. Nothing is fitted to it; docs/guide/clusters.md says what explains the difference.
 """

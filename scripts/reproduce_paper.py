@@ -1,4 +1,4 @@
-"""The table of Mirhoseini et al. (ICML 2017, arXiv 1706.04972): our simulated step times beside the published ones.
+"""The table of Mirhoseini et al. (ICML 2017, arXiv 1706.04972): our simulated step times next to the published ones.
 
     python scripts/reproduce_paper.py --json paper.json
 
@@ -179,7 +179,7 @@ def run_placer(problem: PlacementProblem, placer: str, key: tuple[str, str, str,
 
 
 def show(cells: Sequence[tuple[tuple[str, str], Sequence[Row]]]) -> None:
-    """Ours above the published figures, gains beside each other, and where the order of placers is another one."""
+    """Ours above the published figures, gains next to each other, and where the order of placers is another one."""
     console = Console()
     if not console.is_terminal:
         console.width = 140

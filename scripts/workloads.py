@@ -1,4 +1,4 @@
-"""Write the table of docs/results/workloads.md: what each workload of the zoo amounts to, beside what its paper says.
+"""Write the table of docs/results/workloads.md: what each workload of the zoo amounts to, next to what its paper says.
 
     python scripts/workloads.py
 

@@ -51,7 +51,7 @@ def test_the_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_model_of_ones_own_is_captured(
     page: Path, weights: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the module that the page says it is."""
+    """The page's code is captured from a module of the name that the page gives it."""
     monkeypatch.chdir(tmp_path)
     source = next(block for block in blocks(page, "python") if "def make():" in block)
     Path(f"model_of_{page.stem.replace('-', '_')}.py").write_text(source)
@@ -99,7 +99,7 @@ def test_files_and_names_in_the_code_exist(page: Path) -> None:
 
 
 def test_every_page_with_python_is_run_by_some_test() -> None:
-    """Those of the guide that are not run here have tests beside what they describe."""
+    """Those of the guide that are not run here have tests where what they describe is tested."""
     elsewhere = {"clusters.md", "environments.md", "graphs.md", "run-it.md"}
     with_python = {page.name for page in PAGES if blocks(page, "python") and page.parent.name != "concepts"}
     assert with_python == elsewhere | {README.name, OWN_MODEL.name}

@@ -27,7 +27,7 @@ class _Console(Console):
     """A console that obeys no name, and leaves it to `placement.cli.main` what happens where nobody reads any more."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich does, with an escape in place of what a terminal would obey: names come from files."""
+        """What rich renders, with an escape in place of what a terminal would obey: names come from files."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment

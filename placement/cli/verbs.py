@@ -137,7 +137,7 @@ class Compare:
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as JSON, after each of them; started again, finished rows are taken from there."""
     restart: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
-    """Run every placer anew, whatever the --json file holds."""
+    """Run every placer again, whatever the --json file holds."""
     csv: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as CSV."""
     plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from envs.problem import PlacementProblem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.searching.moves import STAGES, Moves, Units, single_units
-from placement.placers.searching.starts import Begun, start_of
+from placement.placers.searching.starts import StartedSearch, start_of
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,20 @@ def anneal(
     config: AnnealingConfig,
     options: SearchOptions = DEFAULT_OPTIONS,
 ) -> Placed:
-    """As `place`, with any settings."""
+    """Anneal with any settings, coarse to fine, in rounds until the budget is spent."""
     if budget.time_limit_s is None and budget.evaluations is None:
         budget = Budget(evaluations=config.default_evaluations)
-    begun = Begun(problem, budget, rng, options, config.stages)
-    search = begun.search
-    finest = begun.stages[-1][0]
+    started = StartedSearch(problem, budget, rng, options, config.stages)
+    search = started.search
+    finest = started.stages[-1][0]
     start, rounds = start_of(search), 0
     while not search.spent and len(finest.movable):
         begin = search.spent_share
         rounds_left = max(round(search.evaluations_left / (config.round_moves * len(finest.movable))), 1)
         home = start if rounds % 2 == 0 else Moves(single_units(search.problem), rng).scatter()
-        _round(search, begun.stages, rng, config, home, until=begin + (1.0 - begin) / rounds_left)
+        _round(search, started.stages, rng, config, home, until=begin + (1.0 - begin) / rounds_left)
         rounds += 1
-    return begun.placed(asdict(config), f", {rounds:,} round{'' if rounds == 1 else 's'}")
+    return started.placed(asdict(config), f", {rounds:,} round{'' if rounds == 1 else 's'}")
 
 
 def _round(

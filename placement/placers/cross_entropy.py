@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from envs.problem import PlacementProblem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.searching.moves import STAGES, Units
-from placement.placers.searching.starts import Begun, start_of
+from placement.placers.searching.starts import StartedSearch, start_of
 
 SAMPLES = 64
 ELITE = 8
@@ -38,12 +38,12 @@ def place(
     """Sample, keep the elite, move the distribution; until the budget is spent."""
     if budget.time_limit_s is None and budget.evaluations is None:
         budget = Budget(evaluations=DEFAULT_EVALUATIONS)
-    begun = Begun(problem, budget, rng, options, STAGES)
-    search = begun.search
-    for units, share in begun.stages:
+    started = StartedSearch(problem, budget, rng, options, STAGES)
+    search = started.search
+    for units, share in started.stages:
         begin = search.spent_share
         _sharpen(search, units, rng, until=begin + (1.0 - begin) * share)
-    return begun.placed({"samples": SAMPLES, "elite": ELITE, "step": STEP})
+    return started.placed({"samples": SAMPLES, "elite": ELITE, "step": STEP})
 
 
 def _sharpen(search: Search, units: Units, rng: np.random.Generator, *, until: float) -> None:

@@ -2,8 +2,8 @@
 
 Mirhoseini et al. (2017), section 4.1, arXiv 1706.04972: recurrent nets with one LSTM layer a GPU, attention and softmax
 with the top layer, embeddings with the bottom one; Inception-V3 cut into contiguous parts of about equal layer count.
-The other networks of blocks one after the other are cut likewise. Experts of a sparsely gated layer go to the devices
-in turn, the rest to the first device (Shazeer 2017, section 3.1, arXiv 1701.06538, without the replicas of the rest).
+The other networks of blocks one after the other are cut in the same way. Experts of a sparsely gated layer go to the
+devices in turn, the rest to the first device (Shazeer 2017, section 3.1, arXiv 1701.06538, without its replicas).
 DLRM's tables go, largest first, to the accelerator with most memory left, to the host where none is left, and its
 products to the first accelerator (Naumov 2019, section 4, arXiv 1906.00091, without the replicas of the products).
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from envs.problem import PlacementProblem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.searching.moves import STAGES, Moves, Units
-from placement.placers.searching.starts import Begun, start_of
+from placement.placers.searching.starts import StartedSearch, start_of
 
 POPULATION = 64
 ELITE = 12
@@ -35,13 +35,13 @@ def place(
     """Breed from where the options say, and from random placements, until the budget is spent."""
     if budget.time_limit_s is None and budget.evaluations is None:
         budget = Budget(evaluations=DEFAULT_EVALUATIONS)
-    begun = Begun(problem, budget, rng, options, STAGES)
-    search = begun.search
+    started = StartedSearch(problem, budget, rng, options, STAGES)
+    search = started.search
     generations = 0
-    for units, share in begun.stages:
+    for units, share in started.stages:
         begin = search.spent_share
         generations += _breed(search, units, rng, until=begin + (1.0 - begin) * share)
-    return begun.placed({"population": POPULATION, "elite": ELITE}, f", {generations:,} generations")
+    return started.placed({"population": POPULATION, "elite": ELITE}, f", {generations:,} generations")
 
 
 def _breed(search: Search, units: Units, rng: np.random.Generator, *, until: float) -> int:

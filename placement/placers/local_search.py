@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from envs.problem import PlacementProblem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.searching.moves import Moves, Units
-from placement.placers.searching.starts import Begun, start_of
+from placement.placers.searching.starts import StartedSearch, start_of
 
 BATCH = 8
 KICK_MOVES = 3
@@ -29,13 +29,13 @@ def place(
     """Descend, kick, descend again, until the budget is spent."""
     if budget.time_limit_s is None and budget.evaluations is None:
         budget = Budget(evaluations=DEFAULT_EVALUATIONS)
-    begun = Begun(problem, budget, rng, options, ())
-    search = begun.search
+    started = StartedSearch(problem, budget, rng, options, ())
+    search = started.search
     descents = 0
-    for units, share in begun.stages:
+    for units, share in started.stages:
         begin = search.spent_share
         descents += _iterate(search, units, rng, until=begin + (1.0 - begin) * share)
-    return begun.placed({"kick_moves": KICK_MOVES}, f", {descents:,} descent{'' if descents == 1 else 's'}")
+    return started.placed({"kick_moves": KICK_MOVES}, f", {descents:,} descent{'' if descents == 1 else 's'}")
 
 
 def _iterate(search: Search, units: Units, rng: np.random.Generator, *, until: float) -> int:

@@ -1,7 +1,7 @@
 """MinCut: METIS cuts the graph of groups into one part an accelerator, with equal work and few bytes across.
 
 Karypis and Kumar, "A fast and high quality multilevel scheme for partitioning irregular graphs", SIAM Journal on
-Scientific Computing 20(1), 1998, doi:10.1137/S1064827595287997. The paper's "MinCut" likewise leaves the CPU out
+Scientific Computing 20(1), 1998, doi:10.1137/S1064827595287997. The paper's "MinCut" leaves the CPU out, too
 (Mirhoseini et al., 2017). Parts are as large as their accelerator is fast.
 """
 

@@ -36,9 +36,10 @@ class Row:
             would take if memory were no limit.
         feasible: False too where there is no placement.
         peak_memory_bytes: ``int64[D]``; None where there is no placement.
-        busy_share: ``float64[D]``, the share of the step for which each device computes; None likewise.
-        placement: ``int64[G]``, or ``int64[N]`` where single ops were moved; None likewise, and where the row was read
-            from a file.
+        busy_share: ``float64[D]``, the share of the step for which each device computes; None where there is no
+            placement.
+        placement: ``int64[G]``, or ``int64[N]`` where single ops were moved; None where there is no placement, and
+            where the row was read from a file.
         search_s: Wall-clock seconds that the placer took.
         evaluations: Placements that it evaluated.
         note: One line: what it chose, or why it gave nothing.

@@ -47,7 +47,7 @@ class ComparisonRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         groups: Co-location groups that were placed.
         seed: That every placer was given.
         time_limit_s: Seconds that each placer might spend; None where these did not limit it.
-        evaluations: Placements that each might evaluate; None likewise.
+        evaluations: Placements that each might evaluate; None where these did not limit it.
         granularity: What the searches moved, see `placement.placers.base.SearchOptions`.
         start: Where they started.
         lower_bound_s: Seconds that no placement can beat.

@@ -186,8 +186,8 @@ def _moved(
 def simulate_device_map(problem: PlacementProblem, devices: DeviceMap) -> Simulated:
     """One step as Accelerate runs it: whole modules, one op or transfer at a time, the inputs on the main device.
 
-    Where the map has modules on the CPU beside accelerators, Accelerate computes them on the first GPU; the step is
-    simulated as if the CPU did, and is not feasible.
+    Where the map has modules on the CPU as well as on accelerators, Accelerate computes them on the first GPU; the step
+    is simulated as if the CPU did, and is not feasible.
     """
     return simulate_ops(problem.with_schedule(SEQUENTIAL), devices.op_placement, made_by="device map")
 

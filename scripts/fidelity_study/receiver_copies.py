@@ -5,7 +5,7 @@ Between two cores of a CPU the receiving core copies, and computes nothing meanw
 becomes an op of the receiver, which has the priority of its most urgent reader and takes the time of the bytes; the
 rest of a transfer, its latency, overlaps as before. Devices that share memory and cache also slow each other, which
 `step_time_s` takes into account where a profile says by how much. The step is that of `envs.simulator`, of a larger
-graph that is made anew for each placement: some milliseconds, so this is for checking placements, not for searching.
+graph that is rebuilt for each placement: some milliseconds, so this is for checking placements, not for searching.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def step_time_s(
         op_time_s: ``float64[N]``, other times of the ops where they are placed.
         latency: False where a copy shall be there as soon as its bytes are.
         contention: Let an op take as long as the share of its time asks for in which other devices work: between its
-            times alone and beside others, which the graph must have for each device's spec. Who works when is taken
-            from the step before, beginning with the ordinary op times.
+            times alone and in parallel with others, which the graph must have for each device's spec. Who works when is
+            taken from the step before, beginning with the ordinary op times.
     """
     place = np.asarray(op_device)
     ops = np.arange(problem.graph.num_ops)

@@ -28,8 +28,8 @@ class Standing:
     """One cell under one budget, over all seeds.
 
     Attributes:
-        graph: As named.
-        cluster: Likewise.
+        graph: As named on the command line.
+        cluster: As named on the command line, with ``/fifo`` behind it where the schedule is not `priority`.
         budget_s: Seconds; None where evaluations are limited.
         budget_evaluations: Evaluations; None where time is limited.
         times_s: Step times by placer, one a seed, sorted; infinite where nothing that fits was found.
@@ -51,7 +51,7 @@ class Standing:
 
     @property
     def schedule(self) -> str:
-        """As named after the cluster; nothing for `priority`."""
+        """The schedule, which stands behind the cluster's name; empty for `priority`."""
         return self.cluster.partition("/")[2]
 
     def median_s(self, placer: str) -> float:
@@ -235,7 +235,7 @@ def _outcome(standing: Standing) -> tuple[str, str]:
     ratio = standing.ratio
     if ratio is None:
         return "-", ""
-    preposition = {"ahead": "of", "level": "with", "behind": "", "one seed": "beside"}[standing.verdict]
+    preposition = {"ahead": "of", "level": "with", "behind": "", "one seed": "against"}[standing.verdict]
     note = " ".join(word for word in (standing.verdict, preposition, standing.best_other or "") if word)
     if standing.overrun is not None and standing.overrun > 1.1:
         note += f"; took up to {standing.overrun:.2f} of the time"
@@ -253,16 +253,14 @@ def _summary(group: Sequence[Standing]) -> str:
     cells = f"{len(compared)} cell{'s' if len(compared) > 1 else ''}"
     text = (
         f"{cells}: reinforce is ahead in {count['ahead']}, level in {count['level']}, behind in "
-        f"{count['behind']}{alone}; its median is the smaller one in {sum(ratio < 1 for ratio in ratios)}; ratio from "
+        f"{count['behind']}{alone}; its median is faster in {sum(ratio < 1 for ratio in ratios)}; ratio from "
         f"{min(ratios):.4f} to {max(ratios):.4f}, geometric mean {_geometric_mean(ratios):.4f}"
     )
     for name in _placers(compared):
         against = [_ratio(s.median_s(LEARNED), s.median_s(name)) for s in compared if name in s.times_s]
         if name.startswith(f"{LEARNED}_") and against:
-            smaller = sum(ratio < 1 for ratio in against)
-            text += (
-                f". Against {name}: smaller in {smaller} of {len(against)}, mean ratio {_geometric_mean(against):.4f}"
-            )
+            faster = sum(ratio < 1 for ratio in against)
+            text += f". Against {name}: faster in {faster} of {len(against)}, mean ratio {_geometric_mean(against):.4f}"
     return f"{text}."
 
 

@@ -28,7 +28,7 @@ class Row:
 
     Attributes:
         graph: As named on the command line.
-        cluster: Likewise; with ``/fifo`` behind it where the schedule is not `priority`.
+        cluster: As named on the command line; with ``/fifo`` behind it where the schedule is not `priority`.
         placer: Its name.
         seed: Of its random numbers.
         budget_s: Wall-clock seconds that it was given; None where only evaluations were limited.
@@ -112,7 +112,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def write_curves(path: Path, curves: Sequence[Curve]) -> None:
-    """Replace the file of curves likewise."""
+    """Replace the file of curves, whole or not at all."""
     write_atomically(path, json.dumps({"curves": [asdict(curve) for curve in curves]}).encode() + b"\n")
 
 

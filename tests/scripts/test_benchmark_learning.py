@@ -79,7 +79,7 @@ def test_it_runs_what_is_missing_and_every_row_is_evaluated_again(
     assert len(rows) == 4 * (2 + 2)
     assert [row.key for row in rows[:4]] == [Row(**row).key for row in before["rows"]]
     assert "geometric mean" in out
-    assert "Against reinforce_uniform: smaller in" in out
+    assert "Against reinforce_uniform: faster in" in out
 
     assert main([*args, "--seeds", "0,1", "--budgets-s", "0.2", "--forget", "annealing"]) == 0
     again = [line for line in capsys.readouterr().out.splitlines() if ", seed " in line]
@@ -209,7 +209,7 @@ def test_another_schedule_has_a_table_of_its_own_and_single_seeds_are_not_counte
     assert "| at most 2 seeds |" in priority
     assert "| 1 seed |" in fifo
     assert "2 cells: reinforce is ahead in 1, level in 0, behind in 0, of one seed in 1; its median is the" in priority
-    assert "| g | d | 1.000 s | 1.000 | 2.000 | 0.5000 | one seed beside annealing |" in priority
+    assert "| g | d | 1.000 s | 1.000 | 2.000 | 0.5000 | one seed against annealing |" in priority
     assert "1 cell: reinforce is ahead in 0, level in 0, behind in 0, of one seed in 1; its median is the" in fifo
 
 

@@ -1,4 +1,4 @@
-"""The script of the paper's table: published figures beside ours, on workloads made small."""
+"""The script of the paper's table: published figures next to ours, on workloads made small."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def earliest_start_schedule(
 
 
 def _read_only(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
-    """A view or copy in the one form that the loops are compiled for: numba compiles anew for every other."""
+    """A view or copy in the one form that the loops are compiled for: numba would compile again for every other."""
     view = np.ascontiguousarray(array, dtype=dtype).view()
     view.setflags(write=False)
     return view

@@ -30,7 +30,7 @@ GROUPS_SHARE = 0.6
 """Share of the budget for moving whole groups, where single ops are moved after them."""
 
 
-class Begun:
+class StartedSearch:
     """A search that has its start: the evaluations so far, the units to move, and the way to its answer.
 
     Args:

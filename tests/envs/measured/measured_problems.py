@@ -1,4 +1,4 @@
-"""Models whose steps are run by the tests of measured execution, and PyTorch's own step beside them."""
+"""Models whose steps are run by the tests of measured execution, and PyTorch's own step to compare with."""
 
 import copy
 import threading

@@ -1,4 +1,4 @@
-"""Captures of the `transformers` library's own models, beside what PyTorch says of the same modules."""
+"""Captures of the `transformers` library's own models, next to what PyTorch says of the same modules."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def fails(capsys: pytest.CaptureFixture[str], code: int, *args: str) -> str:
 
 
 def bad_input(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """As `fails` with exit code 2, and nothing else on stderr."""
+    """Run the command on bad input, which must end with exit code 2 and one line on stderr; returns the line."""
     assert main(args) == 2
     said = capsys.readouterr()
     assert said.err.startswith("placement: ")

@@ -56,13 +56,13 @@ def test_without_copies_it_is_the_simulators_step() -> None:
 
 
 def test_ops_are_slower_while_others_work() -> None:
-    """x of 1 ms, then left on cpu:1 beside right on cpu:0; 2 and 3 ms alone, twice as long beside each other."""
+    """x of 1 ms, then left on cpu:1 while right is on cpu:0; 2 and 3 ms alone, twice as long in parallel."""
     problem = problem_of()
     alone = problem.graph.time_s["core"]
     times = {"core": alone, "core_alone": alone, "core_beside": alone * np.array([1, 2, 2, 1, 1])}
     problem = replace(problem, graph=replace(problem.graph, time_s=times))
     place = np.array([0, 1, 0, 0, 0])
-    # Beside each other all the time right would end at 7 ms; it is alone at least until left's bytes are there.
+    # In parallel all the time right would end at 7 ms; it is alone at least until left's bytes are there.
     found = step_time_s(problem, place, contention=True)
     assert step_time_s(problem, place) < found <= 8.1 * MS
     assert step_time_s(problem, np.zeros(5, dtype=int), contention=True) == pytest.approx(7 * MS)
