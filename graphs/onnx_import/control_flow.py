@@ -23,6 +23,22 @@ _INT64, _BOOL = 7, 9
 _REMEDY = "export the model without control flow"
 
 
+class _Started:
+    """Where the walk was before the first turn of a loop, which tells how long the loop is with the loops in it."""
+
+    def __init__(self, walk: Walker) -> None:
+        self._walk = walk
+        self._emitted, self._expanded = len(walk.emitted), walk.expanded
+
+    def is_too_long(self, turns: int) -> bool:
+        """Whether as many turns as the one made since would come to too many operators."""
+        return turns > 1 and turns * (self._walk.expanded - self._expanded) > MOST_UNROLLED
+
+    def take_back(self) -> None:
+        """Forget the turn."""
+        del self._walk.emitted[self._emitted :]
+
+
 def _graph(node: Any, name: str) -> Any:
     for attribute in node.attribute:
         if attribute.name == name and attribute.HasField("g"):
@@ -108,6 +124,7 @@ def _loop(walk: Walker, frame: Frame, node: Any, inputs: Sequence[Value | None])
         going = going if going is not None else walk.small(f"{name}/cond", True, _BOOL)
         return _whole_loop(walk, shared, node, body, nodes, int(limit), going, carried, told is not None, unknown)
     stacked: list[list[Value]] = [[] for _ in range(scans)]
+    started = _Started(walk)
     turn = 0
     while limit is None or turn < limit:
         if told is None and going is not None:
@@ -121,6 +138,10 @@ def _loop(walk: Walker, frame: Frame, node: Any, inputs: Sequence[Value | None])
         number = walk.small(f"{name}/{turn}/turn", turn)
         going_in = going if going is not None else walk.small(f"{name}/{turn}/cond", True, _BOOL)
         out = _turn(walk, shared, node, body, nodes, [number, going_in, *carried], f"{turn}/")
+        if turn == 0 and limit is not None and started.is_too_long(int(limit)):
+            started.take_back()
+            first = list(inputs[2:])
+            return _whole_loop(walk, shared, node, body, nodes, int(limit), going_in, first, told is not None, unknown)
         going, carried = out[0] if going is not None else None, list(out[1 : 1 + len(carried)])
         for column, value in zip(stacked, out[1 + len(carried) :], strict=True):
             column.append(value)
@@ -165,11 +186,16 @@ def _scan(walk: Walker, frame: Frame, node: Any, inputs: Sequence[Value | None])
     if length * max(1, count_nodes(nodes)) > MOST_UNROLLED:
         rows = [_row(f"{t.name}/row", t, axis) for t, axis in zip(tensors, axes, strict=True)]
         return _whole_scan(walk, shared, node, body, nodes, length, state, tensors, rows, out_axes)
+    started = _Started(walk)
     slices = [_slices(walk, frame, node, t, axis) for t, axis in zip(tensors, axes, strict=True)]
     stacked: list[list[Value]] = [[] for _ in range(scans)]
     for turn in range(length):
         now = [s[length - 1 - turn] if back else s[turn] for s, back in zip(slices, backward, strict=True)]
         out = _turn(walk, shared, node, body, nodes, [*state, *now], f"{turn}/")
+        if turn == 0 and started.is_too_long(length):
+            started.take_back()
+            rows = [_row(f"{t.name}/row", t, axis) for t, axis in zip(tensors, axes, strict=True)]
+            return _whole_scan(walk, shared, node, body, nodes, length, state, tensors, rows, out_axes)
         state = list(out[: len(state)])
         for column, value in zip(stacked, out[len(state) :], strict=True):
             column.append(value)

@@ -134,7 +134,7 @@ class Sizes:
         if size is None:
             return -1
         if size < 0 or size > _LARGEST:
-            raise InputError(f"dimension '{key}' is set to {size}; it must be at least 1")
+            raise InputError(f"dimension '{key}' is set to {size}; it must be a whole number from 0 to {_LARGEST}")
         return size
 
 

@@ -101,6 +101,7 @@ class Walker(Protocol):
     path: Path
     sizes: Sizes
     emitted: list[Emitted]
+    expanded: int
     functions: Mapping[tuple[str, str, str], Any]
     missing_inputs: set[Missing]
     choices: list[str]

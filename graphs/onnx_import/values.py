@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -164,17 +165,24 @@ def dtype_of(elem_type: int, name: str) -> tuple[str, int]:
     Raises:
         InputError: Elements of that type have no size; `name` is the tensor's.
     """
+    found = _dtype(elem_type)
+    if isinstance(found, str):
+        raise InputError(
+            f"tensor '{name}' holds elements of type '{found}', which have no size; remove it from the model"
+        )
+    return found
+
+
+@lru_cache
+def _dtype(elem_type: int) -> tuple[str, int] | str:
+    """As `dtype_of`; ONNX's name for the type where its elements have no size."""
     from onnx import TensorProto
 
     onnx_name = TensorProto.DataType.Name(elem_type).lower() if elem_type in TensorProto.DataType.values() else "?"
     onnx_name = {"float": "float32", "double": "float64"}.get(onnx_name, onnx_name)
     if onnx_name in DTYPE_BYTES:
         return onnx_name, 8 * DTYPE_BYTES[onnx_name]
-    if onnx_name in _OTHER_DTYPES:
-        return _OTHER_DTYPES[onnx_name]
-    raise InputError(
-        f"tensor '{name}' holds elements of type '{onnx_name}', which have no size; remove it from the model"
-    )
+    return _OTHER_DTYPES.get(onnx_name, onnx_name)
 
 
 def title(node: Any) -> str:

@@ -92,6 +92,7 @@ class Walk:
         self.expanded = 0
         self.contradicted = False
         self._folding = Folding()
+        self._types: dict[tuple[Any, ...], list[Type | None]] = {}
         self._constants: dict[tuple[Any, ...], list[Tensor | None]] = {}
 
     def run(self, frame: Frame, nodes: Sequence[Any]) -> None:
@@ -258,7 +259,7 @@ class Walk:
         if node.op_type == "Identity" and standard and constant and inputs[0] is not None:
             return [inputs[0]]
         if standard:
-            types = infer(node, inputs, frame.opsets)
+            types = self._inferred(frame, node, inputs)
         elif contrib.has_shapes(node) and all(t is None or t.is_known for t in inputs):
             types = contrib.infer(node, inputs)
         else:
@@ -288,6 +289,21 @@ class Walk:
                 )
             outputs.append(tensor)
         return outputs
+
+    def _inferred(self, frame: Frame, node: Any, inputs: list[Tensor | None]) -> list[Type | None]:
+        """What ONNX infers; once for all operators that are alike, as those of a model's layers are."""
+        key = (
+            *(node.op_type, node.domain, tuple(map(bool, node.output)), frame.opsets.get("", 1)),
+            b"".join(a.SerializeToString(deterministic=True) for a in node.attribute),
+            *(
+                (t.elem_type, t.shape, t.value.tobytes() if t.value is not None else None) if t is not None else None
+                for t in inputs
+            ),
+        )
+        types = self._types.get(key)
+        if types is None:
+            types = self._types[key] = infer(node, inputs, frame.opsets)
+        return types
 
     def _output(
         self,

@@ -75,6 +75,20 @@ def test_a_long_loop_is_one_operator_that_costs_all_turns(tmp_path: Path) -> Non
     assert graph.parameter_bytes == 4 * 64
 
 
+@pytest.mark.parametrize(("outer", "inner"), [(3, 4), (1000, 1000), (1500, 30), (2, 1000)])
+def test_loops_in_loops(tmp_path: Path, outer: int, inner: int) -> None:
+    text = f"""g (float[4, 8] x) => (float[4, 8] y)
+        <{W}, bool true = {{1}}, int64 n = {{{outer}}}, int64 m = {{{inner}}}> {{
+        y = Loop(n, true, x) <body = b (int64 i, bool c, float[4, 8] h) => (bool d, float[4, 8] o) {{
+            d = Identity(c)
+            o = Loop(m, true, h) <body = a (int64 j, bool e, float[4, 8] k) => (bool f, float[4, 8] p) {{
+                f = Identity(e) p = MatMul(k, w) }}> }}> }}"""
+    graph = load_graph(save(tmp_path, text))
+    assert graph.total_flops == outer * inner * 2 * 4 * 8 * 8
+    assert graph.num_ops <= MOST_UNROLLED + 2
+    assert graph.parameter_bytes == 4 * 64
+
+
 def test_a_loop_whose_turns_are_known_in_the_step_alone(tmp_path: Path) -> None:
     source = save(tmp_path, loop("1", ", int64 n"))
     with pytest.raises(InputError, match=r"operator Loop 'y' makes a number of turns.*:y\.trips=8.*:n=1$"):
