@@ -6,9 +6,11 @@ outlives no run, however that ends.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -21,6 +23,9 @@ import numpy as np
 from envs.measured import protocol
 from graphs.errors import InputError
 
+_PR_SET_PDEATHSIG = 1
+"""Of `prctl(2)`."""
+
 _SHARE_OF_LIMIT = 0.9
 """A step is given up here before the parent loses patience, so that the reason can be told."""
 
@@ -32,6 +37,7 @@ def main() -> None:
     """Serve requests until the parent closes the pipe."""
     requests = os.fdopen(int(sys.argv[1]), "rb")
     replies = os.fdopen(int(sys.argv[2]), "wb")
+    _end_with_the_parent(int(sys.argv[3]))
     _be_the_first_to_go()
     # A worker that comes back from a kernel must not wait long for another that runs Python.
     sys.setswitchinterval(1e-4)
@@ -52,6 +58,23 @@ def _receive(requests: BinaryIO, waiting: SimpleQueue[protocol.Request]) -> None
         if not data:
             os._exit(0)
         waiting.put(msgspec.msgpack.decode(data, type=protocol.Request))
+
+
+def _end_with_the_parent(parent: int) -> None:
+    """Let the kernel end this process when the program that started it ends, and what it forks when it ends itself.
+
+    The end of the pipe says so, too, but not to a process whose interpreter is held by an op that never returns.
+    """
+    _die_with_parent()
+    os.register_at_fork(after_in_child=_die_with_parent)
+    if os.getppid() != parent:  # it ended before
+        os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for a SIGKILL when the parent ends; other systems have no such thing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _be_the_first_to_go() -> None:

@@ -12,11 +12,11 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, BinaryIO
 
 import msgspec
@@ -35,6 +35,19 @@ START_LIMIT_S = 600.0
 _KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """For the C library's allocator: freed memory is used again, not given back to the system and asked for anew, page by
 page, in every step, which costs more than many an op and makes two threads wait for each other."""
+
+
+_LOOK_EVERY_S = 0.25
+"""How often it is asked whether a process that says nothing is still there: what it forked may hold its pipe open."""
+
+_MOST_STDERR = 64_000
+"""Bytes of what a process says that are kept: the last ones."""
+
+_starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="measuring")
+"""Starts the processes. Each asks the kernel to be killed when the thread that started it ends, as this one does only
+with the program."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: globals().update(_starter=ThreadPoolExecutor(max_workers=1)))
 
 
 class MeasuringProcess:
@@ -183,24 +196,27 @@ class _Child:
     def __init__(self) -> None:
         request_read, request_write = os.pipe()
         reply_read, reply_write = os.pipe()
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "envs.measured.child", str(request_read), str(reply_write)],
+        arguments = [str(request_read), str(reply_write), str(os.getpid())]
+        self.process = _starter.submit(
+            subprocess.Popen,
+            [sys.executable, "-P", "-m", "envs.measured.child", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=self._stderr,
+            stderr=subprocess.PIPE,
             pass_fds=(request_read, reply_write),
             env={**os.environ, **_KEEP_MEMORY, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C is for the parent, which then closes the pipe
-        )
+            start_new_session=True,  # Ctrl-C is for the parent, which then closes the pipe; and what it forks ends, too
+        ).result()
+        assert self.process.stderr is not None
+        self._said = _LastWords(self.process.stderr)
         os.close(request_read)
         os.close(reply_write)
         self._requests: BinaryIO = os.fdopen(request_write, "wb")
         self._replies: int = reply_read
         os.set_blocking(reply_read, False)
-        self._end = weakref.finalize(self, _end, self.process, self._requests, reply_read, self._stderr)
+        self._end = weakref.finalize(self, _end, self.process, self._requests, reply_read)
 
     def ask(self, request: protocol.Request, time_limit_s: float) -> protocol.Reply:
         """Send a request and wait for the reply; a process that dies or is late has failed, and is ended."""
@@ -225,15 +241,20 @@ class _Child:
 
         Raises:
             TimeoutError: It did not come in time.
-            EOFError: The process closed the pipe.
+            EOFError: The process closed the pipe, or ended.
         """
         received = b""
         wanted = protocol.LENGTH_BYTES
         with selectors.DefaultSelector() as selector:
             selector.register(self._replies, selectors.EVENT_READ)
             while len(received) < wanted:
-                if not selector.select(max(until_s - time.monotonic(), 0.0)):
-                    raise TimeoutError
+                left_s = until_s - time.monotonic()
+                if not selector.select(min(max(left_s, 0.0), _LOOK_EVERY_S)):
+                    if left_s <= 0:
+                        raise TimeoutError
+                    if self.process.poll() is not None and not selector.select(0.0):
+                        raise EOFError
+                    continue
                 data = os.read(self._replies, 1 << 20)
                 if not data:
                     raise EOFError
@@ -255,17 +276,61 @@ class _Child:
             text = f"the measuring process was killed by {name}{hint}"
         else:
             text = f"the measuring process ended with status {code}"
-        self._stderr.seek(0)
-        said = self._stderr.read().decode(errors="replace").split("\n")
+        said = self._said.text().split("\n")
         last = next((line.strip() for line in reversed(said) if line.strip()), "")
         return f"{text}; it said: {last[:200]}" if last else text
 
 
-def _end(process: subprocess.Popen[bytes], requests: BinaryIO, replies: int, stderr: IO[bytes]) -> None:
-    """Kill a process and free what belongs to it."""
+class _LastWords:
+    """Takes in what a process says, however much that is, and keeps the end of it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._kept = b""
+        self._thread = threading.Thread(target=self._take, args=(stream,), name="measuring-stderr", daemon=True)
+        self._thread.start()
+
+    def _take(self, stream: IO[bytes]) -> None:
+        with stream:
+            while part := os.read(stream.fileno(), 1 << 16):
+                self._kept = (self._kept + part)[-_MOST_STDERR:]
+
+    def text(self) -> str:
+        """What was kept; the process has ended, but what it forked may still say something, and is not waited for."""
+        self._thread.join(timeout=1.0)
+        return self._kept.decode(errors="replace")
+
+
+def _end(process: subprocess.Popen[bytes], requests: BinaryIO, replies: int) -> None:
+    """Kill a process with all that it started and free what belongs to it."""
+    started = _descendants(process.pid)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # its session's group; also after its own end
     process.kill()
     process.wait()
+    for process_id in started:  # those that made a session of their own
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process_id, signal.SIGKILL)
     with contextlib.suppress(OSError):  # what was not sent has no reader any more
         requests.close()
     os.close(replies)
-    stderr.close()
+
+
+def _descendants(process_id: int) -> list[int]:
+    """What a process started, and what that started, as Linux tells; elsewhere none."""
+    found: list[int] = []
+    waiting = [process_id]
+    while waiting:
+        parent = waiting.pop()
+        try:
+            threads = os.listdir(f"/proc/{parent}/task")
+        except OSError:
+            continue
+        for thread in threads:
+            try:
+                with open(f"/proc/{parent}/task/{thread}/children") as file:
+                    children = [int(number) for number in file.read().split()]
+            except OSError:
+                continue
+            found += children
+            waiting += children
+    return found

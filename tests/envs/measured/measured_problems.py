@@ -1,6 +1,7 @@
 """Models whose steps are run by the tests of measured execution, and PyTorch's own step to compare with."""
 
 import copy
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -147,6 +148,24 @@ def faulty(x: torch.Tensor) -> torch.Tensor:
             time.sleep(1000)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if how == "segfault":
+            ctypes.string_at(0)
+        if how == "hold":  # in C, with the interpreter's lock
+            ctypes.PyDLL(None).sleep(1000)
+        if how == "flood":
+            for _ in range(200):
+                os.write(2, b"x" * 100_000)
+            raise ValueError("after much ado")
+        if how.startswith("fork"):
+            child = os.fork()
+            if child == 0:
+                if how == "fork_session":
+                    os.setsid()
+                time.sleep(1000)
+            with open(os.environ["FAULTY_FILE"], "a") as file:
+                file.write(f"{child}\n")
+            if how == "fork_and_die":
+                os.kill(os.getpid(), signal.SIGKILL)
     return x * 2
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -119,6 +120,57 @@ def test_a_worker_that_fails_is_infeasible_and_measuring_goes_on(
         assert alive(first) == (starts == 1)
 
 
+@two_cores
+@pytest.mark.parametrize(
+    ("how", "reason", "feasible"),
+    [
+        ("segfault", "killed by SIGSEGV", False),
+        ("hold", "it was not done after 3 s", False),
+        ("flood", "ValueError: after much ado", False),
+        ("fork", "", True),
+        ("fork_session", "", True),
+        ("fork_and_die", "killed by SIGKILL", False),
+    ],
+)
+def test_nothing_that_an_op_does_outlives_the_measurements(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str, reason: str, feasible: bool
+) -> None:
+    forked = tmp_path / "forked"
+    forked.touch()
+    monkeypatch.setenv("FAULTY_DEVICE", NAMES[1])
+    monkeypatch.setenv("FAULTY_HOW", how)
+    monkeypatch.setenv("FAULTY_FILE", str(forked))
+    with faulty_problem(3.0 if how == "hold" else 60.0) as problem:
+        found: list[Measurement] = []
+        problem.measurer.on_measure = lambda ops, schedule, what: found.append(what)
+        good, bad = placements(problem)
+        problem.measurer.process.start()
+        began_s = time.monotonic()
+        assert problem.evaluate(bad[None]).feasible[0] == feasible
+        assert reason in found[0].reason
+        assert time.monotonic() - began_s < 20  # and not the whole time limit, though what was forked holds the pipe
+        assert problem.evaluate(good[None]).feasible[0]
+    processes = [int(line) for line in forked.read_text().split()]
+    assert bool(processes) == how.startswith("fork")
+    for _ in range(50):
+        if not any(map(alive, processes)):
+            break
+        time.sleep(0.1)
+    assert not any(map(alive, processes))
+
+
+@two_cores
+def test_a_process_that_started_in_a_thread_goes_on_when_the_thread_has_ended() -> None:
+    with faulty_problem() as problem:
+        good, _ = placements(problem)
+        thread = threading.Thread(target=problem.measurer.process.start)
+        thread.start()
+        thread.join()
+        time.sleep(0.3)
+        assert problem.evaluate(good[None]).feasible[0]
+        assert problem.measurer.process.starts == 1
+
+
 def test_a_placement_that_is_not_allowed_is_not_run() -> None:
     problem = faulty_problem()
     rows = np.ones((1, problem.num_groups), dtype=np.int64) * (problem.num_devices - 1)
@@ -130,7 +182,11 @@ def test_a_placement_that_is_not_allowed_is_not_run() -> None:
 
 
 @two_cores
-def test_nothing_outlives_a_program_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["", "hold", "fork"])
+def test_nothing_outlives_a_program_that_is_killed(tmp_path: Path, how: str) -> None:
+    """Also where an op holds the interpreter, so that nobody hears the end of the pipe, or has forked."""
+    forked = tmp_path / "forked"
+    forked.touch()
     script = tmp_path / "run.py"
     script.write_text(
         textwrap.dedent("""
@@ -139,22 +195,29 @@ def test_nothing_outlives_a_program_that_is_killed(tmp_path: Path) -> None:
         problem = t.faulty_problem()
         print(problem.evaluate(t.placements(problem)[0][None]).feasible[0], flush=True)
         print(problem.measurer.process.process_id, flush=True)
+        problem.evaluate(t.placements(problem)[1][None])
         time.sleep(100)
         """)
     )
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    ) as program:
+    faults = {"FAULTY_DEVICE": NAMES[1] if how else "", "FAULTY_HOW": how, "FAULTY_FILE": str(forked)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **faults}
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "True\n"
         measuring = int(program.stdout.readline())
         assert alive(measuring)
+        for _ in range(100 if how == "fork" else 10):
+            time.sleep(0.1)
+            if forked.read_text():
+                break
         program.send_signal(signal.SIGKILL)
+    started = [measuring, *map(int, forked.read_text().split())]
+    assert len(started) == (2 if how == "fork" else 1)
     for _ in range(100):
-        if not alive(measuring):
+        if not any(map(alive, started)):
             break
         time.sleep(0.1)
-    assert not alive(measuring)
+    assert not any(map(alive, started))
 
 
 def test_the_middle_half_counts() -> None:
