@@ -15,6 +15,7 @@ from graphs.errors import InputError
 from graphs.files import load_graph_file
 from graphs.sources import check_can_run, load_graph
 from placement.runs import directory
+from placement.runs.compile_ahead import compile_ahead
 from placement.runs.measured_training import MeasuredRun, MeasuredTraining
 from placement.runs.measurements import read_measurements
 from placement.runs.observer import RunObserver
@@ -98,6 +99,7 @@ def resume_measured(
                 time_limit_s = left_s(config, elapsed_s) or 0.0
             with observer.stage(f"building {settings.source} with its weights"):
                 problem.measurer.process.start()
+            _compile(problem, observer)
             training = MeasuredTraining(problem, time_limit_s, config.seed, settings.screen, run_dir, observer)
             training.elapsed_s = elapsed_s
             return training.run()
@@ -118,7 +120,7 @@ def train_measured(
 
     Args:
         problem: From `envs.measured.problem.measured`.
-        time_limit_s: Seconds in all, but for starting the process that measures.
+        time_limit_s: Seconds in all, but for starting the process that measures and for compiling.
         seed: Seeds the learner's random numbers; what is measured is never quite the same twice.
         screen: Learn from the simulator and measure what it finds best.
         out: The run directory; None writes no files.
@@ -132,8 +134,10 @@ def train_measured(
     run_dir = None if out is None else Path(out)
     if run_dir is not None:
         directory.check_free(run_dir)
+    observer = observer or RunObserver()
     process = problem.measurer.process
     process.start()
+    _compile(problem, observer)
     with contextlib.ExitStack() as held:
         if run_dir is not None:
             held.enter_context(directory.hold(run_dir))
@@ -147,7 +151,13 @@ def train_measured(
             directory.create(
                 run_dir, problem, preset="default", seed=seed, time_limit_s=time_limit_s, measured=settings
             )
-        return MeasuredTraining(problem, time_limit_s, seed, screen, run_dir, observer or RunObserver()).run()
+        return MeasuredTraining(problem, time_limit_s, seed, screen, run_dir, observer).run()
+
+
+def _compile(problem: MeasuredProblem, observer: RunObserver) -> None:
+    """Compile what the clock should not count."""
+    with observer.stage("compiling, which only the first run has to"):
+        compile_ahead(problem.schedule)
 
 
 def _with_profile(graph: ComputationGraph, path: Path, cluster: Cluster) -> ComputationGraph:

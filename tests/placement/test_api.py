@@ -1,8 +1,11 @@
 """The verbs as Python functions: what the package exports, and the whole job in a few lines."""
 
+import contextlib
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +16,14 @@ import placement
 from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from graphs.files import save_graph_file
+from graphs.files import load_graph_file, save_graph_file
 from graphs.synthetic import random_graph
+from placement.cli.verbs import VERBS
+from placement.learning.stats import UpdateStats
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, SearchOptions
 from placement.registry import get_placer
 from placement.results.placement_file import encode_placement
+from placement.runs.observer import RunObserver, TrainingPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -156,3 +162,59 @@ def test_importing_the_package_and_making_a_problem_loads_no_torch() -> None:
     assert set(placement.__all__) <= set(dir(placement))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = placement.nonsense
+
+
+def test_a_graph_is_imported_and_a_placement_exported_as_by_the_command(
+    problem: PlacementProblem, tmp_path: Path
+) -> None:
+    save_graph_file(problem.graph, tmp_path / "g.graph.json")
+    graph = placement.import_graph(str(tmp_path / "g.graph.json"), tmp_path / "h.graph.json.gz")
+    assert graph.sha256 == problem.graph.sha256 == load_graph_file(tmp_path / "h.graph.json.gz").sha256
+    with pytest.raises(InputError, match=r"must end in \.graph\.json"):
+        placement.import_graph("nmt", tmp_path / "h.json")
+    run = placement.train(problem, updates=1, out=tmp_path / "run")
+    exported = placement.export(tmp_path / "run", tmp_path / "ops.json")
+    assert exported.simulated.step_time_s == run.result.step_time_s
+    assert exported.device_map is None
+    files = {"graph": graph, "cluster": problem.cluster}
+    placement.export(tmp_path / "run" / "placement.json", tmp_path / "same.json", **files)
+    ops = [json.loads((tmp_path / name).read_text())["ops"] for name in ("ops.json", "same.json")]
+    assert [row["device"] for row in ops[0]] == [row["device"] for row in ops[1]]
+    with pytest.raises(InputError, match="leave out GRAPH and --cluster"):
+        placement.export(tmp_path / "run", tmp_path / "x.json", **files)
+    placement.write_placement(tmp_path / "alone.json", run.result)
+    with pytest.raises(InputError, match="needs its GRAPH and a --cluster"):
+        placement.export(tmp_path / "alone.json", tmp_path / "x.json")
+    assert placement.load_problem(tmp_path / "run").graph.sha256 == graph.sha256
+
+
+def test_every_verb_of_the_command_is_a_function() -> None:
+    for verb in VERBS:
+        name = {"import": "import_graph"}.get(verb, verb)
+        assert verb == "list" or callable(getattr(placement, name))
+
+
+def test_an_observer_is_told_all_of_a_run(problem: PlacementProblem) -> None:
+    told: list[str] = []
+
+    class Told(RunObserver):
+        def on_problem(self, problem: PlacementProblem) -> None:
+            told.append("problem")
+
+        def on_start(self, placer: str) -> None:
+            told.append(placer)
+
+        def on_update(self, stats: UpdateStats) -> None:
+            told.append(f"update {stats.update}")
+
+        @contextlib.contextmanager
+        def training(self, plan: TrainingPlan) -> Iterator[None]:
+            told.append(f"to {plan.updates}")
+            yield
+            told.append("trained")
+
+    placement.train(problem, updates=2, observer=Told())
+    assert (told[0], told[-4:]) == ("problem", ["to 2", "update 1", "update 2", "trained"])
+    assert {"heft", "round_robin"} <= set(told)
+    with pytest.raises(InputError, match="not both"):
+        placement.train(problem, updates=2, observer=Told(), on_update=lambda stats: None)

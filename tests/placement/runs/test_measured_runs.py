@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def lines(run_dir: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run_dir / directory.MEASUREMENTS).read_text().splitlines()]
 
 
+def stop_at(count: int) -> None:
+    """Stop this process's run when it has so many measurements."""
+    while Path("run", directory.MEASUREMENTS).read_bytes().count(b"\n") < count:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Count(RunObserver):
     """Counts the placements that were run, and does something at one of them."""
 
@@ -70,7 +78,7 @@ def test_a_run_that_is_stopped_keeps_what_it_measured_and_goes_on_by_the_command
     source: str, screen: bool, number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = Count(at=3, number=number)
-    run = placement.train_measured(source, DEVICES, screen=screen, time_limit_s=6, out="run", observer=told)
+    run = placement.train_measured(source, DEVICES, screen=screen, time_limit_s=120, out="run", observer=told)
     assert run.interrupted
     assert run.measured == told.count == len(lines(Path("run")))
     assert placement.read_placement("run/placement.json") == run.result
@@ -85,7 +93,8 @@ def test_a_run_that_is_stopped_keeps_what_it_measured_and_goes_on_by_the_command
     Path("away.py").rename(f"{source.split(':')[1]}.py")
 
     capsys.readouterr()
-    assert main(["train", "--resume", "run", "--time-limit-s", "6"]) == 0
+    threading.Thread(target=stop_at, args=(told.count + 2,), daemon=True).start()
+    assert main(["train", "--resume", "run", "--time-limit-s", "120"]) == 0
     said = capsys.readouterr()
     assert len(lines(Path("run"))) > told.count
     assert f"{len(lines(Path('run')))} placements run, 0 of them failed" in said.out
