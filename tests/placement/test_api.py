@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,7 +177,7 @@ def test_a_graph_is_imported_and_a_placement_exported_as_by_the_command(
     exported = placement.export(tmp_path / "run", tmp_path / "ops.json")
     assert exported.simulated.step_time_s == run.result.step_time_s
     assert exported.device_map is None
-    files = {"graph": graph, "cluster": problem.cluster}
+    files: dict[str, Any] = {"graph": graph, "cluster": problem.cluster}
     placement.export(tmp_path / "run" / "placement.json", tmp_path / "same.json", **files)
     ops = [json.loads((tmp_path / name).read_text())["ops"] for name in ("ops.json", "same.json")]
     assert [row["device"] for row in ops[0]] == [row["device"] for row in ops[1]]
