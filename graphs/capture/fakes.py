@@ -66,6 +66,6 @@ def check_stored_plainly(tensor: torch.Tensor, what: str, *, runs: bool) -> None
     if tensor.is_quantized or is_traceable_wrapper_subclass(tensor):
         shown = f"quantized, of {tensor.dtype}" if tensor.is_quantized else f"a {kind.__module__}.{kind.__qualname__}"
         raise InputError(
-            f"{what} is {shown}, which stores its numbers in its own way, so neither its bytes nor its FLOPs can be seen; "
-            "capture the model before it is converted"
+            f"{what} is {shown}, which stores its numbers in its own way, so neither its bytes nor its FLOPs can be "
+            "seen; capture the model before it is converted"
         )
