@@ -126,11 +126,12 @@ class BestKnown:
     @property
     def reference_s(self) -> float:
         """What `charged_s` measures by: the best feasible step, or what no step exceeds while none is known."""
-        known_s = self._upper_bound_s if math.isinf(self.step_time_s) else self.step_time_s
+        known_s = self.step_limit_s if math.isinf(self.step_time_s) else self.step_time_s
         return max(known_s, LEAST_REFERENCE_S)
 
     @cached_property
-    def _upper_bound_s(self) -> float:
+    def step_limit_s(self) -> float:
+        """Seconds that no step exceeds."""
         return step_limit_s(self.problem)
 
     def charged_s(self, evaluation: Evaluation) -> FloatArray:

@@ -48,16 +48,14 @@ def test_no_placement_that_does_not_fit_is_as_good_as_the_best_that_does(
     placements = draw(problem.allowed, 40, rng)
     placements[:gpus] = np.arange(1, gpus + 1)[:, None]  # all on one GPU
     search = Search(problem, Budget())
-    reference_s = search.reference_s
     found = search.evaluate(placements)
     lacking = ~found.feasible
-    before = search.charged_s(found, reference_s=reference_s)  # nothing that fits was known
-    assert (before[lacking] > found.step_time_s.max()).all()
-    after = search.charged_s(found, reference_s=search.reference_s)
+    assert (search.charged_s(found)[lacking] > found.step_time_s.max()).all()
+    after = search.known.charged_s(found)
     assert after[found.feasible].tolist() == found.step_time_s[found.feasible].tolist()
     if found.feasible.any():
         assert (after[lacking] >= 1.1 * search.best_s).all()
-        assert search.reference_s == search.best_s == found.step_time_s[found.feasible].min()
+        assert search.known.reference_s == search.best_s == found.step_time_s[found.feasible].min()
     else:
         nearest = placements[ranked(found, problem.cluster.memory_bytes)[0]]
         assert search.placed().placement.tolist() == nearest.tolist()
