@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from envs.problem import PlacementProblem
+from placement.learning.config import PRESETS
 from placement.learning.placer import place, place_with
-from placement.learning.reinforce import PRESETS
 from placement.placers import annealing
 from placement.placers.base import Budget, SearchOptions
 from tests.placement.placer_problems import expensive_cuts
+from tests.placement.problems import with_settings
 
 
 def annealed_s(problem: PlacementProblem, budget: Budget, seed: int) -> float:
@@ -26,7 +25,7 @@ def annealed_s(problem: PlacementProblem, budget: Budget, seed: int) -> float:
 def test_it_is_not_behind_annealing_of_ops(ops: int, gpus: int, seed: int, cpu: bool) -> None:
     """In so many evaluations as each makes in some seconds."""
     problem = expensive_cuts(ops, gpus, seed=seed, room=1.2, cpu=cpu)
-    config = replace(PRESETS["default"], hidden_size=16, embedding_size=4, samples=8)
+    config = with_settings(PRESETS["default"], hidden_size=16, embedding_size=4, samples=8)
     learned = place_with(problem, budget=Budget(evaluations=30_000), rng=np.random.default_rng(seed), config=config)
     evaluation = problem.evaluate_one(learned.placement)
     assert evaluation.feasible[0]
