@@ -23,8 +23,8 @@ def allowed_devices(graph: ComputationGraph, cluster: Cluster, target: str = "en
 
     That is where its kind of device and its dtype are allowed; what takes no time (a parameter, a view) needs no dtype.
     An op that was profiled on other specs only, and has neither FLOPs nor bytes, has no known time and may not run.
-    Inputs start on the host's CPU where the cluster has one and their time there is known. `envs.targets` says what is
-    different for the target ``accelerate``.
+    Inputs that are sent in every step start on the host's CPU where the cluster has one and their time there is known.
+    `envs.targets` says what is different for the target ``accelerate``.
     """
     kind = np.array([DEVICE_KINDS.index(d.spec.kind) for d in cluster.devices])
     allowed = (graph.allowed_kinds[:, None] >> kind[None, :]) & 1 == 1  # [N, D]
@@ -40,7 +40,7 @@ def allowed_devices(graph: ComputationGraph, cluster: Cluster, target: str = "en
             allowed[graph.is_type(INPUT)] = np.arange(cluster.num_devices) == main_device(cluster)
         return allowed
     if cpus.size and INPUT in graph.type_names:
-        inputs = graph.is_type(INPUT) & (graph.allowed_kinds == ANY_KIND) & allowed[:, cpus[0]]
+        inputs = graph.is_sent_input & (graph.allowed_kinds == ANY_KIND) & allowed[:, cpus[0]]
         allowed[inputs] = False
         allowed[inputs, cpus[0]] = True
     return allowed

@@ -47,14 +47,19 @@ DTYPES = tuple(DTYPE_BYTES)
 RESIDENT_PARTS = ("parameter", "gradient", "optimizer", "constant")
 """What may stay in a device's memory over a whole step; the columns of `ComputationGraph.resident_bytes`."""
 
-DEVICE_KINDS = ("cpu", "gpu", "tpu")
+DEVICE_KINDS = ("cpu", "gpu", "tpu", "npu", "fpga")
 """Kinds of device; bit ``k`` of `ComputationGraph.allowed_kinds` allows ``DEVICE_KINDS[k]``."""
 
 ANY_KIND = (1 << len(DEVICE_KINDS)) - 1
 """The value of `ComputationGraph.allowed_kinds` that allows every kind of device."""
 
+_KINDS_AT_FIRST = 3
+"""How many kinds there were when digests began."""
+
 INPUT = "input"
-"""Type of the ops that stand for the step's inputs; where a cluster has a CPU they are placed on it."""
+"""Type of the ops that stand for the step's inputs; where a cluster has a CPU they are placed on it.
+
+One with resident bytes, such as a cache of keys and values, is not sent in every step: it stays where it is placed."""
 
 PARAMETER = "parameter"
 """Type of the ops that stand for a parameter or a buffer; they take no time, and their tensor is resident."""
@@ -188,6 +193,8 @@ class ComputationGraph:
             if key in ("name", "aliases") or key not in self.__dataclass_fields__:
                 continue
             digest.update(key.encode())
+            if key == "allowed_kinds":
+                value = _digested_kinds(value)
             if isinstance(value, np.ndarray):
                 digest.update(f"{value.dtype.str}{value.shape}".encode())
                 digest.update(np.ascontiguousarray(value).tobytes())
@@ -203,6 +210,11 @@ class ComputationGraph:
     def untimed(self) -> ComputationGraph:
         """The graph without profiled times, which belong to a machine: what placements refer to."""
         return replace(self, time_s={}) if self.time_s else self
+
+    @cached_property
+    def is_sent_input(self) -> NDArray[np.bool_]:
+        """``bool[N]``, True for the inputs that every step gets anew; one with resident bytes stays where it is."""
+        return self.is_type(INPUT) & (self.resident_bytes.sum(axis=1) == 0)
 
     def is_type(self, name: str) -> NDArray[np.bool_]:
         """``bool[N]``, True for ops of a type, for example `INPUT`."""
@@ -317,6 +329,13 @@ def build(
         time_s=_time_columns(ordered),
         aliases=dict(sorted((aliases or {}).items())),
     )
+
+
+def _digested_kinds(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The masks as in digests: "any kind" is what it was when there were three, so that digests stay what they were."""
+    once = np.uint8((1 << _KINDS_AT_FIRST) - 1)
+    swapped = np.where(mask == ANY_KIND, once, np.where(mask == once, np.uint8(ANY_KIND), mask))
+    return swapped.astype(np.uint8)
 
 
 def _topological_rank(name: str, ops: Sequence[OpRecord], tensors: Sequence[TensorRecord]) -> list[int]:

@@ -16,7 +16,8 @@ Of a node (see `graphs.computation_graph.ComputationGraph` for the exact meaning
 ``batch``             size of the batch dimension it works over; 0 where there is none
 ``resident_bytes``    bytes that stay on its device, of ``"parameter"``, ``"gradient"``, ``"optimizer"`` and
                       ``"constant"``: ``{"parameter": 4096}``
-``allowed_kinds``     kinds of device it may run on, of ``"cpu"``, ``"gpu"``, ``"tpu"``; any if absent
+``allowed_kinds``     kinds of device it may run on, of ``"cpu"``, ``"gpu"``, ``"tpu"``, ``"npu"`` and ``"fpga"``; any
+                      if absent
 ``output_shapes``     for example ``[(8, 4)]``
 ``time_s``            measured seconds by name of device spec (`placement list devices`), ``{"k80": 2.1e-5}``; they win
                       over `flops` and `bytes_accessed`; without those two, the op runs only on the specs named here

@@ -80,6 +80,8 @@ def _override(cluster: Cluster, spec: str, text: str) -> Cluster:
             link,
             bytes_per_s=values.get("link_bytes_per_s", link.bytes_per_s),
             latency_s=values.get("link_latency_s", link.latency_s),
+            back_bytes_per_s=None if "link_bytes_per_s" in values else link.back_bytes_per_s,
+            back_latency_s=None if "link_latency_s" in values else link.back_latency_s,
         )
         for link in cluster.links
     )

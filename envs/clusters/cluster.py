@@ -163,6 +163,9 @@ class Cluster:
 
         need(len(self.devices) > 0, "it has no devices")
         vertices = Counter([*self.device_names, *self.switches])
+        for name in (self.name, *vertices, *(device.spec.name for device in self.devices)):
+            if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+                raise InputError(f"cluster '{self.name}': the name {name!r} is not valid Unicode text; rename it")
         for vertex, count in vertices.items():
             need(vertex != "", "a device or switch has an empty name")
             need(count == 1, f"two devices or switches are called '{vertex}'")

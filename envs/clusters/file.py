@@ -12,28 +12,33 @@ devices:
   - name: npu:0                             # a device of one's own
     spec:
       name: my-chip
-      kind: gpu
+      kind: npu
       memory_bytes: 16e9
       peak_flops_per_s: {float32: 20e12, bfloat16: 40e12}
       memory_bytes_per_s: 500e9
       launch_overhead_s: 5e-6
+  - {name: npu, count: 2, start: 1, spec: my-chip}                      # npu:1 and npu:2: a spec of this file
+  - {name: "npu:3", spec: {like: my-chip, memory_bytes: 32e9}}
 switches: ["pcie:0"]
 links:
   - {between: ["cpu:0", "pcie:0"], bytes_per_s: 12e9, latency_s: 7.5e-6}
-  - {between: ["pcie:0", "gpu:0"], bytes_per_s: 12e9, latency_s: 7.5e-6}
-  - {between: ["pcie:0", "gpu:1"], bytes_per_s: 12e9, latency_s: 7.5e-6}
+  - {between: ["pcie:0", "gpu:0-1"], bytes_per_s: 12e9, latency_s: 7.5e-6}       # a link to each of them
   - {between: ["cpu:0", "gpu:2"], bytes_per_s: 12e9, latency_s: 15e-6}
-  - {between: ["cpu:0", "npu:0"], bytes_per_s: 25e9, latency_s: 10e-6}
+  - {between: ["cpu:0", "npu:0"], bytes_per_s: 25e9, latency_s: 10e-6, back_bytes_per_s: 20e9}
+  - {all: ["npu:*"], bytes_per_s: 100e9, latency_s: 2e-6}                        # every pair of them
 ```
 
-The fields of a spec are those of `envs.clusters.DeviceSpec`. Links are full duplex: ``bytes_per_s`` is each way.
+The fields of a spec are those of `envs.clusters.DeviceSpec`. Links are full duplex: ``bytes_per_s`` is each way, unless
+``back_bytes_per_s`` (and ``back_latency_s``) say what the way back is.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -47,6 +52,8 @@ CLUSTER_FILE_SUFFIXES = (".yaml", ".yml")
 """How the name of a cluster file ends."""
 
 _MOST_DEVICES = 1024
+_MOST_LINKS = 2**15
+_MOST_LIKE = 50
 _MOST_BYTES = 2**22
 _REMEDY = "correct it there, or begin with a copy of the example in docs/guide/clusters.md"
 
@@ -71,12 +78,16 @@ class _DeviceRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     name: str
     spec: str | _SpecRecord
     count: int | None = None
+    start: int = 0
 
 
-class _LinkRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    between: tuple[str, str]
+class _LinkRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    between: tuple[str, str] | None = None
+    all: list[str] | None = None
     bytes_per_s: float
     latency_s: float
+    back_bytes_per_s: float | None = None
+    back_latency_s: float | None = None
 
 
 class _ClusterRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -130,12 +141,16 @@ def parse_cluster(text: str, specs: Mapping[str, DeviceSpec], *, where: str = "c
     except msgspec.ValidationError as error:
         raise InputError(f"{where}: {_plain(str(error))}") from None
     try:
+        known = _Specs(record.devices, specs)
+        devices: list[Device] = []
+        for i, entry in enumerate(record.devices):
+            devices += _devices(entry, f"devices[{i}]", known)
+            if len(devices) > _MOST_DEVICES:
+                raise InputError(f"devices[{i}] makes more than {_MOST_DEVICES} devices; describe fewer")
         return Cluster(
             name=record.name,
-            devices=tuple(
-                device for i, d in enumerate(record.devices) for device in _devices(d, f"devices[{i}]", specs)
-            ),
-            links=tuple(Link(*link.between, link.bytes_per_s, link.latency_s) for link in record.links),
+            devices=tuple(devices),
+            links=_links(record.links, [*(device.name for device in devices), *record.switches]),
             switches=tuple(record.switches),
             source=record.source,
         )
@@ -154,52 +169,119 @@ def cluster_to_yaml(cluster: Cluster, specs: Mapping[str, DeviceSpec]) -> str:
         {"name": d.name, "spec": d.spec.name if specs.get(d.spec.name) == d.spec else msgspec.to_builtins(d.spec)}
         for d in cluster.devices
     ]
-    links = [
-        {"between": [link.a, link.b], "bytes_per_s": link.bytes_per_s, "latency_s": link.latency_s}
-        for link in cluster.links
-    ]
+    links = []
+    for link in cluster.links:
+        entry = {"between": [link.a, link.b], "bytes_per_s": link.bytes_per_s, "latency_s": link.latency_s}
+        back = {"back_bytes_per_s": link.back_bytes_per_s, "back_latency_s": link.back_latency_s}
+        links.append(entry | {key: value for key, value in back.items() if value is not None})
     content = {"format": "device-cluster", "version": 1, "name": cluster.name, "source": cluster.source}
     content |= {"devices": devices, "switches": list(cluster.switches), "links": links}
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
 
 
-def _devices(record: _DeviceRecord, field: str, specs: Mapping[str, DeviceSpec]) -> list[Device]:
-    """The devices of one entry: one, or with `count` several that are numbered from 0."""
-    if isinstance(record.spec, str):
-        spec = _known(record.spec, f"{field}.spec", specs)
-    else:
-        spec = _own(record.spec, f"{field}.spec", specs)
+class _Specs:
+    """The specs that a file may name: the known ones, and those that its devices give a name of their own."""
+
+    def __init__(self, records: Sequence[_DeviceRecord], known: Mapping[str, DeviceSpec]) -> None:
+        self._known = known
+        self._written = {
+            record.spec.name: (record.spec, f"devices[{i}].spec")
+            for i, record in reversed(list(enumerate(records)))  # of the same name the first counts
+            if isinstance(record.spec, _SpecRecord) and record.spec.name is not None
+        }
+        self._open: list[str] = []  # what is being looked up, to find specs that are like each other
+
+    def named(self, name: str, field: str) -> DeviceSpec:
+        """The spec of a name; known ones count before those of the file."""
+        if name in self._known:
+            return self._known[name]
+        if name not in self._written:
+            raise InputError(f"{field}: {unknown_name('device spec', name, [*self._known, *self._written])}")
+        if name in self._open or len(self._open) > _MOST_LIKE:
+            raise InputError(f"{field}: spec '{name}' is like itself; write one of them out")
+        self._open.append(name)
+        try:
+            return self.own(*self._written[name])
+        finally:
+            self._open.pop()
+
+    def own(self, record: _SpecRecord, field: str) -> DeviceSpec:
+        """A spec that is written out, or that changes some figures of another."""
+        given: dict[str, Any] = {}
+        if record.like is not None:
+            given = msgspec.structs.asdict(_record_of(self.named(record.like, f"{field}.like")))
+        given |= {key: value for key, value in msgspec.structs.asdict(record).items() if value is not None}
+        given = {key: value for key, value in given.items() if value is not None and key != "like"}
+        for key in ("name", "kind", "memory_bytes", "peak_flops_per_s", "memory_bytes_per_s"):
+            if key not in given:
+                raise InputError(f"{field} lacks {key}; give it, or start from a known spec with 'like: NAME'")
+        size = given["memory_bytes"]
+        if not math.isfinite(size) or not 0 <= size < 2**63:
+            raise InputError(f"{field}.memory_bytes is {size}; it must be from 0 to less than 2^63")
+        given["memory_bytes"] = int(size)
+        try:
+            return DeviceSpec(**given)
+        except InputError as error:
+            raise InputError(f"{field}: {error}") from None
+
+
+def _devices(record: _DeviceRecord, field: str, specs: _Specs) -> list[Device]:
+    """The devices of one entry: one, or with `count` several that are numbered from `start`."""
+    spec = record.spec
+    made = specs.named(spec, f"{field}.spec") if isinstance(spec, str) else specs.own(spec, f"{field}.spec")
     if record.count is None:
-        return [Device(record.name, spec)]
+        if record.start:
+            raise InputError(f"{field}.start is {record.start}, but there is no count; give it, or leave out start")
+        return [Device(record.name, made)]
     if not 1 <= record.count <= _MOST_DEVICES:
         raise InputError(f"{field}.count is {record.count}; it must be from 1 to {_MOST_DEVICES}")
-    return [Device(f"{record.name}:{i}", spec) for i in range(record.count)]
+    if not 0 <= record.start < 2**31:
+        raise InputError(f"{field}.start is {record.start}; it must be from 0 to {2**31 - 1}")
+    return [Device(f"{record.name}:{i}", made) for i in range(record.start, record.start + record.count)]
 
 
-def _known(name: str, field: str, specs: Mapping[str, DeviceSpec]) -> DeviceSpec:
-    if name not in specs:
-        raise InputError(f"{field}: {unknown_name('device spec', name, specs)}")
-    return specs[name]
+def _links(records: Sequence[_LinkRecord], names: Sequence[str]) -> tuple[Link, ...]:
+    """The links of all entries: each stands for one, for one to each of several, or for every pair of `all`."""
+    made: list[Link] = []
+    for i, record in enumerate(records):
+        if (record.between is None) == (record.all is None):
+            raise InputError(f"links[{i}] must say either between which two it is, or all that it joins")
+        if record.between is not None:
+            ends = [_matching(name, names, f"links[{i}].between") for name in record.between]
+            pairs = [(a, b) for a in ends[0] for b in ends[1] if a != b or len(ends[0]) == len(ends[1]) == 1]
+        else:
+            joined = [name for text in record.all or () for name in _matching(text, names, f"links[{i}].all")]
+            pairs = list(itertools.combinations(dict.fromkeys(joined), 2))
+            if not pairs:
+                raise InputError(f"links[{i}].all names fewer than two; give more, or leave it out")
+        figures = (record.bytes_per_s, record.latency_s, record.back_bytes_per_s, record.back_latency_s)
+        made += [Link(a, b, *figures) for a, b in pairs]
+        if len(made) > _MOST_LINKS:
+            raise InputError(f"links[{i}] makes more than {_MOST_LINKS:,} links; join them by a switch")
+    return tuple(made)
 
 
-def _own(record: _SpecRecord, field: str, specs: Mapping[str, DeviceSpec]) -> DeviceSpec:
-    """A spec that is written out, or that changes some figures of a known one."""
-    given: dict[str, Any] = {}
-    if record.like is not None:
-        given = msgspec.structs.asdict(_record_of(_known(record.like, f"{field}.like", specs)))
-    given |= {key: value for key, value in msgspec.structs.asdict(record).items() if value is not None}
-    given = {key: value for key, value in given.items() if value is not None and key != "like"}
-    for key in ("name", "kind", "memory_bytes", "peak_flops_per_s", "memory_bytes_per_s"):
-        if key not in given:
-            raise InputError(f"{field} lacks {key}; give it, or start from a known spec with 'like: NAME'")
-    size = given["memory_bytes"]
-    if not math.isfinite(size) or not 0 <= size < 2**63:
-        raise InputError(f"{field}.memory_bytes is {size}; it must be from 0 to less than 2^63")
-    given["memory_bytes"] = int(size)
-    try:
-        return DeviceSpec(**given)
-    except InputError as error:
-        raise InputError(f"{field}: {error}") from None
+def _matching(text: str, names: Sequence[str], field: str) -> list[str]:
+    """The names that a text means: itself, or with ``gpu:*`` and ``gpu:0-3`` several."""
+    if text in names:
+        return [text]
+    span = re.fullmatch(r"(.*:)(\d{1,9})-(\d{1,9})", text, re.DOTALL)
+    if text.endswith(":*"):
+        found = [name for name in names if name.startswith(text[:-1])]
+    elif span is None:
+        return [text]  # which no device or switch has: the cluster says so
+    else:
+        first, last = int(span[2]), int(span[3])
+        found = [name for name in names if name.startswith(span[1]) and _between(name[len(span[1]) :], first, last)]
+        if len(found) != last - first + 1:
+            raise InputError(f"{field} names '{text}', but of these there are only {len(found)}; correct the numbers")
+    if not found:
+        raise InputError(f"{field} names '{text}', but no device or switch is called so; correct it")
+    return found
+
+
+def _between(number: str, first: int, last: int) -> bool:
+    return re.fullmatch("0|[1-9][0-9]{0,8}", number) is not None and first <= int(number) <= last
 
 
 def _record_of(spec: DeviceSpec) -> _SpecRecord:

@@ -52,7 +52,7 @@ def map_tensors(value: Any, path: str, function: Callable[[str, torch.Tensor], A
     """A part of a batch with each tensor replaced; the function is given its path and the tensor.
 
     Containers are those of PyTorch's pytree (tuples, lists, dicts, what is registered there) and dataclasses. They are
-    made anew and keep their type, save other mappings, which become dicts.
+    rebuilt and keep their type, save other mappings, which become dicts.
 
     Raises:
         InputError: Another object holds tensors.

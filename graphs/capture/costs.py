@@ -14,6 +14,7 @@ import torch
 
 from graphs.capture.arguments import Arguments
 from graphs.capture.attention import attention
+from graphs.capture.sparse import is_sparse
 from graphs.computation_graph import DTYPE_BYTES, Shape
 
 _OTHER_DTYPES = {1: "int8", 2: "float16", 4: "float32", 8: "float64"}
@@ -140,6 +141,8 @@ def batch_rows(
     base = name.removesuffix("_")
     if base in _PRODUCTS:
         left, right = (given[key] for key in _PRODUCTS[base])
+        if is_sparse(left) or is_sparse(right):
+            return int(left.shape[-2])
         return _product_rows(left.shape, right.shape, from_data(left), from_data(right))
     if base in _RIGHT_TRANSPOSED:
         left, right = (given[key] for key in _RIGHT_TRANSPOSED[base])

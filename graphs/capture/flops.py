@@ -20,6 +20,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from graphs.capture.arguments import Arguments, op_type
 from graphs.capture.attention import attention
+from graphs.capture.sparse import is_sparse
 
 _Count = Callable[[Arguments, Any], float]
 """FLOPs of a call in real numbers, from its arguments and what it returned."""
@@ -37,7 +38,10 @@ def flops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -
     if fused is not None:
         return fused.flops
     base = kind.removesuffix("_")
-    if base in _OWN:
+    stored = next((a for a in given.values() if is_sparse(a)), None)
+    if stored is not None:
+        count = _sparse_product(given, stored) if base in _PRODUCTS else 0
+    elif base in _OWN:
         count = _OWN[base](given, out)
     elif base in _REGISTERED:
         count = _REGISTERED[base](*args, **kwargs, out_val=out)
@@ -46,6 +50,16 @@ def flops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -
     if kind not in _FOURIER and any(isinstance(a, torch.Tensor) and a.is_complex() for a in given.values()):
         count *= 4
     return int(count)
+
+
+def _sparse_product(given: Arguments, stored: torch.Tensor) -> float:
+    """Each entry meets a row, or a column, of the other operand."""
+    other = next(
+        given[key] for key in ("vec", "mat2", "dense", "mat1", "self") if given.get(key) is not stored and key in given
+    )
+    left = stored is given.get("mat1", given.get("mat", given.get("sparse", given.get("self"))))
+    columns = 1 if other.dim() == 1 else int(other.shape[-1 if left else -2])
+    return 2 * int(stored._values().numel()) * columns
 
 
 def _matrix(given: Arguments, *names: str) -> tuple[int, int, int]:
@@ -230,6 +244,7 @@ def _fourier(given: Arguments, out: Any) -> float:
     return _transform(real, given["dim"], 2.5)
 
 
+_PRODUCTS = {"mm", "addmm", "_sparse_mm", "_sparse_addmm", "mv", "addmv", "bmm", "baddbmm", "smm"}
 _FOURIER = {"_fft_c2c", "_fft_r2c", "_fft_c2r"}
 
 _OWN: dict[str, _Count] = {

@@ -14,15 +14,25 @@ from typing import Any, TypeVar
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _pop_mode_temporarily
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from graphs.capture.arguments import Arguments, op_type
 from graphs.capture.calls import CallLog
 from graphs.capture.costs import batch_rows, bytes_accessed, compute_dtype
+from graphs.capture.fakes import check_stored_plainly, fake_like
 from graphs.capture.flops import flops
 from graphs.capture.refusals import Failures
 from graphs.capture.slices import Slice, disjoint, slice_bytes, slice_of
-from graphs.capture.sparse import check_sparse, is_sparse, sparse_bag_gradient, sparse_sum
+from graphs.capture.sparse import (
+    check_made,
+    dense_parts,
+    is_by_entries,
+    is_sparse,
+    on_entries,
+    sparse_bag_gradient,
+    sparse_sum,
+    stored_bytes,
+)
 from graphs.capture.tags import Tags
 from graphs.capture.values import RawOp, Storage, Value
 from graphs.computation_graph import INPUT, PARAMETER
@@ -97,7 +107,6 @@ class Recorder(TorchDispatchMode):
         Returns:
             The op that stands for it.
         """
-        storage = tensor.untyped_storage()
         op = len(self.ops)
         self.ops.append(
             RawOp(
@@ -105,19 +114,21 @@ class Recorder(TorchDispatchMode):
                 (module, 0),
                 "forward",
                 name=name,
-                dtype=compute_dtype([tensor]),
+                dtype=compute_dtype(list(dense_parts([tensor]))),
                 output_shapes=[tuple(tensor.shape)],
                 resident_bytes=dict(resident or {}),
             )
         )
-        value = self._new_value(op, storage.nbytes(), from_data=resident is None, resident=resident is not None)
-        home = None if resident is None else op
-        self._storages[storage._cdata] = Storage(storage, storage.nbytes(), value, home)
+        for part in dense_parts([tensor]):
+            storage = part.untyped_storage()
+            value = self._new_value(op, storage.nbytes(), from_data=resident is None, resident=resident is not None)
+            home = None if resident is None else op
+            self._storages[storage._cdata] = Storage(storage, storage.nbytes(), value, home)
         return op
 
     def content(self, tensor: torch.Tensor) -> list[tuple[int, Slice | None]]:
         """The values (and which slice of each) that make up a tensor now."""
-        return [piece for t in _tensors([tensor]) for piece in self._content(self._storage_of(t), slice_of(t))]
+        return [piece for t in dense_parts([tensor]) for piece in self._content(self._storage_of(t), slice_of(t))]
 
     def read(self, op: int, pieces: Sequence[tuple[int, Slice | None]]) -> None:
         """Note that an op reads values."""
@@ -138,17 +149,21 @@ class Recorder(TorchDispatchMode):
             kwargs = {**kwargs, "device": torch.device("cpu")}
         signature = self._signature(func)
         if signature.type not in _LIFTS:
-            real = [t for t in _tensors([*args, *kwargs.values()]) if not isinstance(t, FakeTensor)]
+            given = tree_leaves((args, kwargs))
+            real = [t for t in given if isinstance(t, torch.Tensor) and not isinstance(t, FakeTensor)]
             if real and signature.makes_no_tensor:
                 # The value of a tensor that is no parameter, buffer or input is known: it may decide the control flow.
                 with _disable_current_modes():
                     return func(*args, **kwargs)
             if real:
                 args, kwargs = tree_map_only(torch.Tensor, self._fake_constant, (args, kwargs))
-        inputs = list(_tensors([*args, *kwargs.values()]))
+        inputs = list(dense_parts([*args, *kwargs.values()]))
         if signature.type == "add" and all(map(is_sparse, args[:2])):
             with self:
                 return sparse_sum(args[0], args[1])
+        if is_by_entries(signature.type, args):
+            with self:
+                return on_entries(signature.type, func, args, kwargs)
         if signature.type == "_embedding_bag_backward" and args[9]:
             if self.log is not None:
                 self.log.in_sparse_bag(args)
@@ -159,14 +174,14 @@ class Recorder(TorchDispatchMode):
         except Exception as error:
             self.failures.in_op(error, func, self._tags.tag[0] if self._tags.tag else None)
             raise
-        check_sparse(signature.type, out)
+        check_made(signature.type, out)
         if signature.type in _METADATA:
             return out
         written = [args[i] for i in signature.writes if i < len(args)]
         written += [kwargs[key] for key in signature.writes_by_name if key in kwargs]
-        written = list(_tensors(written))
+        written = list(dense_parts(written))
         made: dict[int, torch.Tensor] = {}
-        for tensor in _tensors([out]):
+        for tensor in dense_parts([out]):
             key = tensor.untyped_storage()._cdata
             if key not in self._storages and all(tensor is not t for t in inputs):
                 made.setdefault(key, tensor)
@@ -198,7 +213,7 @@ class Recorder(TorchDispatchMode):
         """
         args = tree_map_only(torch.Tensor, self._fake_constant, tuple(args))
         made = self.unseen(make)
-        self._record(func, op_type(func), args, {}, list(_tensors(args)), [], made, made)
+        self._record(func, op_type(func), args, {}, list(dense_parts(args)), [], made, made)
         return made
 
     def _record(
@@ -232,7 +247,7 @@ class Recorder(TorchDispatchMode):
         depends = not inputs or any(from_data.values())
         index = len(self.ops)
         given = Arguments(func, args, kwargs)
-        rows = batch_rows(kind, given, lambda t: from_data.get(id(t), False), shapes, self._batch)
+        rows = batch_rows(kind, given, self._from_data, shapes, self._batch)
         self.ops.append(
             RawOp(
                 kind,
@@ -255,13 +270,17 @@ class Recorder(TorchDispatchMode):
             values.append((tensor, value))
         statistics: list[torch.Tensor] = []
         if kind in _UPDATES_STATISTICS and len(args) > 5 and args[5]:
-            statistics = list(_tensors(args[3:5]))
+            statistics = list(dense_parts(args[3:5]))
         for tensor in statistics:
             home = self._storage_of(tensor).home
             if home is not None:
                 self.at_home.append((home, index))
         if self.log is not None and called is not None:
             self.log.add(index, called, writes, values, out, statistics)
+
+    def _from_data(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is not computed from parameters and buffers alone."""
+        return any(self.values[number].from_data for number, _ in self.content(tensor))
 
     def _write(
         self, op: int, tensor: torch.Tensor, depends: bool
@@ -314,7 +333,7 @@ class Recorder(TorchDispatchMode):
         module = self._tags.tag[0] if self._tags.tag else ""
         name = f"constant/{self._num_constants}"
         self._num_constants += 1
-        op = self.add_source(tensor, name, module, {"constant": tensor.untyped_storage().nbytes()})
+        op = self.add_source(tensor, name, module, {"constant": stored_bytes(tensor)})
         known = content is not None and not isinstance(content, FakeTensor) and not content.is_meta
         if self.log is not None and content is not None and known:
             with _disable_current_modes(), torch.no_grad():
@@ -325,6 +344,8 @@ class Recorder(TorchDispatchMode):
         if isinstance(tensor, FakeTensor):
             return tensor
         if id(tensor) not in self._constants:
+            module = self._tags.tag[0] if self._tags.tag else ""
+            check_stored_plainly(tensor, f"a tensor that module '{module}' holds", runs=self.log is not None)
             fake = fake_like(tensor)
             self._add_constant(fake, tensor)
             self._constants[id(tensor)] = (tensor, fake)
@@ -375,26 +396,3 @@ def run_on_shapes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     if func is torch.ops.aten._ctc_loss_backward.default:
         return torch.empty_like(args[1], memory_format=torch.contiguous_format)
     return func(*args, **kwargs)
-
-
-def fake_like(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor on the CPU of the size and dtype of another; a fake one inside a `FakeTensorMode`.
-
-    Dense layouts are kept; others (a part of a larger tensor) become contiguous.
-    """
-    extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    if tensor.numel() == extent:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-
-
-def _tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
-    """The tensors in arguments or results, also those in lists; of a sparse tensor its indices and values."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            if is_sparse(value):
-                yield from (value._indices(), value._values())
-            else:
-                yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)

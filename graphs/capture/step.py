@@ -20,10 +20,11 @@ from graphs.capture.autocast import autocast_as_on_its_device
 from graphs.capture.batches import map_tensors, split_batch
 from graphs.capture.build import OPTIMIZER_STATES, add_update, to_graph, update_bytes
 from graphs.capture.calls import CallLog
+from graphs.capture.fakes import stand_in
 from graphs.capture.flex import flex_attention_as_one_op
-from graphs.capture.recorder import Recorder, fake_like
+from graphs.capture.recorder import Recorder
 from graphs.capture.refusals import quiet, refusal
-from graphs.capture.sparse import is_sparse
+from graphs.capture.sparse import is_sparse, stored_bytes
 from graphs.capture.state import StandIns, Whole, named_state, other_names
 from graphs.capture.tags import Tags
 from graphs.capture.untouched import left_as_it_was
@@ -73,7 +74,9 @@ def capture(
       belong to. Ops of the loss have the module ``"loss"``.
     - A slice that is read (of a split, a concatenation's gradient, ...) is a tensor of its own where slices do not
       overlap; it may be freed before the rest, which eager PyTorch would keep.
-    - FLOPs are PyTorch's own formulas; they are 0 for all but products, convolutions and attention.
+    - FLOPs are those of products, convolutions and attention, and of what consists of products (`graphs.capture.flops`:
+      bilinear forms, distances, factorizations, Fourier transforms); 0 for other ops.
+    - A sparse tensor of coordinates is its indices and values. A step with one can be captured but not run.
     - A sparse gradient (``nn.Embedding(..., sparse=True)``) is its indices and values, and the update touches its rows.
     - What one op does with many ops inside is one op only if it is an ATen op: ``nn.LSTM`` is unrolled, as one call of
       one module. To place its layers and time steps apart, call an ``nn.LSTMCell`` for each.
@@ -164,7 +167,7 @@ def record_step(
             raise InputError(f"no parameter of model '{name}' requires a gradient; capture it with training=False")
     inputs, targets = split_batch(example_batch)
     with _settings(training), left_as_it_was(model, loss, example_batch), FakeTensorMode(allow_non_fake_inputs=True):
-        fakes = _Fakes()
+        fakes = _Fakes(runs=log is not None)
         inputs = fakes.of_batch(inputs, "input")
         targets = fakes.of_batch(targets, "target") if training else ()
         tags = Tags()
@@ -268,8 +271,11 @@ def _fake_state(
     trained: dict[str, int] = {}
     for key, tensor in real.items():
         is_parameter = isinstance(tensor, nn.Parameter)
-        fake = fake_like(tensor.detach()).requires_grad_(is_parameter and tensor.requires_grad)
-        size = fake.untyped_storage().nbytes()
+        what = f"{'parameter' if is_parameter else 'buffer'} '{key}'"
+        fake = stand_in(tensor, what, runs=recorder.log is not None)
+        if not is_parameter:
+            fake.requires_grad_(False)
+        size = stored_bytes(fake)
         resident = {"parameter" if is_parameter else "constant": size}
         if fake.requires_grad and optimizer_states:
             resident["optimizer"] = size * optimizer_states
@@ -284,8 +290,9 @@ def _fake_state(
 class _Fakes:
     """Makes fake tensors for real ones, one for each, and names those of the batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, runs: bool) -> None:
         self.batch: dict[str, torch.Tensor] = {}
+        self._runs = runs
         self._known: dict[int, torch.Tensor] = {}
 
     def of_batch(self, value: Any, path: str) -> Any:
@@ -294,7 +301,7 @@ class _Fakes:
 
     def _of(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in self._known:
-            fake = fake_like(tensor.detach()).requires_grad_(tensor.requires_grad)
+            fake = stand_in(tensor, f"'{path}' of the batch", runs=self._runs)
             self._known[id(tensor)] = self.batch[path] = fake
         return self._known[id(tensor)]
 

@@ -73,8 +73,8 @@ def make_atoms(graph: ComputationGraph) -> Atoms:
             f"graph '{graph.name}': op '{names[0]}' and {len(names) - 1} others must share a device, but no kind of "
             "device is allowed to all of them; change their allowed_kinds or the colocation constraint"
         )
-    is_parameter_op = graph.is_type(PARAMETER)
-    is_input_op = graph.is_type(INPUT)
+    is_input_op = graph.is_sent_input
+    is_parameter_op = graph.is_type(PARAMETER) | graph.is_type(INPUT) & ~is_input_op  # what stays is like a parameter
     sizes = np.bincount(of_op, minlength=count)
     inputs = np.bincount(of_op, is_input_op, count) == sizes
     has_parameter = np.bincount(of_op, is_parameter_op, count) > 0

@@ -174,7 +174,7 @@ def _classes(graph: ComputationGraph, groups: Groups) -> NDArray[np.int64]:
     """``int64[G]``: groups of different numbers must not be merged: kinds of device differ, or only one is inputs."""
     kinds = np.full(groups.num_groups, ANY_KIND, dtype=np.int64)
     np.bitwise_and.at(kinds, groups.group_of_op, graph.allowed_kinds.astype(np.int64))
-    inputs = graph.is_type(INPUT) & (graph.allowed_kinds == ANY_KIND)
+    inputs = graph.is_sent_input & (graph.allowed_kinds == ANY_KIND)
     holds_inputs = np.bincount(groups.group_of_op, inputs, groups.num_groups) > 0
     return kinds + holds_inputs * (ANY_KIND + 1)
 

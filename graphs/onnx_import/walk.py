@@ -35,7 +35,7 @@ from graphs.onnx_import.values import (
     title,
 )
 
-MOST_EXPANDED = 100_000
+MOST_EXPANDED = 50_000
 """Operators that functions and loops may come to, in the whole model."""
 
 _MOST_COMPUTED_BYTES = 2**31

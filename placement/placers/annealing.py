@@ -123,8 +123,7 @@ def _cycle(
     evaluation = search.evaluate(np.stack([home, units.to_groups(placement)]))
     if len(evaluation.feasible) < 2 or len(units.movable) == 0:
         return home
-    reference_s = search.reference_s
-    best_s, cost_s = (float(cost) for cost in search.charged_s(evaluation, reference_s=reference_s))
+    best_s, cost_s = (float(cost) for cost in search.charged_s(evaluation))
     best = home
     if cost_s < best_s:
         best, best_s = units.to_groups(placement), cost_s
@@ -138,8 +137,7 @@ def _cycle(
         batch = np.stack([moves.propose(placement) for _ in range(size)])
         # Metropolis' rule with its random number drawn first: accept up to this cost; what is proven slower is aborted.
         limits_s = cost_s + temperature_s * rng.exponential(size=size)
-        evaluation = search.evaluate(units.to_groups(batch), abort_above_s=limits_s)
-        costs_s = search.charged_s(evaluation, reference_s=reference_s)
+        costs_s = search.charged_s(search.evaluate(units.to_groups(batch), abort_above_s=limits_s))
         accepted = np.flatnonzero(costs_s <= limits_s[: len(costs_s)])
         looked_at = int(accepted[0]) + 1 if len(accepted) else len(costs_s)
         accepted_share += (bool(len(accepted)) - accepted_share * looked_at) * 0.02

@@ -171,11 +171,6 @@ class Search:
         return self.known.step_time_s
 
     @property
-    def reference_s(self) -> float:
-        """What `charged_s` measures by now: the best feasible step, or what no step exceeds while none is known."""
-        return self.known.reference_s
-
-    @property
     def elapsed_s(self) -> float:
         """Seconds since the search began."""
         return time.perf_counter() - self._started
@@ -234,18 +229,17 @@ class Search:
             self.budget.on_progress(Progress(self.elapsed_s, self.evaluations, self.best_s))
         return evaluation
 
-    def charged_s(self, evaluation: Evaluation, *, reference_s: float) -> NDArray[np.float64]:
-        """``float64[B]``: the step time, and for what does not fit more, by the memory missing (`best.charged_s`).
+    def charged_s(self, evaluation: Evaluation) -> NDArray[np.float64]:
+        """``float64[B]``: the step time, and for what does not fit more than any step, by the memory missing.
 
-        A search that compares these numbers walks downhill to what fits, and from then on downhill in time. Infinite
-        where the evaluation was aborted.
-
-        Args:
-            evaluation: Of the placements.
-            reference_s: `reference_s` as it was when the search began to compare: numbers that are compared go by one
-                reference, although better placements are found meanwhile.
+        A search that compares these numbers walks downhill to what fits, and from then on downhill in time. The charge
+        is that of `placement.placers.best`. What it goes by stays what no step exceeds, so that numbers from the whole
+        search compare, and a descent that begins anew gets to what fits although a better step is known from elsewhere.
+        Infinite where the evaluation was aborted.
         """
-        return charged_s(evaluation, self.problem.cluster.memory_bytes, reference_s=reference_s)
+        if evaluation.feasible.all():
+            return evaluation.step_time_s
+        return charged_s(evaluation, self.problem.cluster.memory_bytes, reference_s=self.known.step_limit_s)
 
     def placed(self, *, config: Mapping[str, Any] | None = None, note: str = "") -> Placed:
         """The answer: the best feasible placement, or where none was found the one that exceeds memory least."""

@@ -19,9 +19,9 @@ from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 
-INFEASIBLE_RATIO = 1.5
-"""What does not fit is charged at least this many times the best feasible step: no temperature of a search makes up
-for it."""
+INFEASIBLE_RATIO = 1.1
+"""What does not fit is charged at least this many times the best feasible step: so much that no search ends there, and
+so little that a hot one gets through. With 1.5 fewer chains found the way from one split of memory to another."""
 
 LEAST_REFERENCE_S = 1e-12
 """Least reference, or among steps that take no time what does not fit would be charged nothing either."""
@@ -50,7 +50,7 @@ def missing_share(evaluation: Evaluation, memory_bytes: NDArray[np.int64]) -> Fl
 def charged_s(evaluation: Evaluation, memory_bytes: NDArray[np.int64], *, reference_s: float) -> FloatArray:
     """``float64[B]``: the step time, and for what does not fit more than `reference_s`, the more the more is missing.
 
-    ``max(reference_s, step time) * (1.5 + missing_share)``. The step time that a placement would have if memory were no
+    ``max(reference_s, step time) * (1.1 + missing_share)``. The step time that a placement would have if memory were no
     limit counts only where it is longer than the reference: being fast does not make up for not fitting. No charge is
     below the step time, so a simulation may be aborted once its step exceeds a cost; then the charge is infinite.
 
@@ -126,11 +126,12 @@ class BestKnown:
     @property
     def reference_s(self) -> float:
         """What `charged_s` measures by: the best feasible step, or what no step exceeds while none is known."""
-        known_s = self._upper_bound_s if math.isinf(self.step_time_s) else self.step_time_s
+        known_s = self.step_limit_s if math.isinf(self.step_time_s) else self.step_time_s
         return max(known_s, LEAST_REFERENCE_S)
 
     @cached_property
-    def _upper_bound_s(self) -> float:
+    def step_limit_s(self) -> float:
+        """Seconds that no step exceeds."""
         return step_limit_s(self.problem)
 
     def charged_s(self, evaluation: Evaluation) -> FloatArray:

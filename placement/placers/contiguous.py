@@ -106,9 +106,8 @@ def from_cuts(
 def _search_cuts(search: Search, order: NDArray[np.int64], devices: NDArray[np.int64]) -> None:
     """Move each cut to and fro by ever smaller steps while the simulated step time falls."""
     problem = search.problem
-    reference_s = search.reference_s
     starts = np.unique([balanced_cuts(problem, order, devices, room=room) for room in ROOM], axis=0)
-    best, best_s = _best(search, order, devices, starts, reference_s)
+    best, best_s = _best(search, order, devices, starts)
     step = max(len(order) // 8, 1)
     while best is not None and not search.spent:
         moved = []
@@ -119,9 +118,7 @@ def _search_cuts(search: Search, order: NDArray[np.int64], devices: NDArray[np.i
                     cuts = best.copy()
                     cuts[i:last] += shift
                     moved.append(np.clip(np.maximum.accumulate(cuts), 0, len(order)))
-        if not moved:
-            return
-        tried, tried_s = _best(search, order, devices, np.array(moved), reference_s, below_s=best_s)
+        tried, tried_s = _best(search, order, devices, np.array(moved), below_s=best_s) if moved else (None, np.inf)
         if tried is not None and tried_s < best_s:
             best, best_s = tried, tried_s
         elif step == 1:
@@ -135,17 +132,15 @@ def _best(
     order: NDArray[np.int64],
     devices: NDArray[np.int64],
     cuts: NDArray[np.int64],
-    reference_s: float,
     *,
     below_s: float | None = None,
 ) -> tuple[NDArray[np.int64] | None, float]:
     """The best of several cuts ``int64[B, C]`` and its cost; (None, inf) where the budget allows no evaluation.
 
-    What does not fit is charged by `reference_s` (`Search.charged_s`). Cuts that cost more than `below_s` may be given
-    as infinitely bad.
+    Cuts that cost more than `below_s` may be given as infinitely bad.
     """
     placements = np.stack([from_cuts(search.problem, order, devices, row) for row in cuts])
-    cost = search.charged_s(search.evaluate(placements, abort_above_s=below_s), reference_s=reference_s)
+    cost = search.charged_s(search.evaluate(placements, abort_above_s=below_s))
     if not len(cost):
         return None, np.inf
     at = int(cost.argmin())

@@ -52,12 +52,10 @@ def _sharpen(search: Search, units: Units, rng: np.random.Generator, *, until: f
     probability = _around(units, units.from_groups(start_of(search)), OPENNESS[0])
     elite = np.zeros((0, len(units.allowed)), dtype=np.int64)
     elite_s = np.zeros(0)
-    reference_s = search.reference_s
     while not search.spent and search.spent_share < until and len(units.movable):
         samples = _draw(probability, rng)
         worst_s = float(elite_s.max()) if len(elite_s) == ELITE else None
-        evaluation = search.evaluate(units.to_groups(samples), abort_above_s=worst_s)
-        costs_s = search.charged_s(evaluation, reference_s=reference_s)
+        costs_s = search.charged_s(search.evaluate(units.to_groups(samples), abort_above_s=worst_s))
         # The elite of all iterations since the opening, not of this one alone: a good sample is not forgotten.
         pool, pool_s = np.concatenate([elite, samples[: len(costs_s)]]), np.concatenate([elite_s, costs_s])
         best = np.argsort(pool_s, kind="stable")[:ELITE]
@@ -68,7 +66,6 @@ def _sharpen(search: Search, units: Units, rng: np.random.Generator, *, until: f
             opened += 1
             probability = _around(units, units.from_groups(start_of(search)), OPENNESS[opened % len(OPENNESS)])
             elite, elite_s = elite[:0], elite_s[:0]
-            reference_s = search.reference_s
 
 
 def _around(units: Units, placement: NDArray[np.int64], openness: float) -> NDArray[np.float64]:

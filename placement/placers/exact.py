@@ -56,7 +56,7 @@ def place(
     found = annealing.place(problem, budget=warm_up, rng=rng)
     search.evaluate(found.placement[None])
     search.evaluations += found.evaluations
-    model = ExactModel(problem, horizon_s=search.reference_s)
+    model = ExactModel(problem, horizon_s=search.known.reference_s)
     model.hint(start_of(search))
     seed = int(rng.integers(2**31))
     bound_s, proven = 0.0, False

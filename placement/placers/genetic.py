@@ -59,17 +59,15 @@ def _breed(search: Search, units: Units, rng: np.random.Generator, *, until: flo
 
     moves = Moves(units, rng)
 
-    def settle() -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    def settle() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         start = units.from_groups(start_of(search))
         keys = rng.random((POPULATION, len(counts)))
         keys[0] = encode(start)
         for i in range(1, POPULATION // 2):
             keys[i] = encode(moves.propose(start))
-        reference_s = search.reference_s
-        evaluation = search.evaluate(units.to_groups(decode(keys)))
-        return keys, search.charged_s(evaluation, reference_s=reference_s), reference_s
+        return keys, search.charged_s(search.evaluate(units.to_groups(decode(keys))))
 
-    keys, costs_s, reference_s = settle()
+    keys, costs_s = settle()
     generations, fruitless, best_s = 0, 0, search.best_s
     while not search.spent and search.spent_share < until and len(costs_s) == len(keys):
         order = np.argsort(costs_s, kind="stable")
@@ -85,8 +83,7 @@ def _breed(search: Search, units: Units, rng: np.random.Generator, *, until: flo
         fresh = np.concatenate([mutants, children])
         # What is slower than the elite is one of the rest, however slow it is.
         worst_s = float(costs_s[ELITE - 1])
-        evaluation = search.evaluate(units.to_groups(decode(fresh)), abort_above_s=worst_s)
-        fresh_s = search.charged_s(evaluation, reference_s=reference_s)
+        fresh_s = search.charged_s(search.evaluate(units.to_groups(decode(fresh)), abort_above_s=worst_s))
         if len(fresh_s) < len(fresh):
             break
         keys, costs_s = np.concatenate([elite, fresh]), np.concatenate([costs_s[:ELITE], fresh_s])
@@ -94,7 +91,7 @@ def _breed(search: Search, units: Units, rng: np.random.Generator, *, until: flo
         fruitless = 0 if search.best_s < best_s else fruitless + 1
         best_s = search.best_s
         if fruitless == PATIENCE:
-            keys, costs_s, reference_s = settle()
+            keys, costs_s = settle()
             fruitless = 0
     return generations
 

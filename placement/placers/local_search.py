@@ -42,17 +42,23 @@ def _iterate(search: Search, units: Units, rng: np.random.Generator, *, until: f
     """Descend and kick until a share of the budget is spent; returns how many descents that were."""
     moves = Moves(units, rng)
     home = units.from_groups(start_of(search))
-    home, home_s = _descend(search, units, rng, home, until=until)
+    home_s = _cost_s(search, units, home)
+    home, home_s = _descend(search, units, rng, home, home_s, until=until)
     descents = 1
     while len(units.movable) and not _over(search, until):
         kicked = home
         for _ in range(KICK_MOVES):
             kicked = moves.propose(kicked)
-        found, found_s = _descend(search, units, rng, kicked, until=until)
+        found, found_s = _descend(search, units, rng, kicked, _cost_s(search, units, kicked), until=until)
         descents += 1
         if found_s <= home_s:
             home, home_s = found, found_s
     return descents
+
+
+def _cost_s(search: Search, units: Units, placement: NDArray[np.int64]) -> float:
+    costs_s = search.charged_s(search.evaluate(units.to_groups(placement)[None]))
+    return float(costs_s[0]) if len(costs_s) else np.inf
 
 
 def _descend(
@@ -60,17 +66,11 @@ def _descend(
     units: Units,
     rng: np.random.Generator,
     placement: NDArray[np.int64],
+    cost_s: float,
     *,
     until: float,
 ) -> tuple[NDArray[np.int64], float]:
-    """Take the first improvement again and again, until none is left or a share of the budget is spent.
-
-    Returns:
-        Where that ended, ``int64[U]``, and its cost; infinite where the budget allowed no evaluation.
-    """
-    reference_s = search.reference_s
-    costs_s = search.charged_s(search.evaluate(units.to_groups(placement)[None]), reference_s=reference_s)
-    cost_s = float(costs_s[0]) if len(costs_s) else np.inf
+    """Take the first improvement again and again, until none is left or a share of the budget is spent."""
     improved = True
     while improved and not _over(search, until):
         improved = False
@@ -79,7 +79,7 @@ def _descend(
             batch.append(candidate)
             if len(batch) < BATCH:
                 continue
-            better = _first_better(search, units, batch, cost_s, reference_s)
+            better = _first_better(search, units, batch, cost_s)
             batch = []
             if better is not None:
                 placement, cost_s = better
@@ -88,7 +88,7 @@ def _descend(
             if _over(search, until):
                 return placement, cost_s
         if batch and not improved:
-            better = _first_better(search, units, batch, cost_s, reference_s)
+            better = _first_better(search, units, batch, cost_s)
             if better is not None:
                 placement, cost_s = better
                 improved = True
@@ -100,10 +100,9 @@ def _over(search: Search, until: float) -> bool:
 
 
 def _first_better(
-    search: Search, units: Units, batch: list[NDArray[np.int64]], cost_s: float, reference_s: float
+    search: Search, units: Units, batch: list[NDArray[np.int64]], cost_s: float
 ) -> tuple[NDArray[np.int64], float] | None:
-    evaluation = search.evaluate(units.to_groups(np.stack(batch)), abort_above_s=cost_s)
-    costs_s = search.charged_s(evaluation, reference_s=reference_s)
+    costs_s = search.charged_s(search.evaluate(units.to_groups(np.stack(batch)), abort_above_s=cost_s))
     better = np.flatnonzero(costs_s < cost_s)
     return (batch[better[0]], float(costs_s[better[0]])) if len(better) else None
 

@@ -74,6 +74,8 @@ def check_content(content: Mapping[str, Any], problem: PlacementProblem) -> None
         raise InputError("its settings are those of another release of this program; start the run again")
     for key, default in known.items():
         value = content["config"][key]
+        if value is None and key == "search_survivors":  # all chains go on
+            continue
         numbers = isinstance(default, int | float) and not isinstance(default, bool)
         if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
             raise _bad(f"config.{key}")

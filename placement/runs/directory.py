@@ -89,7 +89,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         schedule: The simulator's.
         groups: Wanted number of co-location groups.
         groups_file: The file in the run directory that holds them; None where their number says it.
-        preset: How the policy learns: a name in `placement.learning.reinforce.PRESETS`.
+        preset: How the policy learns: a name in `placement.learning.config.PRESETS`.
         seed: Seeds all random numbers.
         updates: Updates in all; None where only the time limits the run.
         time_limit_s: Seconds of the first run; None where only the updates do.

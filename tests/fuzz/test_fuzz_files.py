@@ -23,8 +23,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from envs.clusters.catalog import DEVICE_SPECS, load_cluster
-from envs.clusters.file import cluster_to_yaml
 from envs.make_problem import make_problem
 from envs.problem import PlacementProblem
 from graphs.errors import LONGEST, InputError, NoFeasiblePlacementError
@@ -132,7 +130,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
         Kind("placement", encode_placement(result), mutate_json,
              lambda path: console.print(simulated_report(api.simulate(problem, path))),
              simulate(good, "k80x2", "FILE.json")),
-        Kind("cluster", cluster_to_yaml(load_cluster("k80x2"), DEVICE_SPECS).encode(), mutate_yaml,
+        Kind("cluster", CLUSTER, mutate_yaml,
              lambda path: place(make_problem(graph, str(path))), simulate(good, "FILE.yaml", "heft")),
         Kind("comparison", encode_comparison(comparison), mutate_json, use_comparison,
              ("compare", good, "--cluster", "k80x2", "--placers", "heft", "--json", "FILE.json")),
@@ -144,6 +142,23 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
     ]  # fmt: skip
     return {kind.name: kind for kind in made}
 
+
+CLUSTER = b"""format: device-cluster
+version: 1
+name: made
+devices:
+- {name: "cpu:0", spec: haswell_18c}
+- {name: gpu, count: 2, spec: t4}
+- {name: gpu, count: 2, start: 2, spec: {like: k80, name: mine, memory_bytes: 8.0e9}}
+- name: npu:0
+  spec: {name: chip, kind: npu, memory_bytes: 1.0e9, peak_flops_per_s: {float32: 1.0e12}, memory_bytes_per_s: 1.0e11}
+- {name: "npu:1", spec: {like: chip, tile: 8, efficiency: {product: 0.5}}}
+switches: ["pcie:0"]
+links:
+- {between: ["pcie:0", "gpu:0-3"], bytes_per_s: 1.2e10, latency_s: 7.5e-06}
+- {between: ["cpu:0", "pcie:0"], bytes_per_s: 1.2e10, latency_s: 7.5e-06, back_bytes_per_s: 1.0e10}
+- {all: ["npu:*", "cpu:0"], bytes_per_s: 1.0e11, latency_s: 0.0, back_latency_s: 1.0e-6}
+"""
 
 NAMES = {"config": directory.CONFIG, "checkpoint": FILE_NAME, "graph": "f.graph.json", "gzip": "f.graph.json.gz"}
 NAMES |= {"cluster": "f.yaml", "onnx": "f.onnx", "placement": "f.json", "comparison": "f.json"}

@@ -169,7 +169,7 @@ def test_files_satisfy_the_schema(graph: ComputationGraph) -> None:
         (["ops", 0, "dtype"], "float31"),
         (["ops", 0, "surplus"], 1),
         (["ops", 0, "resident_bytes"], {"weights": 1}),
-        (["ops", 4, "allowed_kinds"], ["npu"]),
+        (["ops", 4, "allowed_kinds"], ["dsp"]),
         (["tensors", 0, "bytes"], 1.5),
     ],
 )
@@ -212,7 +212,7 @@ DELETE = object()
         (["ops", 2, "phase"], "sideways", "op 'mm' has phase 'sideways'; it must be one of forward, backward, update"),
         (["ops", 2, "output_shapes"], [[4, -1]], "op 'mm', field output_shapes[0][1]: expected 'int' >= 0"),
         (["ops", 2, "resident_bytes"], {"weights": 1}, "op 'mm' has resident bytes of 'weights'; known parts: "),
-        (["ops", 2, "allowed_kinds"], ["npu"], "op 'mm' allows device kind 'npu'; known: cpu, gpu, tpu"),
+        (["ops", 2, "allowed_kinds"], ["dsp"], "op 'mm' allows device kind 'dsp'; known: cpu, gpu, tpu"),
         (["ops", 2, "allowed_kinds"], [], "op 'mm' is allowed on no kind of device"),
         (["ops", 2, "time_s"], {"k80": -1.0}, "op 'mm', field time_s[...]: expected 'float' >= 0"),
         (["ops", 2, "time_s"], {"k80": float("inf")}, "op 'mm', field time_s.k80: the number is inf"),

@@ -4,6 +4,7 @@ import copy
 import random
 from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
+from types import GenericAlias
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ def total(output):
 def portrait(thing, seen=None):
     """All that can be seen of a thing, identities included, as one nested value to compare."""
     seen = {} if seen is None else seen
-    if thing is None or isinstance(thing, (bool, int, float, str, bytes, type, torch.dtype, torch.device)):
+    if thing is None or isinstance(
+        thing, (bool, int, float, str, bytes, type, GenericAlias, torch.dtype, torch.device)
+    ):
         return repr(thing)
     if id(thing) in seen:
         return "seen", id(thing)

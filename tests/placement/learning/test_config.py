@@ -92,9 +92,11 @@ def test_a_setting_too_many_or_too_few_is_named() -> None:
         unflatten({k: v for k, v in FLAT.items() if k not in ("samples", "search_chains")}, LearningConfig())
 
 
-def test_a_checkpoint_and_a_result_hold_them_flat(tmp_path: Path) -> None:
+@pytest.mark.parametrize("survivors", [1, None])
+def test_a_checkpoint_and_a_result_hold_them_flat(tmp_path: Path, survivors: int | None) -> None:
     problem = branches(3, 2)
-    config = with_settings(PRESETS["default"], hidden_size=8, samples=4, search_chains=2, search_moves=16)
+    small = with_settings(PRESETS["default"], hidden_size=8, samples=4, search_chains=2, search_moves=16)
+    config = with_settings(small, search_survivors=survivors)
     trainer = Trainer(problem, config=config)
     trainer.run(updates=1, observer=TrainingRecord(trainer, tmp_path))
     assert resume_trainer(problem, tmp_path).config == config

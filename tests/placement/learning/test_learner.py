@@ -141,7 +141,7 @@ def test_the_failing_signal_is_a_constant_above_the_best_step_whoever_says_what_
     sampled = learner.sample(learner.encode())[1:]
     evaluation = evaluated(learner, sampled, fits=np.array([True, False] * 3))
     failing_s = learner.baseline**2
-    for best_s, wanted_s in ((math.inf, failing_s), (failing_s / 10, failing_s), (failing_s * 10, 15 * failing_s)):
+    for best_s, wanted_s in ((math.inf, failing_s), (failing_s / 10, failing_s), (failing_s * 10, 11 * failing_s)):
         charged = learner._charged_s(evaluation, known(problem, best_s=best_s))
         assert charged[::2].tolist() == evaluation.step_time_s[::2].tolist()
         assert charged[1::2] == pytest.approx(wanted_s)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
 from placement.placers.base import Budget, Search
-from placement.placers.best import missing_share, step_limit_s
+from placement.placers.best import missing_share
 from placement.placers.searching.moves import Moves, coarse_to_fine, coarse_units, single_units
 from placement.registry import get_placer
 from tests.placement.placer_problems import random_problem, training_problem
@@ -73,15 +73,13 @@ def test_what_does_not_fit_costs_more_than_what_does_and_less_when_less_is_missi
     placements = np.stack([Moves(single_units(problem), rng).scatter() for _ in range(50)])
     placements[0, 1:], placements[1, 1:] = 1, np.arange(12) % 3
     evaluation = search.evaluate(placements)
-    costs_s = search.charged_s(evaluation, reference_s=search.reference_s)
+    costs_s = search.charged_s(evaluation)
     assert evaluation.feasible.any()
     assert not evaluation.feasible.all()
-    assert costs_s[~evaluation.feasible].min() > search.best_s
+    assert costs_s[~evaluation.feasible].min() > evaluation.step_time_s.max()
     missing = missing_share(evaluation, problem.cluster.memory_bytes)
-    unknown_s = search.charged_s(evaluation, reference_s=step_limit_s(problem))  # while nothing that fits is known
-    assert unknown_s[~evaluation.feasible].min() > evaluation.step_time_s.max()
     order = np.argsort(missing, kind="stable")
-    assert (np.diff(unknown_s[order][missing[order] > 0]) >= 0).all()
+    assert (np.diff(costs_s[order][missing[order] > 0]) >= 0).all()
 
 
 def test_early_abort_changes_no_decision(monkeypatch: pytest.MonkeyPatch) -> None:
