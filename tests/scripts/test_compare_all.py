@@ -60,7 +60,7 @@ def test_another_budget_is_refused(here: Path, capsys: pytest.CaptureFixture[str
     assert main([*args, "--time-limit-s", "2", "--restart"]) == 0
 
 
-def test_rows_of_one_placer_are_made_anew_and_all_others_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_of_one_placer_are_rebuilt_and_all_others_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def cells() -> dict[str, list[dict[str, object]]]:
         return {c["graph"]: c["comparison"]["rows"] for c in json.loads(Path("results.json").read_text())["cells"]}
 

@@ -283,7 +283,7 @@ def test_what_does_not_fit_the_capture_is_refused() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["rnnlm", "bert", "inception_v3"])
-def test_a_gpu_beside_a_core(name: str) -> None:
+def test_a_gpu_together_with_a_core(name: str) -> None:
     model, batch, options = steps.zoo_model(SMALL[name])
     other = steps.copied(model)
     program = capture_program(model, batch, **options)
