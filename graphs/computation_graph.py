@@ -59,7 +59,8 @@ _KINDS_AT_FIRST = 3
 INPUT = "input"
 """Type of the ops that stand for the step's inputs; where a cluster has a CPU they are placed on it.
 
-One with resident bytes, such as a cache of keys and values, is not sent in every step: it stays where it is placed."""
+One whose tensor is resident, such as a cache of keys and values, is not sent in every step: it stays where it is
+placed."""
 
 PARAMETER = "parameter"
 """Type of the ops that stand for a parameter or a buffer; they take no time, and their tensor is resident."""
@@ -213,8 +214,9 @@ class ComputationGraph:
 
     @cached_property
     def is_sent_input(self) -> NDArray[np.bool_]:
-        """``bool[N]``, True for the inputs that every step gets anew; one with resident bytes stays where it is."""
-        return self.is_type(INPUT) & (self.resident_bytes.sum(axis=1) == 0)
+        """``bool[N]``, True for inputs that every step gets anew; one whose tensor is resident stays where it is."""
+        stays = np.bincount(self.tensor_producer, self.tensor_resident, self.num_ops) > 0
+        return self.is_type(INPUT) & ~stays
 
     def is_type(self, name: str) -> NDArray[np.bool_]:
         """``bool[N]``, True for ops of a type, for example `INPUT`."""
