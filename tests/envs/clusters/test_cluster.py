@@ -87,7 +87,7 @@ def test_zero_bandwidth_is_refused_and_zero_latency_is_not() -> None:
     ("changes", "words"),
     [
         ({"name": ""}, "name is empty"),
-        ({"kind": "npu"}, "kind 'npu'"),
+        ({"kind": "dsp"}, "kind 'dsp'"),
         ({"memory_bytes": -1}, "memory_bytes is -1"),
         ({"memory_bytes": 2**63}, "memory_bytes is 9223372036854775808"),
         ({"memory_bytes": math.inf}, "memory_bytes is inf"),

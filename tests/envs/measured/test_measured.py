@@ -212,7 +212,7 @@ def test_nothing_outlives_a_program_that_is_killed(tmp_path: Path, how: str) -> 
                 break
         program.send_signal(signal.SIGKILL)
     started = [measuring, *map(int, forked.read_text().split())]
-    assert len(started) == (2 if how == "fork" else 1)
+    assert (len(started) > 1) == (how == "fork")
     for _ in range(100):
         if not any(map(alive, started)):
             break
