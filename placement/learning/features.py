@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from graphs.computation_graph import DEVICE_KINDS, PHASES, ComputationGraph
+from graphs.computation_graph import PHASES, ComputationGraph
 
 TYPE_BUCKETS = 256
 """Op types are hashed (CRC-32 of the name) into this many rows of the type embedding: no vocabulary to keep in step."""
@@ -30,6 +30,9 @@ MAX_SHAPES, MAX_RANK = 4, 4
 
 TWIN_RANKS = 8
 """Devices of one spec are told apart by their rank among their twins, one-hot up to this many."""
+
+_TOLD_KINDS = ("cpu", "gpu", "tpu")
+"""Kinds of device that have a place in the features; others are told by their figures, so that weights fit all."""
 
 FloatArray = NDArray[np.float32]
 
@@ -228,7 +231,7 @@ def _device_features(problem: PlacementProblem) -> FloatArray:
             np.log(max(float(problem.group_time_s[:, d].sum()), 1e-9) / max(_fastest_total_s(problem), 1e-9)),
             rank / TWIN_RANKS,
         ]
-        kind = [float(spec.kind == k) for k in DEVICE_KINDS]
+        kind = [float(spec.kind == k) for k in _TOLD_KINDS]
         rows.append(numbers + kind + [float(rank == r) for r in range(TWIN_RANKS)])
     return np.array(rows, dtype=np.float32)
 

@@ -139,6 +139,56 @@ def _trace_back(
 
 
 @compiled
+def _sum_up_in_turn(
+    unit_of_op, input_offsets, input_tensors, producer, op_device, start_s, end_s,
+    sent_tensor, sent_to, sent_end_s, num_sent, arrival_s, bucket, next_in_bucket, critical_s, transfer_s, waited_s,
+    delayed_s,
+):  # fmt: skip
+    """As `_trace_back`, under the schedule ``sequential``: all that happens is on the critical path, nothing waits."""
+    num_devices = transfer_s.shape[1]
+    critical_s[:] = 0.0
+    transfer_s[:] = 0.0
+    waited_s[:] = 0.0
+    delayed_s[:] = 0.0
+    for k in range(num_sent):
+        arrival_s[sent_tensor[k] * num_devices + sent_to[k]] = sent_end_s[k]
+    before_s = 0.0
+    for op in range(len(unit_of_op)):
+        device, unit = op_device[op], unit_of_op[op]
+        for i in range(input_offsets[op], input_offsets[op + 1]):
+            tensor = input_tensors[i]
+            maker = producer[tensor]
+            if op_device[maker] != device:
+                at_s = arrival_s[np.int64(tensor) * num_devices + device]
+                if at_s > before_s:  # sent for this op, in the order of its inputs
+                    half_s = 0.5 * (at_s - before_s)
+                    transfer_s[unit, op_device[maker]] += half_s
+                    transfer_s[unit_of_op[maker], device] += half_s
+                    before_s = at_s
+        critical_s[unit] += end_s[op] - start_s[op]
+        before_s = end_s[op]
+
+
+def _sum_up(work, *columns):
+    """What the step that was simulated last spends on its critical path, by unit."""
+    raise NotImplementedError("only compiled")
+
+
+@overload(_sum_up)
+def _sum_up_compiled(work, *columns):
+    if work.instance_class is sequential.Sequence:
+
+        def sum_up(work, *columns):
+            _sum_up_in_turn(*columns)
+    else:
+
+        def sum_up(work, *columns):
+            _trace_back(*columns)
+
+    return sum_up
+
+
+@compiled
 def _features(
     x, near_on_s, unit, placed, step_s, time_s, log_time, busy_s, near_offsets, near, near_s, orders, rank,
     critical_s, transfer_s, waited_s, delayed_s, rejected, log_probability,
@@ -384,8 +434,9 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
                 scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
             if counts[TRACED] == SIMULATED:
                 # The workspace still holds the trace of the placement that was accepted last.
-                _trace_back(
-                    field.unit_of_op, field.input_offsets, field.input_tensors, field.producer, chain.op_device[0],
+                _sum_up(
+                    work, field.unit_of_op, field.input_offsets, field.input_tensors, field.producer,
+                    chain.op_device[0],
                     traced.start_s, traced.end_s, traced.sent_tensor, traced.sent_to, traced.sent_end_s,
                     np.int64(traced.num_sent[0]), chain.arrival_s, chain.bucket, chain.next_in_bucket,
                     chain.critical_s, chain.transfer_s, chain.waited_s, chain.delayed_s,

@@ -292,7 +292,7 @@ def test_an_empty_graph_is_refused() -> None:
         build("none", [], [])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["priority", "fifo", "program_order"])
 def test_no_edges_on_64_devices(schedule: str) -> None:
     # 640 ops of 1 s, ten on each of 64 devices, one after another: 10 s. All on one device: 640 s.
     graph = build("wide", [OpRecord(f"op{i}", "add", bytes_accessed=1) for i in range(640)], [])
@@ -302,7 +302,7 @@ def test_no_edges_on_64_devices(schedule: str) -> None:
     assert lower_bound_s(problem) == pytest.approx(10.0)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["priority", "fifo", "program_order"])
 def test_disconnected_chains_do_not_wait_for_each_other(schedule: str) -> None:
     # Three chains of 5 ops of 1 s, one a device: 5 s; ops of the chains alternate in program order.
     ops = [OpRecord(f"op{i}", "add", bytes_accessed=1) for i in range(15)]

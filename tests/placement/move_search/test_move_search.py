@@ -46,6 +46,9 @@ from tests.placement.problems import branches, cluster, optimum_s
 UNTIL_THE_END = 16
 """Updates of `run` over which the search goes through all of its stages."""
 
+OVERLAPPING = tuple(schedule for schedule in SCHEDULES if schedule != "sequential")
+"""Schedules under which devices work at the same time."""
+
 
 def first_ops(problem: PlacementProblem) -> NDArray[np.int32]:
     """Everything on the last device that it may be on."""
@@ -116,7 +119,7 @@ def test_the_best_cost_is_what_the_evaluator_says(schedule: str, room: float | N
         assert search.best_cost_s == evaluation.step_time_s[0]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", OVERLAPPING)
 @pytest.mark.parametrize("uniform_share", [0.1, 1.0])
 def test_ops_stay_together_and_where_they_may_be(schedule: str, uniform_share: float) -> None:
     graph = restricted_graph()
@@ -215,7 +218,33 @@ def random_ops(problem: PlacementProblem, seed: int) -> NDArray[np.int32]:
     return np.random.default_rng(seed).integers(problem.num_devices, size=problem.graph.num_ops).astype(np.int32)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_where_nothing_overlaps_all_is_on_the_critical_path() -> None:
+    for seed in range(4):
+        graph = random_graph(150, seed=seed, locality=15)
+        problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster("k80x4"), "sequential")
+        ops = random_ops(problem, seed)
+        walker, field, chain = walker_at(problem, ops, uniform_share=1.0)
+        ops = chain.op_device[0].copy()  # the target leaves the CPU out
+        walker.walk(1, 1e-30)
+        trace = problem.trace(ops)
+        taken_s = np.bincount(field.unit_of_op, trace.op_end_s - trace.op_start_s, len(chain.critical_s))
+        assert np.allclose(chain.critical_s, taken_s, rtol=1e-12, atol=0)
+        sent_s = np.zeros_like(chain.transfer_s)
+        for tensor, source, to, start_s, end_s in zip(
+            trace.transfer_tensor, trace.transfer_source, trace.transfer_destination, trace.transfer_start_s,
+            trace.transfer_end_s, strict=True,
+        ):  # fmt: skip
+            sent_s[field.unit_of_op[graph.tensor_producer[tensor]], to] += 0.5 * (end_s - start_s)
+            readers = graph.consumers[graph.consumer_offsets[tensor] : graph.consumer_offsets[tensor + 1]]
+            first = min(reader for reader in readers if ops[reader] == to)
+            sent_s[field.unit_of_op[first], source] += 0.5 * (end_s - start_s)
+        assert np.allclose(chain.transfer_s, sent_s, rtol=1e-9, atol=1e-15)
+        assert chain.critical_s.sum() + chain.transfer_s.sum() == pytest.approx(trace.step_time_s)
+        assert not chain.waited_s.any()
+        assert not chain.delayed_s.any()
+
+
+@pytest.mark.parametrize("schedule", OVERLAPPING)
 @pytest.mark.parametrize("seed", range(8))
 def test_the_critical_path_is_that_of_the_plain_version(seed: int, schedule: str) -> None:
     graph = random_graph(150, seed=seed, locality=15)
@@ -797,6 +826,6 @@ def test_where_cuts_are_expensive_chains_end_at_what_fits(schedule: str, cpu: bo
         assert search.best.fits
         assert search.best_cost_s == problem.evaluate_ops(search.best.ops[None]).cost_s()[0]
         assert not any(walker.is_lost for walker in search._walkers)
-        if cpu:
+        if cpu and problem.target == "engine":  # another target leaves the host's CPU out
             assert start.feasible[0]
             assert search.best_cost_s < start.step_time_s[0]
