@@ -21,7 +21,7 @@ train: install  ## learn a placement of Inception-V3 on four K80 dies, and compa
 	$(BIN)/placement train $(GRAPH) --cluster $(CLUSTER) --time-limit-s $(TIME_LIMIT_S) --out $(OUT)
 
 test: install  ## the test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 lint: install  ## style, types and floors
 	$(BIN)/ruff check .

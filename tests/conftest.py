@@ -1,5 +1,8 @@
-"""How hypothesis draws its examples in this suite."""
+"""How hypothesis draws its examples in this suite, and which tests may run at the same time."""
 
+from __future__ import annotations
+
+import pytest
 from hypothesis import settings
 
 # The suite draws the same examples each time, so that what passes today passes tomorrow; new ones are looked for by
@@ -7,3 +10,14 @@ from hypothesis import settings
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("suite")
+
+_ON_REAL_CORES = ("measured", "fidelity", "profile", "run_placement")
+"""In the paths of tests that run steps on this machine's cores: one after the other, whatever else runs."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `pytest -n`, keep the tests of a file together, and all that need the cores."""
+    for item in items:
+        file = item.nodeid.split("::")[0]
+        group = "real cores" if any(word in item.nodeid.split("[")[0] for word in _ON_REAL_CORES) else file
+        item.add_marker(pytest.mark.xdist_group(group))
