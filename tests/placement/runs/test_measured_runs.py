@@ -94,7 +94,7 @@ def test_a_run_that_is_stopped_keeps_what_it_measured_and_goes_on_by_the_command
 
     capsys.readouterr()
     threading.Thread(target=stop_at, args=(told.count + 2,), daemon=True).start()
-    assert main(["train", "--resume", "run", "--time-limit-s", "120"]) == 0
+    assert main(["train", "--resume", "run", "--time-limit-s", "25"]) == 0
     said = capsys.readouterr()
     assert len(lines(Path("run"))) > told.count
     assert f"{len(lines(Path('run')))} placements run, 0 of them failed" in said.out
