@@ -34,10 +34,10 @@ from graphs.files import SUFFIXES, save_graph_file, write_atomically
 from graphs.reading import exists
 from graphs.sources import load_graph
 from placement.arguments import check_can_write, check_ends
+from placement.exports import accelerate, ops_table
 from placement.placers import PlacerInfo
 from placement.placers.base import Budget, Granularity, SearchOptions, StartAt
 from placement.registry import PLACERS, get_placer
-from placement.results import export as forms
 from placement.results.comparison import Comparison, Row, ask, check_seed, compare_placers
 from placement.results.comparison_file import encode_comparison, read_finished
 from placement.results.placement_file import PlacementResult, check_placement, read_placement
@@ -418,7 +418,7 @@ class Exported:
     """
 
     simulated: Simulated
-    device_map: forms.DeviceMap | None = None
+    device_map: accelerate.DeviceMap | None = None
     mapped: Simulated | None = None
 
 
@@ -458,12 +458,12 @@ def export(
         problem = make_problem(graph, cluster, schedule=result.schedule)
     simulated = simulate(problem, result)
     if format != "device-map":
-        encode = forms.encode_ops_json if format == "json" else forms.encode_ops_csv
+        encode = ops_table.encode_ops_json if format == "json" else ops_table.encode_ops_csv
         write_atomically(path, encode(simulated))
         return Exported(simulated)
-    devices = forms.device_map(problem, simulated.op_placement)
-    write_atomically(path, forms.encode_device_map(devices))
-    return Exported(simulated, devices, forms.simulate_device_map(problem, devices))
+    devices = accelerate.device_map(problem, simulated.op_placement)
+    write_atomically(path, accelerate.encode_device_map(devices))
+    return Exported(simulated, devices, accelerate.simulate_device_map(problem, devices))
 
 
 def load_problem(run: str | Path) -> PlacementProblem:

@@ -139,7 +139,7 @@ def parse_cluster(text: str, specs: Mapping[str, DeviceSpec], *, where: str = "c
         # Not strict: YAML 1.1 reads 12e9, without a point and a sign, as text.
         record = msgspec.convert(content, _ClusterRecord, strict=False)
     except msgspec.ValidationError as error:
-        raise InputError(f"{where}: {_plain(str(error))}") from None
+        raise InputError(f"{where}: {_plain(str(error))}; {_REMEDY}") from None
     try:
         known = _Specs(record.devices, specs)
         devices: list[Device] = []

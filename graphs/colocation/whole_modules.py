@@ -17,7 +17,7 @@ So a module may be *cut*, its parts going to several devices, only where none of
 
 Then any placement of the groups can be run: nothing is lost between what is searched and what is written down.
 
-Letters: ``N`` ops, ``U`` units.
+Letters: ``N`` ops, ``G`` co-location groups.
 """
 
 from __future__ import annotations
@@ -51,37 +51,37 @@ class WholeModules:
     """What must stay together for a runtime that moves tensors only where a module is entered.
 
     Attributes:
-        unit_of_op: ``int32[N]``; units are numbered by their first op.
-        members: For each of ``U`` units the modules that it consists of, in program order: no one is inside another.
-        main: The unit with the step's inputs.
+        group_of_op: ``int32[N]``; groups are numbered by their first op.
+        members: For each of ``G`` groups the modules that it consists of, in program order: no one is inside another.
+        main: The group with the step's inputs.
     """
 
-    unit_of_op: NDArray[np.int32]
+    group_of_op: NDArray[np.int32]
     members: tuple[tuple[str, ...], ...]
     main: int
 
 
 def whole_modules(graph: ComputationGraph) -> WholeModules:
-    """Find the units of a graph; one that has no module paths is one unit."""
+    """Find the groups of a graph; one that has no module paths is one group."""
     label_of_op = _Labels(graph).of_ops()
-    used, first, unit_of_op = np.unique(label_of_op, return_index=True, return_inverse=True)
+    used, first, group_of_op = np.unique(label_of_op, return_index=True, return_inverse=True)
     rank = np.empty(len(used), dtype=np.int32)
     rank[np.argsort(first, kind="stable")] = np.arange(len(used), dtype=np.int32)
-    return _described(graph, rank[unit_of_op])
+    return _described(graph, rank[group_of_op])
 
 
 def whole_module_groups(graph: ComputationGraph) -> Groups:
-    """The units as co-location groups, each called after its modules; the family is a module's path without numbers."""
-    units = whole_modules(graph)
+    """The groups, each called after its modules; the family is a module's path without numbers."""
+    found = whole_modules(graph)
     names, families = [], []
-    for number, members in enumerate(units.members):
+    for number, members in enumerate(found.members):
         first = members[0] if members else "inputs"
         more = f" and {len(members) - 1} more" if len(members) > 1 else ""
         names.append(f"{first or '(the model)'}{more}")
         families.append(".".join("*" if part.isdigit() else part for part in first.split(".")))
         if names[-1] in names[:-1]:
             names[-1] += f" #{number}"
-    return make_groups(units.unit_of_op, names, families, list(range(len(names))))
+    return make_groups(found.group_of_op, names, families, list(range(len(names))))
 
 
 class _Labels:
@@ -225,26 +225,26 @@ class _Labels:
             self.label[op] = of_parameter.get(int(graph.colocation[op]), self.label[op])
 
 
-def _described(graph: ComputationGraph, unit_of_op: NDArray[np.int32]) -> WholeModules:
-    """Name the modules of each unit: the outermost ones all of whose ops are in it."""
-    units_in: defaultdict[str, set[int]] = defaultdict(set)
+def _described(graph: ComputationGraph, group_of_op: NDArray[np.int32]) -> WholeModules:
+    """Name the modules of each group: the outermost ones all of whose ops are in it."""
+    groups_in: defaultdict[str, set[int]] = defaultdict(set)
     first: dict[str, int] = {}
-    for op, (m, unit) in enumerate(zip(graph.module.tolist(), unit_of_op.tolist(), strict=True)):
+    for op, (m, group) in enumerate(zip(graph.module.tolist(), group_of_op.tolist(), strict=True)):
         path = graph.module_names[m]
         if is_loss(path) or graph.phase[op] != _FORWARD or graph.op_names[op].startswith("constant/"):
             continue
         for prefix in prefixes(path):
-            units_in[prefix].add(unit)
+            groups_in[prefix].add(group)
             first.setdefault(prefix, op)
-    members: list[list[str]] = [[] for _ in range(int(unit_of_op.max()) + 1)]
-    for path in sorted(units_in, key=lambda p: first[p]):
-        alone = len(units_in[path]) == 1
-        if alone and not any(len(units_in[outer]) == 1 for outer in prefixes(path)[:-1]):
-            (unit,) = units_in[path]
-            members[unit].append(path)
+    members: list[list[str]] = [[] for _ in range(int(group_of_op.max()) + 1)]
+    for path in sorted(groups_in, key=lambda p: first[p]):
+        alone = len(groups_in[path]) == 1
+        if alone and not any(len(groups_in[outer]) == 1 for outer in prefixes(path)[:-1]):
+            (group,) = groups_in[path]
+            members[group].append(path)
     inputs = np.flatnonzero(graph.is_type(INPUT))
-    main = int(unit_of_op[inputs[0]]) if inputs.size else 0
-    return WholeModules(unit_of_op, tuple(map(tuple, members)), main)
+    main = int(group_of_op[inputs[0]]) if inputs.size else 0
+    return WholeModules(group_of_op, tuple(map(tuple, members)), main)
 
 
 def is_loss(path: str) -> bool:

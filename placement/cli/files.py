@@ -9,7 +9,7 @@ from placement import api
 from placement.arguments import check_can_write, check_ends
 from placement.cli import verbs
 from placement.cli.shared import make_console, status
-from placement.results.export import device_map_report
+from placement.exports.accelerate import device_map_report
 from placement.text import size
 
 

@@ -26,6 +26,9 @@ ScheduleArg = Annotated[
     Literal["priority", "fifo", "program_order", "sequential"],
     arg(help="Which ready op a device runs first; sequential is that of --target accelerate."),
 ]
+EngineScheduleArg = Annotated[
+    Literal["priority", "fifo", "program_order"], arg(help="Which ready op a device runs first.")
+]
 TargetArg = Annotated[
     Literal["engine", "accelerate"],
     arg(help="What will run the placement: our engine, op by op; or Hugging Face Accelerate, whole modules in turn."),
@@ -106,7 +109,7 @@ class Profile:
     """The graph file to write, with the times of its ops."""
     cluster_out: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="(next to --out)")] = None
     """The cluster file to write, with the devices and what copies between them take."""
-    schedule: ScheduleArg = "priority"
+    schedule: EngineScheduleArg = "priority"
     placements: Annotated[int, arg(metavar="N")] = 8
     """Random placements to run, after each device alone."""
     steps: Annotated[int, arg(metavar="N")] = 10

@@ -17,6 +17,7 @@ import numpy as np
 from envs.problem import PlacementProblem
 from graphs.errors import InputError, unknown_name
 from graphs.files import write_atomically
+from placement.exports.accelerate import check_devices, device_map, encode_device_map
 from placement.learning.config import flatten
 from placement.learning.stats import UpdateStats
 from placement.learning.warm_start import Start
@@ -30,7 +31,6 @@ from placement.results.comparison import (
     quick_placers,
 )
 from placement.results.comparison_file import encode_comparison, read_record, rows_of
-from placement.results.device_map import device_map, encode_device_map
 from placement.results.placement_file import PlacementResult, make_result, write_placement
 from placement.runs import directory
 from placement.runs.directory import RunConfig
@@ -148,6 +148,11 @@ def resume(
     with directory.hold(run_dir):  # before the graph: who is told to wait should not wait for that
         problem = problem or reload(run_dir, config, observer)
         directory.check_same_problem(run_dir, config, problem)
+        if (run_dir / directory.CHECKPOINT).exists():
+            with observer.stage("reading the checkpoint"):  # a damaged one is told of before all that takes long
+                from placement.runs import checkpoint
+
+                checkpoint.load(run_dir, problem)
         others, began_s = _ask_others(
             problem, observer, seed=config.seed, time_limit_s=config.time_limit_s, run_dir=run_dir
         )
@@ -188,6 +193,8 @@ def _ask_others(
 ) -> tuple[Comparison, float]:
     """The other placers' rows, and when the run began, by `time.perf_counter`: after all is loaded and compiled."""
     problem.check_can_fit()
+    if problem.target == "accelerate":
+        check_devices(problem)
     observer.on_problem(problem)
     with observer.stage("loading PyTorch"):
         from placement.runs.compile_ahead import compile_ahead

@@ -13,7 +13,7 @@ from envs.measured.process import MeasuringProcess
 from scripts import fidelity, measured_gain
 from scripts.fidelity_study.report import fit_of
 from tests.envs.measured.measured_problems import two_cores
-from tests.placement.runs.test_measured_training import DEVICES, MODEL
+from tests.placement.runs.small_model import DEVICES, MODEL
 
 KEYS = {"graph", "devices", "placements", "median_error", "p95_error", "spearman", "kendall"}
 

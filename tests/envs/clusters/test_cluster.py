@@ -13,17 +13,7 @@ import pytest
 
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from graphs.errors import InputError
-
-SPEC = DeviceSpec("chip", "gpu", 1000, {"float32": 1e12}, 1e11)
-
-
-def make(names: str, links: list[Link], switches: str = "") -> Cluster:
-    return Cluster("c", tuple(Device(n, SPEC) for n in names), tuple(links), tuple(switches))
-
-
-def crossed(cluster: Cluster, a: int, b: int) -> list[int]:
-    routes, start = cluster.routes, a * cluster.num_devices + b
-    return routes.directions[routes.offsets[start] : routes.offsets[start + 1]].tolist()
+from tests.envs.clusters.letters import SPEC, crossed, make
 
 
 def test_a_route_adds_latencies_takes_the_least_bandwidth_and_names_directions() -> None:

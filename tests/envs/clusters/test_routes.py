@@ -14,19 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.clusters.catalog import CLUSTERS, DEVICE_SPECS
-from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
+from envs.clusters.cluster import Cluster, Device, Link
 from envs.clusters.routes import TYPICAL_BYTES
-
-SPEC = DeviceSpec("chip", "gpu", 1000, {"float32": 1e12}, 1e11)
-
-
-def make(names: str, links: list[Link], switches: str = "") -> Cluster:
-    return Cluster("c", tuple(Device(n, SPEC) for n in names), tuple(links), tuple(switches))
-
-
-def crossed(cluster: Cluster, a: int, b: int) -> list[int]:
-    routes, start = cluster.routes, a * cluster.num_devices + b
-    return routes.directions[routes.offsets[start] : routes.offsets[start + 1]].tolist()
+from tests.envs.clusters.letters import crossed, make
 
 
 @st.composite

@@ -17,46 +17,16 @@ from envs.measured.machine import parse_devices
 from envs.measured.problem import (
     MeasuredProblem,
     Measurement,
-    Protocol,
     interquartile_mean,
     machine_cluster,
     measured,
 )
-from envs.problem import PlacementProblem
-from graphs.capture import capture
-from graphs.colocation.rules import colocate
 from graphs.errors import InputError
 from graphs.sources import load_graph, load_model
-from tests.envs.measured.measured_problems import NAMES, make_faulty, two_cores
+from tests.envs.measured.faulty_problems import SOURCE, alive, faulty_problem, placements
+from tests.envs.measured.measured_problems import NAMES, two_cores
 
 ROOT = Path(__file__).resolve().parents[3]
-SOURCE = "python:tests.envs.measured.measured_problems:make_faulty"
-QUICK = Protocol(dropped=1, steps=3, short_steps=3)
-
-
-def alive(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def faulty_problem(time_limit_s: float = 60.0) -> MeasuredProblem:
-    options = make_faulty()
-    graph = capture(options.pop("model"), options.pop("example_batch"), **{**options, "name": SOURCE})  # type: ignore[arg-type]
-    devices = parse_devices(NAMES)
-    problem = PlacementProblem(graph, colocate(graph, wanted_groups=100), machine_cluster(devices))
-    return measured(problem, SOURCE, devices, time_limit_s=time_limit_s, how=QUICK)
-
-
-def placements(problem: PlacementProblem) -> tuple[np.ndarray, np.ndarray]:
-    """All on the first device; and the middle of the model on the second."""
-    good = np.zeros(problem.num_groups, dtype=np.int64)
-    bad = good.copy()
-    middle = problem.graph.op_names.index("middle/measured_tests.faulty_0")
-    bad[problem.groups.group_of_op[middle]] = 1
-    return good, bad
 
 
 @two_cores
@@ -191,7 +161,7 @@ def test_nothing_outlives_a_program_that_is_killed(tmp_path: Path, how: str) -> 
     script.write_text(
         textwrap.dedent("""
         import time
-        import tests.envs.measured.test_measured as t
+        import tests.envs.measured.faulty_problems as t
         problem = t.faulty_problem()
         print(problem.evaluate(t.placements(problem)[0][None]).feasible[0], flush=True)
         print(problem.measurer.process.process_id, flush=True)

@@ -11,7 +11,7 @@ from envs.clusters.catalog import load_cluster
 from graphs.sources import load_graph
 from placement.cli.main import main
 from tests.envs.measured.measured_problems import two_cores
-from tests.placement.runs.test_measured_training import DEVICES, MODEL
+from tests.placement.runs.small_model import DEVICES, MODEL
 
 
 @pytest.fixture

@@ -21,20 +21,11 @@ from placement.runs import directory
 from placement.runs.measured import train_measured
 from placement.runs.measurements import MeasurementFile, read_measurements
 from placement.runs.observer import RunObserver
+from tests.envs.measured.faulty_problems import faulty_problem, placements
 from tests.envs.measured.measured_problems import NAMES, two_cores
-from tests.envs.measured.test_measured import faulty_problem, placements
+from tests.placement.runs.small_model import DEVICES, MODEL
 
 ROOT = Path(__file__).resolve().parents[3]
-DEVICES = ",".join(NAMES)
-
-MODEL = """
-import torch
-
-def make():
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
-    return model, (torch.ones(4, 8), torch.zeros(4, dtype=torch.long)), torch.nn.functional.cross_entropy
-"""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A placement as a table of ops for other programs, JSON or CSV; `placement.results.device_map` has Accelerate's."""
+"""A placement as a table of ops, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -8,26 +8,7 @@ import io
 import msgspec
 
 from graphs.computation_graph import PHASES
-from placement.results.device_map import (
-    DeviceMap,
-    MovedModule,
-    device_map,
-    device_map_report,
-    encode_device_map,
-    simulate_device_map,
-)
 from placement.results.simulated import Simulated
-
-__all__ = [
-    "DeviceMap",
-    "MovedModule",
-    "device_map",
-    "device_map_report",
-    "encode_device_map",
-    "encode_ops_csv",
-    "encode_ops_json",
-    "simulate_device_map",
-]
 
 _COLUMNS = ("op", "type", "module", "module_call", "phase", "group", "device")
 

@@ -4,7 +4,7 @@ Accelerate's hooks send a module's arguments to its device when it is called, an
 can be run. `graphs.colocation.whole_modules` says which modules may be cut and which must share a device; a map that
 this module writes keeps to that, so the hooks never meet two devices in one op.
 
-- Each unit of whole modules goes to the device where most of its ops' time is (forward, backward and update); one that
+- Each group of whole modules goes to the device where most of its ops' time is (forward, backward and update); one that
   takes no time goes where most of its resident bytes are. A module whose ops were on several devices was *split*, and
   is named with the share of its time that moves. Nothing moves where the placement was searched among whole modules.
 - What is with the step's inputs (parts that the model adds to them, for example) goes to the first accelerator.
@@ -58,8 +58,8 @@ class DeviceMap:
     """A placement of modules.
 
     Attributes:
-        devices: In Accelerate's form: a GPU's number or ``"cpu"`` by path of module; ``""`` is the model. The first
-            entry's device is the *main* one, to which Accelerate sends the model's inputs.
+        devices: In Accelerate's form: a GPU's number or ``"cpu"`` by path of module; ``""`` is the model. Accelerate
+            sends the model's inputs to the lowest GPU that is used.
         moved: The modules that were split, those with most seconds elsewhere first.
         op_placement: ``int32[N]``, device indices: where the ops are then.
     """
@@ -74,6 +74,16 @@ def encode_device_map(devices: DeviceMap) -> bytes:
     return msgspec.json.format(msgspec.json.encode(devices.devices), indent=2) + b"\n"
 
 
+def check_devices(problem: PlacementProblem) -> None:
+    """Raise before a search where what it may find could not be written as a device map.
+
+    Raises:
+        InputError: An accelerator has no name in a device map.
+    """
+    used = np.flatnonzero(problem.op_allowed.any(axis=0))
+    _device_names(problem, used.astype(np.int32))
+
+
 def device_map(problem: PlacementProblem, op_placement: NDArray[np.integer]) -> DeviceMap:
     """The device map that comes nearest to a placement; see the module's text.
 
@@ -86,15 +96,15 @@ def device_map(problem: PlacementProblem, op_placement: NDArray[np.integer]) -> 
     """
     graph = problem.graph
     before = np.asarray(op_placement, dtype=np.int32)
-    units = whole_modules(graph)
-    device_of_unit = _homes(problem, before, units)
-    names = _device_names(problem, device_of_unit)
+    modules = whole_modules(graph)
+    device_of_group = _homes(problem, before, modules)
+    names = _device_names(problem, device_of_group)
     if graph.module_names == ("",) and len(np.unique(before[~graph.is_type(INPUT)])) > 1:
         raise InputError(
             f"graph '{graph.name}' has no module paths, so no device map can say where its ops are; take --format json"
         )
-    after = device_of_unit[units.unit_of_op]
-    entries = _entries(units, device_of_unit, graph)
+    after = device_of_group[modules.group_of_op]
+    entries = _entries(modules, device_of_group, graph)
     devices = {path: names[device] for path, device in entries.items()}
     return DeviceMap(devices, _moved(problem, before, after, entries), after)
 
@@ -112,20 +122,20 @@ def _device_names(problem: PlacementProblem, used: NDArray[np.int32]) -> dict[in
         else:
             raise InputError(
                 f"device '{device.name}' of cluster '{problem.cluster.name}' has no name in a device map, which knows "
-                "gpu:0, gpu:1, ... and the CPU; take --format json"
+                "gpu:0, gpu:1, ... and the CPU; give a cluster of such devices, or take another form"
             )
     return names
 
 
-def _homes(problem: PlacementProblem, before: NDArray[np.int32], units: WholeModules) -> NDArray[np.int32]:
-    """``int32[U]``: where each unit goes: to most of its time, else of its resident bytes, else of its ops.
+def _homes(problem: PlacementProblem, before: NDArray[np.int32], modules: WholeModules) -> NDArray[np.int32]:
+    """``int32[G]``: where each group goes: to most of its time, else of its resident bytes, else of its ops.
 
     What is with the step's inputs goes to the main device.
     """
     graph = problem.graph
-    shape = (len(units.members), problem.num_devices)
+    shape = (len(modules.members), problem.num_devices)
     ops = np.flatnonzero(~graph.is_type(INPUT))
-    where = (units.unit_of_op[ops], before[ops])
+    where = (modules.group_of_op[ops], before[ops])
     time_s, resident, count = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     np.add.at(time_s, where, problem.op_time_s[before[ops], ops])
     np.add.at(resident, where, graph.resident_bytes[ops].sum(axis=1))
@@ -133,14 +143,14 @@ def _homes(problem: PlacementProblem, before: NDArray[np.int32], units: WholeMod
     homes = count.argmax(axis=1)
     for column in (resident, time_s):
         homes = np.where(column.any(axis=1), column.argmax(axis=1), homes)
-    homes[units.main] = main_device(problem.cluster)
+    homes[modules.main] = main_device(problem.cluster)
     return homes.astype(np.int32)
 
 
-def _entries(units: WholeModules, device_of_unit: NDArray[np.int32], graph: ComputationGraph) -> dict[str, int]:
-    """The modules that get an entry, those of the main unit first: the outermost ones whose parts share a device."""
-    order = [units.main, *(u for u in range(len(units.members)) if u != units.main)]
-    device_of = {path: int(device_of_unit[unit]) for unit in order for path in units.members[unit]}
+def _entries(modules: WholeModules, device_of_group: NDArray[np.int32], graph: ComputationGraph) -> dict[str, int]:
+    """The modules that get an entry, those of the main group first: the outermost ones whose parts share a device."""
+    order = [modules.main, *(g for g in range(len(modules.members)) if g != modules.main)]
+    device_of = {path: int(device_of_group[group]) for group in order for path in modules.members[group]}
     under: dict[str, set[int]] = {}
     for path, device in device_of.items():
         for prefix in prefixes(path):
@@ -152,13 +162,13 @@ def _entries(units: WholeModules, device_of_unit: NDArray[np.int32], graph: Comp
     if "" not in entries:  # what the model itself owns is on the main device, whatever the entry says
         parameters = np.flatnonzero(graph.is_type(PARAMETER))
         own = [graph.op_names[op] for op in parameters if graph.module_names[graph.module[op]] == ""]
-        main = int(device_of_unit[units.main])
+        main = int(device_of_group[modules.main])
         entries |= {name: main for name in own if not name.startswith("constant/")}
     number = {name: op for op, name in enumerate(graph.op_names)}
     for alias, op_name in graph.aliases.items():  # a module that is never called, but shares a parameter
         path = alias.rpartition(".")[0]
         if path and _entered(path, entries) is None:
-            entries[path] = int(device_of_unit[units.unit_of_op[number[op_name]]])
+            entries[path] = int(device_of_group[modules.group_of_op[number[op_name]]])
     return entries
 
 
@@ -213,6 +223,8 @@ def device_map_report(simulated: Simulated, mapped: Simulated, devices: DeviceMa
         lines.append(f"  {module.module or '(the model itself)'}: {module.moved:.0%} moved; all of it is {where}")
     if len(moved) > _MOST_LISTED:
         lines.append(f"  and {len(moved) - _MOST_LISTED:,} more")
+    if moved and mapped.problem.target != simulated.problem.target:
+        lines.append("To search among what Accelerate can run instead: placement train ... --target accelerate")
     if "cpu" in devices.devices.values() and len(set(devices.devices.values())) > 1:
         lines.append("Accelerate keeps what is on the CPU there but computes it on the first GPU: expect another time.")
     return "\n".join(lines)

@@ -17,10 +17,10 @@ from envs.clusters.catalog import load_cluster
 from graphs.capture import capture
 from graphs.colocation.whole_modules import whole_module_groups
 from graphs.computation_graph import ComputationGraph
-from placement.results.device_map import device_map, simulate_device_map
+from placement.exports.accelerate import device_map, simulate_device_map
 from tests.envs.simulator.simulator_problems import graph_of as graph_of_times
 from tests.envs.simulator.simulator_problems import hub, problem_of
-from tests.placement.results.pretended_devices import OnTwoDevicesError, outputs_of, outputs_under
+from tests.placement.exports.pretended_devices import OnTwoDevicesError, outputs_of, outputs_under
 
 WIDTH: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 WORDS: dict[str, Any] = {"vocab_size": 120, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -226,7 +226,7 @@ def test_a_search_for_accelerate_uses_several_devices_where_one_has_too_little_m
     check_runs(model, batch, made.devices)
 
 
-def test_a_graph_without_modules_is_one_unit() -> None:
+def test_a_graph_without_modules_is_one_group() -> None:
     problem = problem_of(graph_of_times([1.0, 1.0, 1.0], [(0, 1, [1]), (1, 1, [2])]), hub(2))
     assert whole_module_groups(problem.graph).num_groups == 1
 

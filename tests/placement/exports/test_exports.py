@@ -20,7 +20,7 @@ from graphs.computation_graph import PARAMETER
 from graphs.errors import InputError
 from graphs.files import save_graph_file
 from placement.cli.main import main
-from placement.results.export import device_map, simulate_device_map
+from placement.exports.accelerate import device_map, simulate_device_map
 from placement.results.placement_file import make_result, write_placement
 from placement.runs import directory
 
