@@ -151,6 +151,9 @@ def _reason(error: Exception, frames: list[FrameType], failures: Failures) -> tu
             f"the shape that {shown or error} makes depends on values (a boolean mask, nonzero, unique)",
             remedy or "use ops of a fixed shape, such as torch.where",
         )
+    if any("/torch/nested/" in frame.f_code.co_filename.replace(os.sep, "/") for frame in frames):
+        # What PyTorch itself says depends on whether the program made a nested tensor before.
+        return "it makes a nested tensor, whose sizes are not fixed", "use a padded tensor and a mask"
     text = " ".join(str(error).split())
     text = text.rstrip(".") if len(text) <= 300 else text[:297] + "..."
     if ".numpy()" in text:

@@ -56,6 +56,15 @@ def test_a_chain_is_bounded_by_its_length_on_the_fastest_device() -> None:
     assert bound(chain, cluster(spec("slow", 1), spec("fast", 2))) == pytest.approx(6)
 
 
+def test_where_nothing_overlaps_all_work_counts() -> None:
+    graph = graph_of([2, 4, 6, 8], [])  # no op waits for another
+    where = cluster(spec("slow", 1), spec("fast", 2))
+    assert bound(graph, where) == pytest.approx(20 / 3)
+    in_turn = PlacementProblem(graph, one_group_an_op(graph), where, "sequential")
+    assert lower_bound_s(in_turn) == pytest.approx(10)
+    assert best_of_all(in_turn) == pytest.approx(10)
+
+
 def test_a_chain_between_pinned_ops_pays_for_the_cheapest_way_between_them() -> None:
     # The first op may run on the CPU alone, the last on the GPU alone; both take 1 s. The middle op takes 4 s on the
     # CPU and 2 s on the GPU. The tensors are 3 and 5 bytes at 1 B/s, with 0.5 s of latency:

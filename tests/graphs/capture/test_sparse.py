@@ -1,5 +1,9 @@
 """Sparse tensors count by the entries that they store; what stores its numbers in its own way is refused."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +11,8 @@ from torch.nested import as_nested_tensor as make_nested
 
 from graphs.capture import capture, capture_program
 from graphs.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def entries(rows, columns, count, dtype=torch.float32):
@@ -162,6 +168,17 @@ REFUSED = {
         "'input/1' of the batch is sparse and wants a gradient",
     ),
 }
+
+
+def test_a_nested_tensor_is_refused_by_name_also_where_it_is_the_first_of_the_program():
+    code = (
+        "from graphs.capture import capture; import tests.graphs.capture.test_sparse as t; "
+        "model, batch = t.REFUSED['nested inside'][0](); capture(model, batch, training=False)"
+    )
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    last = ran.stderr.strip().split("\n")[-1]
+    assert "makes a nested tensor, whose sizes are not fixed" in last
+    assert "use a padded tensor and a mask" in last
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,9 @@ from graphs.capture import capture
 from graphs.errors import InputError
 from graphs.files import save_graph_file
 from placement.cli.main import main
+from placement.move_search.plan import goes_by_types, make_plan
+from placement.placers.base import Budget, SearchOptions
+from placement.placers.searching.starts import StartedSearch
 from placement.results.placement_file import read_placement
 
 
@@ -53,6 +57,29 @@ def test_searches_keep_whole_modules_together_whatever_they_are_asked_to_move(ru
         found = placement.simulate(problem, placer, time_limit_s=0.5, granularity="op")
         for group in range(problem.num_groups):
             assert len(set(found.op_placement[problem.groups.group_of_op == group])) == 1
+
+
+def test_no_search_plans_to_move_less_than_a_group(run_dir: Path) -> None:
+    for target, finer in (("engine", True), ("accelerate", False)):
+        problem = placement.make_problem("nmt:layers=2,steps=8", "k80x4", target=target)
+        plan = make_plan(problem, finest="ops", evaluations=1e9)
+        stages = {cycle.stage for cycles in plan.rounds for cycle in cycles}
+        assert bool(stages & {"twofold", "sixfold", "ops"}) == finer
+        assert goes_by_types(problem, finest="ops", evaluations=1e9) <= finer
+        given = (problem, Budget(evaluations=20), np.random.default_rng(0), SearchOptions("op", "heuristics"))
+        moved = StartedSearch(*given, [(8, 0.5)]).search.problem.groups
+        assert (moved.num_groups > problem.num_groups) == finer
+
+
+def test_devices_that_a_map_cannot_name_are_refused_before_the_search(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["train", "m.graph.json", "--cluster", "tpu_v2x4", "--target", "accelerate", "--out", "other"]
+    assert main(args) == 2
+    said = capsys.readouterr()
+    assert "has no name in a device map" in said.err
+    assert "heft" not in said.err
+    assert not Path("other").exists()
 
 
 def test_a_schedule_of_another_target_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

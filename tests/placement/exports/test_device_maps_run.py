@@ -15,7 +15,7 @@ from torch import nn
 import placement
 from envs.clusters.catalog import load_cluster
 from graphs.capture import capture
-from graphs.colocation.whole_modules import whole_module_groups
+from graphs.colocation.whole_modules import whole_module_groups, whole_modules
 from graphs.computation_graph import ComputationGraph
 from placement.exports.accelerate import device_map, simulate_device_map
 from tests.envs.simulator.simulator_problems import graph_of as graph_of_times
@@ -224,6 +224,29 @@ def test_a_search_for_accelerate_uses_several_devices_where_one_has_too_little_m
     made = device_map(problem, found.op_placement)
     assert len(set(made.devices.values())) == 2
     check_runs(model, batch, made.devices)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "alone", "together"),
+    [
+        (llama, ["model.layers.0", "model.layers.1", "model.layers.2", "model.norm", "lm_head"], []),
+        (gpt2, ["transformer.h.0", "transformer.h.1", "transformer.ln_f"], ["transformer.wte", "lm_head"]),
+        (t5, ["encoder.block.0.layer.0", "decoder.block.1.layer.2"], ["shared", "lm_head"]),
+        (tied, ["layers.0", "layers.3"], ["embed", "head"]),
+        (skips, [], ["down.0", "up.1"]),
+        (skips, [], ["down.1", "up.0"]),
+    ],
+)
+def test_what_may_be_cut_is_cut_and_nothing_else(
+    make: Callable[[], tuple[nn.Module, dict[str, Any]]], alone: list[str], together: list[str]
+) -> None:
+    """A residual block stays whole and goes where it likes; what the model itself adds up, or ties, shares a device."""
+    members = whole_modules(graph_of(make)).members
+    for module in alone:
+        assert (module,) in members, members
+    if together:
+        assert any(set(together) <= set(group) for group in members), members
 
 
 def test_a_graph_without_modules_is_one_group() -> None:

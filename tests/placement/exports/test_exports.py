@@ -158,6 +158,8 @@ def test_the_command(
     made = device_map(problem, problem.groups.to_ops(placement))
     assert json.loads(Path("map.json").read_text()) == made.devices
     assert f"{len(made.devices)} entries; under Accelerate" in said
+    assert made.moved
+    assert "placement train ... --target accelerate" in said
     assert "modules were split" in said
 
     assert main(["export", "p.json", "--out", "x.json"]) == 2

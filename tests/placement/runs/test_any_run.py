@@ -150,6 +150,21 @@ def test_a_run_whose_files_are_damaged_says_which(here: Path, capsys: pytest.Cap
         placement.train(of_a_networkx_graph(), updates=2, out="run", resume=True)
 
 
+def test_a_damaged_checkpoint_is_told_of_before_anything_is_asked_again(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    placement.train(with_groups_of_its_own(), updates=1, out="run")
+    path = Path("run/checkpoint.pt")
+    path.write_bytes(path.read_bytes()[:5000])
+    capsys.readouterr()
+    assert main(["train", "--resume", "run", "--updates", "2"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
+        f"placement: {path}: it is not a checkpoint, or it is damaged; start the run again"
+    ]
+
+
 def test_simulate_says_what_is_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     placement.train(with_groups_of_its_own(), updates=1, out="run")
     Path("alone.json").write_bytes(Path("run/placement.json").read_bytes())
