@@ -137,6 +137,8 @@ class Compare:
     granularity: GranularityArg = "group"
     start: StartArg = "heuristics"
     groups: GroupsArg = 256
+    workers: Annotated[str | None, arg(metavar="N|ray|ray://HOST:PORT", help_behavior_hint="")] = None
+    """Run placers at the same time, each on its share of the cores: a number of processes, or Ray."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as JSON, after each of them; started again, finished rows are taken from there."""
     restart: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
