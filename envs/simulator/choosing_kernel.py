@@ -243,19 +243,20 @@ def _close_instant(schedule, first_word, ops, devices, bits, touched, state, pea
 @inlined
 def _reserve(
     route_directions, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
-    tensor, size, source, destination, now,
+    tensor, size, priced_as, source, destination, now,
 ):  # fmt: skip
-    """Reserve the route for a transfer."""
+    """Reserve the route for a transfer; `priced_as` is the entry of `routes` that says what it takes, 0 for its own."""
     number = state[_0].transfers
     state[_0].transfers += 1
     route = routes[source * np.uint64(len(devices)) + destination]
+    price = route if priced_as == 0 else routes[priced_as]
     start_s, blocker = now, NONE
     for i in range(route.begin, route.end):
         direction = directions[route_directions[i]]
         if direction.free_s > start_s:
             start_s = direction.free_s
             blocker = direction.last_transfer
-    end_s = start_s + (route.latency_s + size / route.bytes_per_s)
+    end_s = start_s + (price.latency_s + size / price.bytes_per_s)
     for i in range(route.begin, route.end):
         direction = directions[route_directions[i]]
         direction.free_s = end_s
@@ -320,7 +321,7 @@ def _send(
     for i in range(remote):
         _reserve(
             route_directions, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
-            tensor_number, tensor.bytes, source, destinations[i], now,
+            tensor_number, tensor.bytes, tensor.priced_as, source, destinations[i], now,
         )  # fmt: skip
         devices[destinations[i]].readers = 0
 

@@ -27,6 +27,8 @@ class Picture(NamedTuple):
         free_source: ``bool[K]``.
         producer: ``int32[R]``.
         tensor_bytes: ``float64[R]``.
+        by_links: ``float64[R]``.
+        added_s: ``float64[R]``.
         in_offsets: ``int64[K + 1]`` into `inputs`.
         inputs: ``int32[E]``, the tensors that each task reads.
         out_offsets: ``int64[K + 1]`` into `outputs`.
@@ -44,6 +46,8 @@ class Picture(NamedTuple):
     free_source: NDArray[np.bool_]
     producer: NDArray[np.int32]
     tensor_bytes: NDArray[np.float64]
+    by_links: NDArray[np.float64]
+    added_s: NDArray[np.float64]
     in_offsets: NDArray[np.int64]
     inputs: NDArray[np.int32]
     out_offsets: NDArray[np.int64]
@@ -263,7 +267,7 @@ def _arrival(picture, state, task, device, ports):
             else:
                 if ports:
                     ready_s = max(ready_s, max(state.out_free_s[source], port_s))
-                ready_s += picture.latency_s[source, device]
+                ready_s += picture.latency_s[source, device] * picture.by_links[tensor] + picture.added_s[tensor]
                 ready_s += picture.tensor_bytes[tensor] * picture.s_per_byte[source, device]
                 port_s = ready_s
         latest = max(latest, ready_s)
@@ -287,7 +291,7 @@ def _commit(picture, state, task, device, start_s, ports):
         ready_s = state.end_s[producer]
         if ports:
             ready_s = max(ready_s, max(state.out_free_s[source], state.in_free_s[device]))
-        ready_s += picture.latency_s[source, device]
+        ready_s += picture.latency_s[source, device] * picture.by_links[tensor] + picture.added_s[tensor]
         ready_s += picture.tensor_bytes[tensor] * picture.s_per_byte[source, device]
         state.copied_s[tensor, device] = ready_s
         state.out_free_s[source] = ready_s
