@@ -59,7 +59,9 @@ class Chain(NamedTuple):
 
     placed: NDArray[np.int64]  # [U]
     op_device: Ops  # [1, N]
-    simulated: Ops  # [1, N], the same memory, read-only, as everybody gives it to the simulator: compiled once, not twice
+    simulated: (
+        Ops  # [1, N], the same memory, read-only, as everybody gives it to the simulator: compiled once, not twice
+    )
     best_ops: Ops  # [N]
     busy_s: NDArray[np.float64]  # [D]
     weights: NDArray[np.float64]  # [F]
