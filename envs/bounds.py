@@ -9,11 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.optimize import linprog
 
 from envs.problem import PlacementProblem
 from envs.targets import SEQUENTIAL
@@ -243,6 +240,8 @@ def _check_residents(problem: PlacementProblem, work: _Work) -> None:
     A maximum flow from the groups to the devices' memories, in whole bytes and so exact. Groups that may be on the same
     devices are one node.
     """
+    import networkx as nx  # as scipy below, slow to load, and not needed to show a first placement
+
     classes, index = np.unique(work.allowed, axis=0, return_inverse=True)
     flow: nx.DiGraph = nx.DiGraph()
     needs = [0] * len(classes)
@@ -268,6 +267,9 @@ def _least_load(work: _Work, time_s: Floats) -> tuple[float, Floats, Floats]:
     Groups with equal rows are one variable with their number as its total, which changes nothing and makes unrolled
     networks small.
     """
+    from scipy import sparse
+    from scipy.optimize import linprog
+
     rows = np.concatenate([time_s, work.resident_bytes[:, None], work.allowed], axis=1)
     rows, copies = np.unique(rows, axis=0, return_counts=True)
     count, classes = len(rows), len(work.devices)

@@ -235,6 +235,10 @@ def compare(
     if path is not None and not restart:
         finished = read_finished(path, problem, seed=seed, budget=budget, options=options)
 
+    from placement.runs.compile_ahead import compile_for
+
+    compile_for([info for info in chosen if info.name not in {row.placer for row in finished}], problem.schedule)
+
     def after_row(comparison: Comparison) -> None:
         if path is not None:
             write_atomically(path, encode_comparison(comparison))

@@ -117,6 +117,16 @@ def test_list(here: Path, capsys: pytest.CaptureFixture[str], what: str, expecte
         assert text in out
 
 
+def test_help_does_not_wait_for_numpy() -> None:
+    code = (
+        "import sys; from placement.cli.main import main; code = main(['--help']); "
+        "slow = {'numpy', 'scipy', 'networkx', 'numba', 'torch'} & sys.modules.keys(); "
+        "sys.exit(str(slow) if slow else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_lists_help_and_typing_errors_load_no_torch(here: Path) -> None:
     code = (
         "import sys; from placement.cli.main import main; "
