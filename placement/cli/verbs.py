@@ -207,6 +207,8 @@ class List:
 
     what: Positional[Literal["graphs", "clusters", "devices", "placers"]]
     """Which list."""
+    name: Annotated[Positional[str | None], arg(metavar="NAME", help_behavior_hint="")] = None
+    """Only what has this in its name (rtx_40, p4d) or is like it (*x8); of few, also where the figures are from."""
 
 
 Verb = Train | Compare | Simulate | Run | Profile | Import | Export | List
