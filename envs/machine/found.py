@@ -34,6 +34,7 @@ class FoundGpu(msgspec.Struct, frozen=True, omit_defaults=True):
         kind: Kind of device, one of `graphs.computation_graph.DEVICE_KINDS`.
         slices: Parts of it that are devices of their own (MIG); the card itself is then none.
         is_divided: It is in parts (MIG is on), be there any or not.
+        shares_memory: Its memory is the host's (Apple's chips).
     """
 
     name: str = ""
@@ -47,6 +48,7 @@ class FoundGpu(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: str = "gpu"
     slices: tuple[FoundSlice, ...] = ()
     is_divided: bool = False
+    shares_memory: bool = False
 
 
 class FoundSlice(msgspec.Struct, frozen=True, omit_defaults=True):

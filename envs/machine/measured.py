@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 
@@ -28,6 +30,20 @@ class CopyFigures(msgspec.Struct, frozen=True, omit_defaults=True):
     b: str
     bytes_per_s: float
     latency_s: float
+
+
+def best_of(figures: Sequence[DeviceFigures]) -> DeviceFigures:
+    """The best of each figure that devices of one model showed: what others do on a machine makes them worse only."""
+    return DeviceFigures(
+        flops_per_s=_most([each.flops_per_s for each in figures]),
+        memory_bytes_per_s=max(each.memory_bytes_per_s for each in figures),
+        launch_overhead_s=min(each.launch_overhead_s for each in figures),
+        class_flops_per_s=_most([each.class_flops_per_s for each in figures]),
+    )
+
+
+def _most(rates: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: max(each[name] for each in rates if name in each) for each in rates for name in each}
 
 
 class Measured(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,50 +1,27 @@
 """From what was found of a machine, and measured of it, to a cluster. Pure functions.
 
-How a machine becomes devices and links:
-
-- Each accelerator, or each instance of one that is divided (MIG), is a device ``gpu:i``. Beside accelerators, each NUMA
-  node that has some is a device ``cpu:i``, whose share of the machine's cores and memory is equal. Without accelerators
-  each core is a device, or where there are more than `MOST_CORES`, each of so many equal sets of cores.
-- NVLinks and xGMI links join pairs. Where a GPU's links to all others are more than it has, they go through a switch.
-- GPUs that are one or several PCIe bridges apart (PIX, PXB) hang from a switch with one link to the host; others have a
-  link of their own. Between NUMA nodes there is one link.
+How it becomes devices is in `envs.machine.parts`, how links in `envs.machine.to_links`.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
-import networkx as nx
 
-from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
-from envs.machine.found import Found, FoundGpu, show_cpus
-from envs.machine.measured import CopyFigures, DeviceFigures, Measured
-from envs.machine.spec_names import generation_of, need_spec, spec_of
+from envs.clusters.cluster import Cluster, Device, DeviceSpec
+from envs.machine.found import Found, FoundGpu
+from envs.machine.measured import DeviceFigures, Measured, best_of
+from envs.machine.parts import Part, parts_of
+from envs.machine.spec_names import need_spec, spec_of
+from envs.machine.to_links import core_links, machine_links, note
 from graphs.errors import InputError, unknown_name
 
 USABLE = 0.95
 """Share of a device's memory that ops can use; the rest is the driver's and the allocator's."""
 
-MOST_CORES = 8
-"""Cores of a machine without accelerators that are devices of their own."""
-
-_COUNTED = 0.9
-"""Share of a link's nominal bandwidth that long copies reach on NVLink and xGMI."""
-
-_MOST_LINKS = 18
-_NVLINK_LATENCY_S = 10e-6
-_NVSWITCH_LATENCY_S = 5e-6
-_XGMI_LATENCY_S = 10e-6
-# A PCIe 3 x16 link gives about 12 of its 15.75 GB/s; a transfer from host to GPU takes 15 us, of later generations 10.
-_PCIE = {1: (3e9, 20e-6), 2: (6e9, 20e-6), 3: (12e9, 15e-6), 4: (25e9, 10e-6), 5: (50e9, 10e-6), 6: (100e9, 10e-6)}
-# NCCL's model of machines counts 10 to 22 GB/s between the sockets of servers of 2017 to 2023; 16 is AMD's.
-_BETWEEN_NODES = (16e9, 1e-6)
-_MEMORY_LATENCY_S = 1e-6
 _CORE_FLOPS_PER_S = 2.5e9 * 32
 _CORE_BYTES_PER_S = 3e9
 _CORE_MEMORY_BYTES = 4 * 2**30
@@ -74,51 +51,14 @@ class MachineCluster:
     Attributes:
         cluster: Its devices and links.
         notes: What was assumed, a sentence each.
+        found: What was found of it.
+        measured: What was measured of it; None where it is another machine, or was not measured.
     """
 
     cluster: Cluster
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A device to be: an accelerator or an instance of one, or cores.
-
-    Attributes:
-        name: The device's.
-        card: Number of the accelerator; -1 for cores.
-        piece: Number of the instance; -1 where the card is whole.
-        host: For accelerators: number of the CPU device next to it.
-        cpus: For cores: those that it has, where they are known.
-        cores: For cores: how many.
-    """
-
-    name: str
-    card: int = -1
-    piece: int = -1
-    host: int = 0
-    cpus: tuple[int, ...] = ()
-    cores: float = 1
-
-
-def parts_of(found: Found) -> tuple[Part, ...]:
-    """The devices that a machine will be, the CPU's first, in the order of the cluster."""
-    cards = [i for i, gpu in enumerate(found.gpus) if not gpu.is_divided or gpu.slices]
-    if not cards:
-        return _core_parts(found)
-    hosts = _hosts(found)
-    total = found.cores or len(found.usable_cpus) or None
-    parts = []
-    for host, members in enumerate(hosts):
-        beside = {cpu for i in members for cpu in found.gpus[i].cpus}
-        cores = total / len(hosts) if total else len(beside) / 2 or 16.0
-        parts.append(Part(f"cpu:{host}", cpus=tuple(sorted(beside)), cores=cores))
-    number = itertools.count()
-    for i in cards:
-        host = next(h for h, members in enumerate(hosts) if i in members)
-        pieces = range(len(found.gpus[i].slices)) if found.gpus[i].is_divided else (-1,)
-        parts += [Part(f"gpu:{next(number)}", card=i, piece=piece, host=host) for piece in pieces]
-    return tuple(parts)
+    found: Found
+    measured: Measured | None = None
 
 
 def make_machine_cluster(
@@ -148,14 +88,14 @@ def make_machine_cluster(
     notes: list[str] = []
     devices = tuple(Device(part.name, _spec(found, part, parts, specs, like, measured, notes)) for part in parts)
     if parts[-1].card < 0:
-        links, switches = _core_links(devices, measured, notes)
+        links, switches = core_links(devices, measured, notes)
     else:
-        links, switches = _links(found, parts, measured, notes)
+        links, switches = machine_links(found, parts, measured, notes)
     said = f"{', '.join(found.said_by) or 'this machine'}"
     if measured is not None:
         said += f"; devices and copies measured on {measured.when} with PyTorch {measured.torch}"
     source = f"From {said}. {' '.join(notes)}".strip()
-    return MachineCluster(Cluster(name, devices, links, switches, source), tuple(notes))
+    return MachineCluster(Cluster(name, devices, links, switches, source), tuple(notes), found, measured)
 
 
 def _check_like(like: Like, found: Found) -> None:
@@ -179,25 +119,6 @@ def _called(found: Found, like: Like) -> Found:
     return msgspec.structs.replace(found, gpus=gpus)
 
 
-def _hosts(found: Found) -> list[list[int]]:
-    """Sets of accelerators, each next to a NUMA node of its own."""
-    keys = [gpu.node if gpu.node is not None else gpu.cpus or None for gpu in found.gpus]
-    near: nx.Graph = nx.Graph()
-    near.add_nodes_from(range(len(found.gpus)))
-    for i, j in itertools.combinations(range(len(found.gpus)), 2):
-        known = keys[i] is not None and keys[j] is not None
-        if keys[i] == keys[j] if known else found.path(i, j) != "SYS":
-            near.add_edge(i, j)
-    return sorted(sorted(group) for group in nx.connected_components(near))
-
-
-def _core_parts(found: Found) -> tuple[Part, ...]:
-    cpus = found.usable_cpus or tuple(range(found.cores or 1))
-    count = min(len(cpus), MOST_CORES)
-    sets = [cpus[len(cpus) * i // count : len(cpus) * (i + 1) // count] for i in range(count)]
-    return tuple(Part(f"cpu:{show_cpus(own)}", cpus=own, cores=len(own)) for own in sets)
-
-
 def _spec(
     found: Found,
     part: Part,
@@ -207,10 +128,29 @@ def _spec(
     measured: Measured | None,
     notes: list[str],
 ) -> DeviceSpec:
-    figures = None if measured is None else measured.devices.get(part.name)
+    alike = [] if measured is None else [measured.devices[name] for name in _alike(found, part, parts, measured)]
+    figures = best_of(alike) if alike else None
+    if measured is not None and figures is None:
+        note(notes, f"{part.name} was not measured: its figures are the catalogue's.")
     if part.card >= 0:
         return _gpu_spec(found.gpus[part.card], part, specs, like, figures)
     return _cpu_spec(found, part, parts, specs, like, figures, notes)
+
+
+def _alike(found: Found, part: Part, parts: Sequence[Part], measured: Measured) -> list[str]:
+    """The names of measured devices of one model with a device, its own among them."""
+
+    def model(other: Part) -> object:
+        if other.card < 0:
+            return other.cores
+        gpu = found.gpus[other.card]
+        return gpu.name, gpu.memory_bytes, other.piece >= 0
+
+    if part.name not in measured.devices:
+        return []
+    is_core = part.card < 0
+    same = [other for other in parts if (other.card < 0) == is_core and model(other) == model(part)]
+    return [other.name for other in same if other.name in measured.devices]
 
 
 def _gpu_spec(
@@ -220,10 +160,10 @@ def _gpu_spec(
     if said is not None:
         known: DeviceSpec | None = _named(said, specs)
     elif figures is not None:
-        known = spec_of(gpu.name, specs, gpu.kind)
+        known = spec_of(gpu.name, gpu.kind, gpu.memory_bytes)
     else:
         option = f"gpu.{part.card}=NAME"
-        known = need_spec(gpu.name, specs, gpu.kind, what=f"GPU {part.card}", option=option)
+        known = need_spec(gpu.name, gpu.kind, gpu.memory_bytes, what=f"GPU {part.card}", option=option)
     memory = _usable(gpu.memory_bytes, gpu.free_bytes) or (known.memory_bytes if known else 0)
     if figures is not None:
         return _measured_spec(gpu.name, gpu.kind, memory, figures, known)
@@ -276,18 +216,20 @@ def _cpu_spec(
     host_bytes = found.memory_bytes if like.memory_bytes is None else int(like.memory_bytes)
     if host_bytes is None and found.nodes and all(node.memory_bytes is not None for node in found.nodes):
         host_bytes = sum(node.memory_bytes or 0 for node in found.nodes)
+    if host_bytes is not None:
+        host_bytes = max(0, host_bytes - sum(gpu.memory_bytes or 0 for gpu in found.gpus if gpu.shares_memory))
     whole = _usable(host_bytes, found.free_bytes)
-    known = _named(like.cpu, specs) if like.cpu is not None else spec_of(found.cpu_name, specs, "cpu")
+    known = _named(like.cpu, specs) if like.cpu is not None else spec_of(found.cpu_name, "cpu")
     if whole is None:
         whole = known.memory_bytes * len(cpus) if known else int(all_cores * _CORE_MEMORY_BYTES)
-        _note(
+        note(
             notes,
             f"Nobody said how much memory the host has: {whole / 1e9:.0f} GB are assumed (say it behind the file: "
             "memory_bytes=256e9).",
         )
     memory = int(whole * part.cores / all_cores)
     if figures is not None:
-        named = f"{found.cpu_name or 'cpu'} x {part.cores:g} cores"
+        named = f"{_without_clock(found.cpu_name) or 'cpu'} {part.cores:g}c"
         return _measured_spec(named, "cpu", memory, figures, known)
     if known is not None:
         sockets = max(1, found.sockets or 1) if like.cpu is None and not re.search(r"_\dx\d+c", known.name) else 1
@@ -300,7 +242,7 @@ def _cpu_spec(
             memory_bytes_per_s=known.memory_bytes_per_s * share,
         )
     called = f"'{found.cpu_name}' is" if found.cpu_name else "Nobody said what the processor is, or it is"
-    _note(
+    note(
         notes,
         f"{called} not in the catalogue: {part.cores:g} cores of 80 GFLOP/s and 3 GB/s each are assumed for each CPU "
         "device (say it behind the file: cpu=NAME).",
@@ -316,11 +258,6 @@ def _cpu_spec(
         efficiency={"product": 0.4, "convolution": 0.4, "attention": 0.4},
         source=f"Assumed: {part.cores:g} cores at 2.5 GHz x 32 FLOP a cycle, 3 GB/s of memory bandwidth each.",
     )
-
-
-def _note(notes: list[str], text: str) -> None:
-    if text not in notes:
-        notes.append(text)
 
 
 def _measured_spec(
@@ -344,157 +281,16 @@ def _measured_spec(
         memory_bytes_per_s=figures.memory_bytes_per_s,
         launch_overhead_s=figures.launch_overhead_s,
         efficiency=efficiency,
-        tile=32 if kind == "gpu" else 1,
+        tile=known.tile if known is not None else 32 if kind == "gpu" else 1,
         source=source,
     )
 
 
+def _without_clock(name: str) -> str:
+    return re.sub(r"\b(?:CPU|Processor)\b|\d+-Cores?\b|@.*", " ", name).strip()
+
+
 def slug(name: str) -> str:
     """A device's name as one word: ``nvidia_a100_sxm4_80gb``."""
-    plain = re.sub(r"\((?:r|tm|c)\)| @ .*?(?= x |$)", " ", name.lower())
+    plain = re.sub(r"\((?:r|tm|c)\)", " ", name.lower())
     return "_".join(re.findall(r"[a-z0-9.]+", plain)) or "device"
-
-
-def _core_links(
-    devices: Sequence[Device], measured: Measured | None, notes: list[str]
-) -> tuple[tuple[Link, ...], tuple[str, ...]]:
-    """Cores copy to each other through memory: each has a link to one switch."""
-    if len(devices) == 1:
-        return (), ()
-    if measured is not None and measured.copies:
-        bandwidth = statistics.median(copy.bytes_per_s for copy in measured.copies)
-        latency = statistics.median(copy.latency_s for copy in measured.copies) / 2
-    else:
-        bandwidth, latency = devices[0].spec.memory_bytes_per_s / 2, _MEMORY_LATENCY_S
-        _note(notes, "Copies between cores are taken to run at half of a core's memory bandwidth.")
-    return tuple(Link(device.name, "memory:0", bandwidth, latency) for device in devices), ("memory:0",)
-
-
-def _links(
-    found: Found, parts: Sequence[Part], measured: Measured | None, notes: list[str]
-) -> tuple[tuple[Link, ...], tuple[str, ...]]:
-    copies = {(copy.a, copy.b): copy for copy in measured.copies} if measured is not None else {}
-    hosts = [part.name for part in parts if part.card < 0]
-    links = [Link(a, b, *_BETWEEN_NODES) for a, b in itertools.combinations(hosts, 2)]
-    if links:
-        _note(notes, "Between NUMA nodes 16 GB/s each way are assumed, as in NCCL's model of AMD's sockets.")
-    whole = {part.card: part.name for part in parts if part.card >= 0 and part.piece < 0}
-    fast, switches = _fast_links(found, whole, copies)
-    links += fast
-    host_links, bridges = _host_links(found, parts, hosts, copies)
-    links += host_links
-    switches += bridges
-    direct = {frozenset((link.a, link.b)) for link in fast}
-    for a, b in itertools.combinations(whole.values(), 2):
-        # Peers that were measured have a link of their own, as quick as their copies were.
-        if (a, b) in copies and frozenset((a, b)) not in direct and not any("nvswitch" in s for s in switches):
-            links.append(_measured_link(a, b, copies))
-    return tuple(links), tuple(switches)
-
-
-def _measured_link(a: str, b: str, copies: Mapping[tuple[str, str], CopyFigures], latency_share: float = 1.0) -> Link:
-    there, back = copies[a, b], copies.get((b, a), copies[a, b])
-    return Link(
-        a,
-        b,
-        there.bytes_per_s,
-        there.latency_s * latency_share,
-        back.bytes_per_s,
-        back.latency_s * latency_share,
-    )
-
-
-def _fast_links(
-    found: Found, whole: Mapping[int, str], copies: Mapping[tuple[str, str], CopyFigures]
-) -> tuple[list[Link], list[str]]:
-    """NVLinks and xGMI links; through a switch where they cannot all be a GPU's own."""
-    pairs = [link for link in found.links if link.a in whole and (link.b in whole or link.b < 0)]
-    to_switch = {link.a: link for link in pairs if link.b < 0}
-    totals = {i: sum(link.count for link in pairs if i in (link.a, link.b)) for i in whole}
-    counts = {link.count for link in pairs}
-    most = {i: generation_of(found.gpus[i].name).most_links or _MOST_LINKS for i in whole}
-    switched = bool(to_switch) or (len(counts) == 1 and any(totals[i] > most[i] for i in whole) and len(pairs) > 1)
-    if not switched:
-        links = []
-        for link in pairs:
-            a, b = whole[link.a], whole[link.b]
-            latency = _NVLINK_LATENCY_S if link.kind == "nvlink" else _XGMI_LATENCY_S
-            rate = _rate(found, link.a, link.count, link.bytes_per_s)
-            links.append(_measured_link(a, b, copies) if (a, b) in copies else Link(a, b, rate, latency))
-        return links, []
-    joined = sorted(to_switch) if to_switch else sorted({i for link in pairs for i in (link.a, link.b)})
-    links = []
-    for i in joined:
-        own = to_switch.get(i)
-        count = own.count if own is not None else next(iter(counts))
-        rate = _rate(found, i, count, own.bytes_per_s if own is not None else None)
-        latency = _NVSWITCH_LATENCY_S
-        seen = [copy for (a, b), copy in copies.items() if a == whole[i] and b in whole.values()]
-        if seen:
-            rate = statistics.median(copy.bytes_per_s for copy in seen)
-            latency = statistics.median(copy.latency_s for copy in seen) / 2
-        links.append(Link("nvswitch:0", whole[i], rate, latency))
-    return links, ["nvswitch:0"]
-
-
-def _rate(found: Found, gpu: int, count: int, bytes_per_s: float | None) -> float:
-    nominal = generation_of(found.gpus[gpu].name).nvlink_bytes_per_s or 25e9
-    return _COUNTED * (bytes_per_s if bytes_per_s is not None else count * nominal)
-
-
-def _host_links(
-    found: Found, parts: Sequence[Part], hosts: Sequence[str], copies: Mapping[tuple[str, str], CopyFigures]
-) -> tuple[list[Link], list[str]]:
-    """Links to the hosts: of each GPU its own, or through the PCIe switch that it shares."""
-    links: list[Link] = []
-    switches: list[str] = []
-    cards = sorted({part.card for part in parts if part.card >= 0})
-    behind = _switch_groups(found, cards)
-    for group in behind:
-        members = [part for part in parts if part.card in group]
-        host = hosts[members[0].host]
-        divided = len(members) > 1
-        if not divided:
-            name = members[0].name
-            link = (
-                _measured_link(host, name, copies)
-                if (host, name) in copies
-                else Link(host, name, *_pcie(found, group[0]))
-            )
-            links.append(link)
-            continue
-        switch = f"pcie:{len(switches)}"
-        switches.append(switch)
-        ways = [copies[host, part.name] for part in members if (host, part.name) in copies]
-        figures = [_pcie(found, card) for card in group]
-        rate, latency = max(rate for rate, _ in figures), max(latency for _, latency in figures) / 2
-        if ways:
-            rate, latency = max(w.bytes_per_s for w in ways), statistics.median(w.latency_s for w in ways) / 2
-        links.append(Link(host, switch, rate, latency))
-        for part in members:
-            if (host, part.name) in copies:
-                measured = _measured_link(host, part.name, copies, 0.5)
-                links.append(replace(measured, a=switch))
-            else:
-                own, late = _pcie(found, part.card)
-                links.append(Link(switch, part.name, own, late / 2))
-    return links, switches
-
-
-def _switch_groups(found: Found, cards: Sequence[int]) -> list[list[int]]:
-    """Sets of accelerators behind one PCIe switch, in order; most stand alone."""
-    near: nx.Graph = nx.Graph()
-    near.add_nodes_from(cards)
-    for i, j in itertools.combinations(cards, 2):
-        if found.path(i, j) in ("PIX", "PXB"):
-            near.add_edge(i, j)
-    for group in found.shared:
-        nx.add_path(near, [i for i in group if i in cards])
-    return sorted(sorted(group) for group in nx.connected_components(near))
-
-
-def _pcie(found: Found, card: int) -> tuple[float, float]:
-    gpu = found.gpus[card]
-    generation = gpu.pcie_generation or generation_of(gpu.name).pcie
-    rate, latency = _PCIE[min(max(generation, 1), 6)]
-    return rate * min(gpu.pcie_lanes or 16, 16) / 16, latency
