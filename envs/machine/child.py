@@ -10,6 +10,7 @@ import sys
 import time
 
 import msgspec
+import psutil
 
 from envs.machine.found import Found, FoundGpu
 from envs.machine.measured import Measured
@@ -33,6 +34,7 @@ def main() -> None:
     """Answer one request on the standard streams."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Found)
     start = time.monotonic()
+    load = psutil.getloadavg()[0]
     import torch
 
     from envs.machine.finding import usable
@@ -52,6 +54,7 @@ def main() -> None:
         when=datetime.date.today().isoformat(),
         took_s=round(time.monotonic() - start, 1),
         torch=str(torch.__version__),
+        load=round(load, 1),
     )
     sys.stdout.buffer.write(msgspec.json.encode(Answer(seen, found, measured)))
     sys.stdout.buffer.flush()

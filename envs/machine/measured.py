@@ -55,6 +55,7 @@ class Measured(msgspec.Struct, frozen=True, omit_defaults=True):
         when: ``"2026-11-29"``.
         took_s: Seconds that it took.
         torch: Version of PyTorch.
+        load: Cores' worth of work that others did on the machine when it began.
     """
 
     devices: dict[str, DeviceFigures]
@@ -62,3 +63,4 @@ class Measured(msgspec.Struct, frozen=True, omit_defaults=True):
     when: str = ""
     took_s: float = 0.0
     torch: str = ""
+    load: float = 0.0

@@ -22,6 +22,9 @@ from graphs.errors import InputError, unknown_name
 USABLE = 0.95
 """Share of a device's memory that ops can use; the rest is the driver's and the allocator's."""
 
+_QUIET = 0.5
+"""Load of a core up to which figures are taken to be those of a quiet machine."""
+
 _CORE_FLOPS_PER_S = 2.5e9 * 32
 _CORE_BYTES_PER_S = 3e9
 _CORE_MEMORY_BYTES = 4 * 2**30
@@ -86,6 +89,12 @@ def make_machine_cluster(
     found = _called(found, like)
     parts = parts_of(found)
     notes: list[str] = []
+    if measured is not None and measured.load > _QUIET * max(1, found.cores or 1):
+        note(
+            notes,
+            f"The machine was busy when it was measured (load {measured.load:g} on {found.cores} cores), so its "
+            "figures are too low: measure it again when it is quiet.",
+        )
     devices = tuple(Device(part.name, _spec(found, part, parts, specs, like, measured, notes)) for part in parts)
     if parts[-1].card < 0:
         links, switches = core_links(devices, measured, notes)
@@ -133,8 +142,8 @@ def _spec(
     if measured is not None and figures is None:
         note(notes, f"{part.name} was not measured: its figures are the catalogue's.")
     if part.card >= 0:
-        return _gpu_spec(found.gpus[part.card], part, specs, like, figures)
-    return _cpu_spec(found, part, parts, specs, like, figures, notes)
+        return _gpu_spec(found.gpus[part.card], part, specs, like, figures, measured)
+    return _cpu_spec(found, part, parts, specs, like, figures, measured, notes)
 
 
 def _alike(found: Found, part: Part, parts: Sequence[Part], measured: Measured) -> list[str]:
@@ -154,7 +163,12 @@ def _alike(found: Found, part: Part, parts: Sequence[Part], measured: Measured) 
 
 
 def _gpu_spec(
-    gpu: FoundGpu, part: Part, specs: Mapping[str, DeviceSpec], like: Like, figures: DeviceFigures | None
+    gpu: FoundGpu,
+    part: Part,
+    specs: Mapping[str, DeviceSpec],
+    like: Like,
+    figures: DeviceFigures | None,
+    measured: Measured | None,
 ) -> DeviceSpec:
     said = (like.gpus or {}).get(part.card, like.gpu)
     if said is not None:
@@ -166,7 +180,7 @@ def _gpu_spec(
         known = need_spec(gpu.name, gpu.kind, gpu.memory_bytes, what=f"GPU {part.card}", option=option)
     memory = _usable(gpu.memory_bytes, gpu.free_bytes) or (known.memory_bytes if known else 0)
     if figures is not None:
-        return _measured_spec(gpu.name, gpu.kind, memory, figures, known)
+        return _measured_spec(gpu.name, gpu.kind, memory, figures, known, measured)
     assert known is not None
     if gpu.memory_bytes is None or _is_near(memory, known.memory_bytes):
         memory = known.memory_bytes
@@ -209,6 +223,7 @@ def _cpu_spec(
     specs: Mapping[str, DeviceSpec],
     like: Like,
     figures: DeviceFigures | None,
+    measured: Measured | None,
     notes: list[str],
 ) -> DeviceSpec:
     cpus = [other for other in parts if other.card < 0]
@@ -230,7 +245,7 @@ def _cpu_spec(
     memory = int(whole * part.cores / all_cores)
     if figures is not None:
         named = f"{_without_clock(found.cpu_name) or 'cpu'} {part.cores:g}c"
-        return _measured_spec(named, "cpu", memory, figures, known)
+        return _measured_spec(named, "cpu", memory, figures, known, measured)
     if known is not None:
         sockets = max(1, found.sockets or 1) if like.cpu is None and not re.search(r"_\dx\d+c", known.name) else 1
         share = sockets / len(cpus) if like.cpu is None else 1.0
@@ -241,10 +256,10 @@ def _cpu_spec(
             peak_flops_per_s={dtype: rate * share for dtype, rate in known.peak_flops_per_s.items()},
             memory_bytes_per_s=known.memory_bytes_per_s * share,
         )
-    called = f"'{found.cpu_name}' is" if found.cpu_name else "Nobody said what the processor is, or it is"
+    why = f"'{found.cpu_name}' is not in the catalogue" if found.cpu_name else "Nobody said what the processor is"
     note(
         notes,
-        f"{called} not in the catalogue: {part.cores:g} cores of 80 GFLOP/s and 3 GB/s each are assumed for each CPU "
+        f"{why}: {part.cores:g} cores of 80 GFLOP/s and 3 GB/s each are assumed for each CPU "
         "device (say it behind the file: cpu=NAME).",
     )
     rate = part.cores * _CORE_FLOPS_PER_S
@@ -261,7 +276,12 @@ def _cpu_spec(
 
 
 def _measured_spec(
-    called: str, kind: str, memory_bytes: int, figures: DeviceFigures, known: DeviceSpec | None
+    called: str,
+    kind: str,
+    memory_bytes: int,
+    figures: DeviceFigures,
+    known: DeviceSpec | None,
+    measured: Measured | None,
 ) -> DeviceSpec:
     """A spec of measured figures. Its peak is the best rate of any class of op; products then reach a share of it."""
     rates = dict(figures.flops_per_s)
@@ -270,9 +290,13 @@ def _measured_spec(
     classes = {"product": product, **figures.class_flops_per_s}
     efficiency = {name: min(1.0, rate / best) for name, rate in classes.items()}
     scale = best / product  # rates of other dtypes were measured with products as well
-    source = "Measured: products by dtype, classes of op in float32, memory bandwidth, and the time of an empty op."
+    when = f" on {measured.when} with PyTorch {measured.torch}" if measured is not None else ""
+    source = (
+        f"Measured{when}: products by dtype, convolution and attention in float32, memory bandwidth, the time of an "
+        "empty op. Memory: 95% of what it has, and no more than was free."
+    )
     if known is not None:
-        source += f" The catalogue's {known.name} is what it is called."
+        source += f" In the catalogue it is {known.name}."
     return DeviceSpec(
         name=f"{slug(called)}_measured",
         kind=kind,
