@@ -1,4 +1,4 @@
-"""The verbs of the command as functions: train, compare, simulate, run, profile, import_graph and export.
+"""The verbs of the command as functions: train, compare, simulate, run, profile, machine, import_graph, export.
 
 The whole job::
 
@@ -25,7 +25,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from envs.clusters.catalog import DEVICE_SPECS
 from envs.clusters.cluster import Cluster
+from envs.clusters.file import CLUSTER_FILE_SUFFIXES, cluster_to_yaml
+from envs.machine import MachineCluster, load_topology, this_machine
 from envs.make_problem import DEFAULT_GROUPS, make_problem
 from envs.problem import PlacementProblem
 from graphs.computation_graph import ComputationGraph
@@ -59,6 +62,7 @@ __all__ = [
     "export",
     "import_graph",
     "load_problem",
+    "machine",
     "make_problem",
     "profile",
     "run",
@@ -400,6 +404,45 @@ def profile(
         time_limit_s=time_limit_s,
         observer=observer or RunObserver(),
     )
+
+
+def machine(
+    *,
+    topology: str | None = None,
+    again: bool = False,
+    out: str | Path | None = None,
+    on_measure: Callable[[], None] = lambda: None,
+) -> MachineCluster:
+    """This machine as a cluster, or another by its saved outputs.
+
+    This machine is measured once, which takes less than a minute; what was measured of the same hardware with the same
+    PyTorch is kept in the user's cache.
+
+    Args:
+        topology: Saved outputs of another machine, as after ``--topology``: ``"topo.txt:gpu=rtx_3090"``.
+        again: Measure this machine again.
+        out: The cluster file to write.
+        on_measure: Called before it is measured.
+
+    Returns:
+        The cluster (`MachineCluster.cluster`, for `make_problem`), and what was found, measured and assumed.
+
+    Raises:
+        InputError: An output cannot be read, a device is not known, or measuring failed.
+
+    Example:
+        ``placement.make_problem("nmt", placement.machine().cluster)``
+    """
+    path = None if out is None else Path(out)
+    if path is not None:
+        check_ends("out", path, "cluster file", CLUSTER_FILE_SUFFIXES)
+        check_can_write(path)
+    if topology is not None and again:
+        raise InputError("another machine cannot be measured from here; leave out again, or the topology")
+    made = this_machine(again=again, on_measure=on_measure) if topology is None else load_topology(topology)
+    if path is not None:
+        write_atomically(path, cluster_to_yaml(made.cluster, DEVICE_SPECS).encode())
+    return made
 
 
 def import_graph(

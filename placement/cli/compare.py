@@ -9,7 +9,7 @@ from placement.arguments import check_can_plot, check_can_write, check_positive
 from placement.cli import verbs
 from placement.cli.progress import ComparisonDisplay
 from placement.cli.report import comparison_report, problem_heading
-from placement.cli.shared import load, make_console
+from placement.cli.shared import chosen_cluster, load, make_console
 from placement.registry import PLACERS, choose_placers
 from placement.results.comparison import Comparison, check_seed
 from placement.results.comparison_file import encode_comparison, encode_comparison_csv
@@ -29,7 +29,7 @@ def compare(verb: verbs.Compare) -> int:
     check_can_write(verb.json, verb.csv, verb.plot)
     check_can_plot("--plot", verb.plot)
     out, err = make_console(), make_console(stderr=True)
-    problem = load(verb.graph, verb.cluster, verb.schedule, verb.groups)
+    problem = load(verb.graph, chosen_cluster(verb.cluster, verb.topology), verb.schedule, verb.groups)
     out.print(problem_heading(problem))
     out.print(_plan(placers, verb.time_limit_s, verb.workers), style="dim")
     with ComparisonDisplay(err, placers, time_limit_s=verb.time_limit_s) as display:

@@ -21,7 +21,17 @@ _CLUSTER = arg(
 GraphArg = Annotated[Positional[str], _GRAPH]
 OptionalGraphArg = Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless --resume)")]
 ClusterArg = Annotated[str, _CLUSTER]
-OptionalClusterArg = Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless --resume)")]
+_OR_HERE = "(this machine)"
+OptionalClusterArg = Annotated[str | None, _CLUSTER, arg(help_behavior_hint=_OR_HERE)]
+TopologyArg = Annotated[
+    str | None,
+    arg(
+        metavar="FILE[,FILE]",
+        help="In place of --cluster: another machine's saved outputs of nvidia-smi topo -m, nvidia-smi -q -x, lstopo "
+        "--of xml or rocm-smi --showtopo; what they do not say goes behind, as in topo.txt:gpu=rtx_3090.",
+        help_behavior_hint="",
+    ),
+]
 ScheduleArg = Annotated[
     Literal["priority", "fifo", "program_order", "sequential"],
     arg(help="Which ready op a device runs first; sequential is that of --target accelerate."),
@@ -57,6 +67,7 @@ class Train:
 
     graph: OptionalGraphArg = None
     cluster: OptionalClusterArg = None
+    topology: TopologyArg = None
     schedule: ScheduleArg = "priority"
     target: TargetArg = "engine"
     time_limit_s: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
@@ -125,7 +136,8 @@ class Compare:
     """Run several placers on one problem and compare their step times."""
 
     graph: GraphArg
-    cluster: ClusterArg
+    cluster: OptionalClusterArg = None
+    topology: TopologyArg = None
     placers: Annotated[str, arg(metavar="A,B,...")] = "all"
     """Which placers, separated by commas; see: placement list placers."""
     schedule: ScheduleArg = "priority"
@@ -156,7 +168,8 @@ class Simulate:
     placement: Annotated[str, arg(metavar="FILE|PLACER")]
     """A placement file, or the name of a placer to ask for one."""
     graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless FILE is a run's)")] = None
-    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless FILE is a run's)")] = None
+    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(a run's, or this machine)")] = None
+    topology: TopologyArg = None
     schedule: ScheduleArg = DEFAULT_SCHEDULE
     target: TargetArg = "engine"
     time_limit_s: Annotated[float, arg(metavar="S")] = 20.0
@@ -202,6 +215,27 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """Find out what this machine is made of, measure it, and write it as a cluster file."""
+
+    out: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="")] = None
+    """Write the cluster there: devices, links, and where each figure is from."""
+    topology: Annotated[
+        str | None,
+        arg(
+            metavar="FILE[,FILE]",
+            help="Another machine instead, by its saved outputs of nvidia-smi topo -m, nvidia-smi -q -x, lstopo --of "
+            "xml or rocm-smi --showtopo; what they do not say goes behind, as in topo.txt:gpu=rtx_3090.",
+            help_behavior_hint="",
+        ),
+    ] = None
+    again: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
+    """Measure again; otherwise what was measured of the same hardware is taken from the cache."""
+    diagram: Annotated[Path | None, arg(metavar="FILE.mmd", help_behavior_hint="")] = None
+    """Draw the topology there, as text for Mermaid, which GitHub and editors show as a picture."""
+
+
+@dataclass(frozen=True)
 class List:
     """List what is known: the zoo's graphs, clusters, devices with their figures, or placers."""
 
@@ -211,7 +245,7 @@ class List:
     """Only what has this in its name (rtx_40, p4d) or is like it (*x8); of few, also where the figures are from."""
 
 
-Verb = Train | Compare | Simulate | Run | Profile | Import | Export | List
+Verb = Train | Compare | Simulate | Run | Profile | Machine | Import | Export | List
 
 VERBS: dict[str, Callable[..., Verb]] = {
     "train": Train,
@@ -219,6 +253,7 @@ VERBS: dict[str, Callable[..., Verb]] = {
     "simulate": Simulate,
     "run": Run,
     "profile": Profile,
+    "machine": Machine,
     "import": Import,
     "export": Export,
     "list": List,

@@ -334,13 +334,13 @@ def test_a_killed_run_leaves_whole_files_and_can_be_resumed(here: Path) -> None:
 def test_arguments_that_are_missing_or_wrong(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bad_input(capsys, "trian").startswith("unknown verb 'trian' (did you mean 'train'?)")
     assert "expected one of {train" in bad_input(capsys)
-    assert bad_input(capsys, "compare", "nmt") == "missing --cluster CLUSTER; see: placement compare --help"
+    assert bad_input(capsys, "import", "nmt") == "missing --out FILE.graph.json.gz; see: placement import --help"
     assert bad_input(capsys, "train", "nmt", "--clustr", "x") == (
         "unrecognized options: --clustr, x; see: placement train --help"
     )
     assert "cannot read 'soon'" in bad_input(capsys, "train", "nmt", "--cluster", "k80x2", "--time-limit-s", "soon")
     assert "invalid choice 'latest'" in bad_input(capsys, "train", "nmt", "--cluster", "k80x2", "--preset", "latest")
-    assert "needs a GRAPH and a --cluster" in bad_input(capsys, "train", "nmt")
+    assert "needs a GRAPH (or --resume DIR)" in bad_input(capsys, "train", "--cluster", "k80x2")
     for option, value in (("--time-limit-s", "0"), ("--updates", "-1")):
         assert f"{option} is {value}" in bad_input(
             capsys, "train", "g.graph.json", "--cluster", "c.yaml", option, value
@@ -366,7 +366,7 @@ def test_arguments_that_are_missing_or_wrong(here: Path, capsys: pytest.CaptureF
 def test_on_a_terminal_an_error_is_the_same_sentence(here: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "placement.cli", "compare", "nmt"],
+        [sys.executable, "-m", "placement.cli", "import", "nmt"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"},
         stdout=theirs,
         stderr=theirs,
@@ -375,7 +375,7 @@ def test_on_a_terminal_an_error_is_the_same_sentence(here: Path) -> None:
     assert process.wait(timeout=60) == 2
     said = os.read(ours, 65536).decode()
     os.close(ours)
-    assert said == "placement: missing --cluster CLUSTER; see: placement compare --help\r\n"
+    assert said == "placement: missing --out FILE.graph.json.gz; see: placement import --help\r\n"
 
 
 def test_unknown_names(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,8 +153,11 @@ def test_simulate_says_what_is_missing(here: Path, capsys: pytest.CaptureFixture
     placement.train(with_groups_of_its_own(), updates=1, out="run")
     Path("alone.json").write_bytes(Path("run/placement.json").read_bytes())
     for args, message in (
-        (["--placement", "alone.json"], "missing GRAPH and --cluster CLUSTER; see: placement simulate --help"),
-        (["nmt", "--placement", "run/placement.json"], "missing --cluster CLUSTER; see: placement simulate --help"),
+        (["--placement", "alone.json"], "missing GRAPH; see: placement simulate --help"),
+        (
+            ["nmt", "--placement", "run/placement.json"],
+            "missing --cluster; or leave out GRAPH, too: the run of run/placement.json knows both",
+        ),
         (["--cluster", "k80x2", "--placement", "heft"], "missing GRAPH; see: placement simulate --help"),
     ):
         assert main(["simulate", *args]) == 2
