@@ -109,6 +109,10 @@ class History:
                 self.start_s[chosen] = now
                 self.end_s[chosen] = now + float(self.problem.op_time_s[device, chosen])
 
+    def reads_copy(self, tensor: int, op: int, copy: Sent) -> bool:
+        """Whether an op on the copy's device reads it: always, but under ``sequential``."""
+        return self.problem.schedule != "sequential" or self.served.get((tensor, op), "none") == copy.visit
+
     def lives(self) -> Iterator[tuple[int, float, float, int]]:
         """``(device, start, end, bytes)`` of every tensor in every memory."""
         for tensor in range(self.graph.num_tensors):
@@ -125,7 +129,7 @@ class History:
                 mine = [
                     self.end_s[r]
                     for r in self.readers(tensor)
-                    if self.placement[r] == s.destination and self.served.get((tensor, r)) == s.visit
+                    if self.placement[r] == s.destination and self.reads_copy(tensor, r, s)
                 ]
                 yield s.destination, s.start_s, max(mine), size
 

@@ -105,7 +105,7 @@ def check_feasible(problem: PlacementProblem, placement: np.ndarray) -> None:
             assert trace.op_start_s[reader] >= trace.op_end_s[producer]
         else:
             needed.add((tensor, placement[reader]))
-            carried = in_turn and graph.phase[producer] > 0 and (tensor, placement[reader]) not in arrival_s
+            carried = in_turn and graph.phase[producer] > 0
             assert carried or trace.op_start_s[reader] >= arrival_s[tensor, placement[reader]]
     assert needed >= set(arrival_s) if in_turn else needed == set(arrival_s)
     on_direction: dict[int, list[tuple[float, float]]] = {}
