@@ -90,10 +90,11 @@ def upper_bound_s(problem: PlacementProblem) -> float:
     may, and a transfer that waits, waits for one that is under way on its route. (In program order the first op that
     has not run may start, once its inputs are there.) So the step takes no longer than all ops one after another, each
     where it is slowest, and all transfers one after another: each tensor once to every other group that reads it, or
-    to every other device if these are fewer, over the slowest route.
+    to every other device if these are fewer, over the slowest route. Under ``sequential`` it may be sent once to each
+    of its readers in another group.
 
     Args:
-        problem: What to bound; its schedule does not matter.
+        problem: What to bound; of its schedule it only matters whether it is ``sequential``.
     """
     slowest = np.where(problem.allowed[problem.groups.group_of_op], problem.op_time_s.T, 0.0).max(axis=1)
     graph, group = problem.graph, problem.groups.group_of_op
@@ -101,6 +102,8 @@ def upper_bound_s(problem: PlacementProblem) -> float:
     reader = graph.edge_tensor[elsewhere].astype(np.int64) * problem.num_groups + group[graph.consumers[elsewhere]]
     copies = np.bincount(np.unique(reader) // problem.num_groups, minlength=graph.num_tensors)
     copies = np.minimum(copies, problem.num_devices - 1)
+    if problem.schedule == SEQUENTIAL and problem.num_devices > 1:
+        copies = np.bincount(graph.edge_tensor[elsewhere], minlength=graph.num_tensors)
     latency, per_byte = _routes(problem)
     apart = ~np.eye(problem.num_devices, dtype=np.bool_)
     transfer_s = np.zeros(graph.num_tensors)
@@ -158,7 +161,7 @@ def _transfers(problem: PlacementProblem) -> Callable[[int], Floats]:
     def transfer_s(tensor: int) -> Floats:
         seconds = float(given_s[tensor])
         by_links: Floats = latency + sizes[tensor] * per_byte
-        return by_links if math.isnan(seconds) else apart * seconds
+        return by_links if math.isnan(seconds) else np.where(apart, seconds, 0.0)
 
     return transfer_s
 

@@ -142,7 +142,7 @@ class PlacementProblem:
         """The arrays that the simulator reads."""
         given = self.evaluator.given
         if given is not None:
-            return given if given.schedule == self.schedule else replace(given, schedule=self.schedule)
+            return given if given.schedule == self.schedule else given.with_schedule(self.schedule, self.graph)
         specs: list[DeviceSpec] = []
         for device in self.cluster.devices:
             if device.spec not in specs:

@@ -145,26 +145,20 @@ def _sum_up_in_turn(
     delayed_s,
 ):  # fmt: skip
     """As `_trace_back`, under the schedule ``sequential``: all that happens is on the critical path, nothing waits."""
-    num_devices = transfer_s.shape[1]
     critical_s[:] = 0.0
     transfer_s[:] = 0.0
     waited_s[:] = 0.0
     delayed_s[:] = 0.0
-    for k in range(num_sent):
-        arrival_s[sent_tensor[k] * num_devices + sent_to[k]] = sent_end_s[k]
-    before_s = 0.0
+    before_s, k = 0.0, 0
     for op in range(len(unit_of_op)):
         device, unit = op_device[op], unit_of_op[op]
-        for i in range(input_offsets[op], input_offsets[op + 1]):
-            tensor = input_tensors[i]
-            maker = producer[tensor]
-            if op_device[maker] != device:
-                at_s = arrival_s[np.int64(tensor) * num_devices + device]
-                if at_s > before_s:  # sent for this op, in the order of its inputs
-                    half_s = 0.5 * (at_s - before_s)
-                    transfer_s[unit, op_device[maker]] += half_s
-                    transfer_s[unit_of_op[maker], device] += half_s
-                    before_s = at_s
+        while k < num_sent and sent_end_s[k] <= start_s[op]:  # sent for this op; others later, or in no time
+            maker = producer[sent_tensor[k]]
+            half_s = 0.5 * (sent_end_s[k] - before_s)
+            transfer_s[unit, op_device[maker]] += half_s
+            transfer_s[unit_of_op[maker], device] += half_s
+            before_s = sent_end_s[k]
+            k += 1
         critical_s[unit] += end_s[op] - start_s[op]
         before_s = end_s[op]
 
