@@ -44,7 +44,7 @@ what ends at an instant makes room for what starts at it, and a life of no lengt
 that is in use between any two instants.
 
 **Restrictions.** An op may be restricted to kinds of device. The simulator runs any placement; `envs.problem` calls one
-infeasible that puts an op where it may not be, or whose peak exceeds a device's memory.
+infeasible that puts an op where it may not be, or whose peaks exceed a device's memory or one that devices share.
 
 `envs.simulator.choosing_kernel`, `in_order` and `sequential` say how this is made fast; they differ in no bit from
 `envs.simulator.plain`.

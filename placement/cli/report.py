@@ -245,6 +245,12 @@ def simulated_report(simulated: Simulated) -> RenderableType:
             Text(size(peak), style="bold red" if peak > memory[d] else ""),
             size(int(memory[d])),
         )
+    memories = problem.cluster.memories
+    used = memories.used(trace.peak_memory_bytes[None])[0]
+    for m, shared in enumerate(problem.cluster.shared_memories, problem.num_devices):
+        style = "bold red" if used[m] > memories.limit_bytes[m] else ""
+        label = f"{shared.name} (shared by {len(shared.devices)})"
+        made.add_row(label, *[""] * 5, Text(size(int(used[m])), style=style), size(int(memories.limit_bytes[m])))
     heading = Text.assemble(
         ("step time  ", "dim"),
         (seconds(simulated.step_time_s, digits=4), "bold green" if simulated.feasible else "bold red"),

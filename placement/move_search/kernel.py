@@ -351,11 +351,14 @@ def _simulate_compiled(work, op_device, bounds_s, step_time_s, peak):
 
 
 @inlined
-def _missing_share(peak, memory_bytes):
+def _missing_share(peak, memory_bytes, memory_offsets, memory_users):
     """As `placement.placers.best.missing_share`, of one placement that is everywhere where it may be."""
     missing = 0.0
-    for d in range(len(memory_bytes)):
-        missing += max(peak[d] - memory_bytes[d], 0) / max(memory_bytes[d], 1)
+    for m in range(len(memory_bytes)):
+        used = 0
+        for i in range(memory_offsets[m], memory_offsets[m + 1]):
+            used += peak[memory_users[i]]
+        missing += max(used - memory_bytes[m], 0) / max(memory_bytes[m], 1)
     return missing
 
 
@@ -424,7 +427,9 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
                 counts[EVALUATIONS] += counts[TRACED] == UNKNOWN
                 counts[TRACED] = SIMULATED
                 scalars[STEP] = step_time_s[0]
-                scalars[MISSING] = _missing_share(chain.peak[0], field.memory_bytes)
+                scalars[MISSING] = _missing_share(
+                    chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users
+                )
                 scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
             if counts[TRACED] == SIMULATED:
                 # The workspace still holds the trace of the placement that was accepted last.
@@ -488,7 +493,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
             chain.bounds_s[0] = limit_s
             _simulate(work, chain.simulated, chain.bounds_s, step_time_s, chain.peak)
             counts[EVALUATIONS] += 1
-            missing = _missing_share(chain.peak[0], field.memory_bytes)
+            missing = _missing_share(chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users)
             cost_s = _charged_s(step_time_s[0], missing, reference_s)
             reward = 0.0
             if cost_s <= limit_s:

@@ -183,8 +183,8 @@ class MoveSearch:
 
     def offer_best_of(self, placements: NDArray[np.integer], evaluation: Evaluation) -> None:
         """Tell of the best of some placements, ``int[B, G]`` or ``int[B, N]``, by what they came to."""
-        memory_bytes = self.problem.cluster.memory_bytes
-        row, missing = int(ranked(evaluation, memory_bytes)[0]), missing_share(evaluation, memory_bytes)
+        memories = self.problem.cluster.memories
+        row, missing = int(ranked(evaluation, memories)[0]), missing_share(evaluation, memories)
         ops = self.problem.to_ops(placements[row])
         self.offer(ops, float(evaluation.step_time_s[row]), float(missing[row]))
 

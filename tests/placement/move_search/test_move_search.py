@@ -59,7 +59,7 @@ def first_ops(problem: PlacementProblem) -> NDArray[np.int32]:
 def cost_s(problem: PlacementProblem, ops: NDArray[np.int32]) -> float:
     """What a placement of ops is charged while nothing that fits is known."""
     evaluation = problem.evaluate_ops(ops[None])
-    return float(charged_s(evaluation, problem.cluster.memory_bytes, reference_s=step_limit_s(problem))[0])
+    return float(charged_s(evaluation, problem.cluster.memories, reference_s=step_limit_s(problem))[0])
 
 
 def new_search(problem: PlacementProblem, *, seed: int = 0, **config: Any) -> MoveSearch:
