@@ -150,17 +150,24 @@ def _contract(
 ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int64], NDArray[np.int32]]:
     """Tensors between tasks: those that the same task sends to the same tasks become one."""
     graph = problem.graph
+    num_tasks = int(task_of_op.max()) + 1
+    tensor, target = np.divmod(
+        np.unique(graph.edge_tensor * np.int64(num_tasks) + task_of_op[graph.consumers]), num_tasks
+    )
+    source = task_of_op[graph.tensor_producer[tensor]]
     merged: dict[tuple[int, tuple[int, ...]], float] = {}
-    offsets = graph.consumer_offsets
-    for tensor in range(graph.num_tensors):
-        source = int(task_of_op[graph.tensor_producer[tensor]])
-        size = float(graph.tensor_bytes[tensor])
-        targets = np.unique(task_of_op[graph.consumers[offsets[tensor] : offsets[tensor + 1]]])
-        later = tuple(int(t) for t in targets if t > source)
-        if later:
-            merged[source, later] = merged.get((source, later), 0.0) + size
-        for target in targets[targets < source]:
-            merged[int(target), (source,)] = merged.get((int(target), (source,)), 0.0) + size
+    later = target > source
+    tensors, first = np.unique(tensor[later], return_index=True)
+    ends = [*first[1:].tolist(), int(later.sum())]
+    targets = target[later].tolist()
+    sizes = graph.tensor_bytes[tensors].astype(np.float64).tolist()
+    for maker, size, a, b in zip(source[later][first].tolist(), sizes, first.tolist(), ends, strict=True):
+        key = maker, tuple(targets[a:b])
+        merged[key] = merged.get(key, 0.0) + size
+    earlier = target < source
+    sizes = graph.tensor_bytes[tensor[earlier]].astype(np.float64).tolist()
+    for reader, maker, size in zip(target[earlier].tolist(), source[earlier].tolist(), sizes, strict=True):
+        merged[reader, (maker,)] = merged.get((reader, (maker,)), 0.0) + size
     keys = sorted(merged)
     counts = [len(targets) for _, targets in keys]
     return (
