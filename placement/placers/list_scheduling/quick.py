@@ -26,6 +26,9 @@ RULES: tuple[tuple[str, Rule, bool], ...] = (
 )
 """``(placer, rule, whether transfers queue)``, the most promising first."""
 
+ALWAYS = 2
+"""HEFT's rules are asked however short the time is."""
+
 
 def quick_placements(
     problem: PlacementProblem, *, should_stop: Callable[[], bool] = lambda: False
@@ -34,14 +37,13 @@ def quick_placements(
 
     Args:
         problem: What to place.
-        should_stop: Asked before each rule.
+        should_stop: Asked before each rule but the first `ALWAYS`: a search that begins without them is behind them
+            for longer than they take.
     """
     placements: dict[str, NDArray[np.int64]] = {}
-    if should_stop():
-        return placements
     tasks = of_groups(problem)
-    for name, rule, ports in RULES:
-        if should_stop():
+    for number, (name, rule, ports) in enumerate(RULES):
+        if number >= ALWAYS and should_stop():
             break
         label = f"{name} on groups" + (", transfers queueing" if ports else "")
         placements[label] = groups_placed(problem, tasks, rule(problem, tasks, ports))
