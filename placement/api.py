@@ -16,6 +16,7 @@ Importing this loads no torch; what needs it loads it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ from placement.results.placement_file import PlacementResult, check_placement, r
 from placement.results.simulated import Simulated, simulate_ops
 from placement.runs import directory, training
 from placement.runs.observer import RunObserver, UpdateObserver
+from placement.runs.row_jobs import row_source
 from placement.runs.steps import MeasuredSteps, ProfiledMachine, encode_steps, profile_steps, run_steps
+from placement.workers import Workers, open_workers
 
 if TYPE_CHECKING:
     from placement.learning.stats import UpdateStats
@@ -199,6 +202,7 @@ def compare(
     start: StartAt = "heuristics",
     json: str | Path | None = None,
     restart: bool = False,
+    workers: Workers | str | int | None = None,
     on_start: Callable[[str], None] | None = None,
     on_row: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
@@ -215,7 +219,9 @@ def compare(
         json: A file for the rows, written whole after each: a comparison that was killed and is started again with the
             same settings takes the finished rows from there.
         restart: Do not look at what is in that file.
-        on_start: Called with a placer's name before it runs.
+        workers: Run placers at the same time: see `placement.workers.open_workers`; None runs one after the other, each
+            on all cores.
+        on_start: Called with a placer's name before it runs; with workers once, with all names.
         on_row: Called after each finished row with the comparison so far, whose last row is the new one; and at first
             where finished rows were taken over.
 
@@ -233,22 +239,35 @@ def compare(
     if path is not None and not restart:
         finished = read_finished(path, problem, seed=seed, budget=budget, options=options)
 
+    from placement.runs.compile_ahead import compile_for
+
+    compile_for([info for info in chosen if info.name not in {row.placer for row in finished}], problem.schedule)
+
     def after_row(comparison: Comparison) -> None:
         if path is not None:
             write_atomically(path, encode_comparison(comparison))
         if on_row is not None:
             on_row(comparison)
 
-    return compare_placers(
-        problem,
-        chosen,
-        budget=budget,
-        seed=seed,
-        options=options,
-        finished=finished,
-        on_start=on_start,
-        on_row=after_row,
-    )
+    with contextlib.ExitStack() as opened:
+        source = None
+        if workers is not None:
+            held = opened.enter_context(open_workers(workers)) if isinstance(workers, str | int) else workers
+            source = row_source(held)
+        comparison = compare_placers(
+            problem,
+            chosen,
+            budget=budget,
+            seed=seed,
+            options=options,
+            finished=finished,
+            on_start=on_start,
+            on_row=after_row,
+            source=source,
+        )
+    if path is not None:
+        write_atomically(path, encode_comparison(comparison))
+    return comparison
 
 
 def simulate(

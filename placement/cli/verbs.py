@@ -149,6 +149,8 @@ class Compare:
     granularity: GranularityArg = "group"
     start: StartArg = "heuristics"
     groups: GroupsArg = 256
+    workers: Annotated[str | None, arg(metavar="N|ray|ray://HOST:PORT", help_behavior_hint="")] = None
+    """Run placers at the same time, each on its share of the cores: a number of processes, or Ray."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as JSON, after each of them; started again, finished rows are taken from there."""
     restart: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
@@ -239,6 +241,8 @@ class List:
 
     what: Positional[Literal["graphs", "clusters", "devices", "placers"]]
     """Which list."""
+    name: Annotated[Positional[str | None], arg(metavar="NAME", help_behavior_hint="")] = None
+    """Only what has this in its name (rtx_40, p4d) or is like it (*x8); of few, also where the figures are from."""
 
 
 Verb = Train | Compare | Simulate | Run | Profile | Machine | Import | Export | List
