@@ -248,6 +248,16 @@ def test_a_machine_is_measured_once(measurements: list[Found], monkeypatch: pyte
     assert len(measurements) == 3
 
 
+@pytest.mark.slow
+def test_the_machine_at_hand_is_measured_in_less_than_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.machine.this.user_cache_path", lambda app: tmp_path / app)
+    made = this_machine()
+    assert made.measured is not None
+    assert made.measured.took_s < 60
+    assert set(made.cluster.device_names) <= {part.name for part in parts_of(made.found)}
+    assert this_machine().cluster.sha256 == made.cluster.sha256
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"version": 0}', b"\xff"])
 def test_a_damaged_cache_is_measured_again(measurements: list[Found], tmp_path: Path, damage: bytes) -> None:
     this_machine()
