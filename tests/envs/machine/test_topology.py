@@ -125,6 +125,15 @@ def test_gpus_without_nvlink_go_by_the_hosts() -> None:
     assert rate(bridged, "gpu:0", "gpu:1") == pytest.approx(0.9 * 56.25e9)
 
 
+def test_gpus_of_which_nothing_is_told_but_that_they_are_far_have_one_host(tmp_path: Path) -> None:
+    for count, hosts in ((2, 2), (4, 1)):
+        names = [f"GPU{i}" for i in range(count)]
+        rows = [" ".join([a, *("X" if a == b else "SYS" for b in names)]) for a in names]
+        (tmp_path / "vm.txt").write_text("\n".join([" ".join(names), *rows]))
+        cluster = load_topology(f"{tmp_path / 'vm.txt'}:gpu=t4").cluster
+        assert sum(device.name.startswith("cpu") for device in cluster.devices) == hosts
+
+
 def test_network_cards_tell_which_gpus_share_a_pcie_switch() -> None:
     """NVLink stands in the GPUs' own cells, so what they share shows in the cards' columns only."""
     for name in ("dgx1_v100.txt", "dgx_a100.txt"):
