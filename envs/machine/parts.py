@@ -68,7 +68,10 @@ def _hosts(found: Found) -> list[list[int]]:
         known = keys[i] is not None and keys[j] is not None
         if keys[i] == keys[j] if known else found.path(i, j) != "SYS":
             near.add_edge(i, j)
-    return sorted(sorted(group) for group in nx.connected_components(near))
+    groups = sorted(sorted(group) for group in nx.connected_components(near))
+    # Virtual machines say SYS of every pair; so many NUMA nodes, each with one GPU, there are not.
+    told = any(key is not None for key in keys)
+    return groups if told or len(groups) <= 2 or len(groups) < len(keys) else [list(range(len(keys)))]
 
 
 def _core_parts(found: Found) -> tuple[Part, ...]:

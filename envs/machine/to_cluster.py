@@ -178,7 +178,8 @@ def _gpu_spec(
     else:
         option = f"gpu.{part.card}=NAME"
         known = need_spec(gpu.name, gpu.kind, gpu.memory_bytes, what=f"GPU {part.card}", option=option)
-    memory = _usable(gpu.memory_bytes, gpu.free_bytes) or (known.memory_bytes if known else 0)
+    usable = _usable(gpu.memory_bytes, gpu.free_bytes)
+    memory = usable if usable is not None else known.memory_bytes if known is not None else 0
     if figures is not None:
         return _measured_spec(gpu.name, gpu.kind, memory, figures, known, measured)
     assert known is not None
