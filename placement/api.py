@@ -80,6 +80,7 @@ def train(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    start: str | Path | PlacementResult | None = None,
     on_update: Callable[[UpdateStats], None] | None = None,
     observer: RunObserver | None = None,
 ) -> TrainedRun:
@@ -95,6 +96,7 @@ def train(
         out: The run directory; None writes no files.
         resume: Go on with the run in `out`: `updates` then counts those before, `time_limit_s` does not; without either
             the run goes on to the limits that it began with. Preset and seed are the run's.
+        start: A placement to start from, or its file: of the same graph, for this cluster or another.
         on_update: Called with `placement.learning.stats.UpdateStats` after each update.
         observer: Told how the run goes on, in place of `on_update`.
 
@@ -110,6 +112,8 @@ def train(
     if resume:
         if run_dir is None:
             raise InputError("resume needs the run's directory: give it as out")
+        if start is not None:
+            raise InputError("a run that is resumed goes on from where it stopped; leave out start")
         return training.resume(run_dir, problem, updates=updates, time_limit_s=time_limit_s, observer=observer)
     if problem is None:
         raise InputError("train needs a problem: make one with make_problem")
@@ -120,6 +124,7 @@ def train(
         seed=seed,
         updates=updates,
         time_limit_s=time_limit_s,
+        start=read_placement(start) if isinstance(start, str | Path) else start,
         observer=observer,
     )
 

@@ -100,10 +100,17 @@ class DeviceSpec:
 
 @dataclass(frozen=True)
 class Device:
-    """One device of a cluster: a unique name, for example ``"gpu:0"``, and what it is."""
+    """One device of a cluster.
+
+    Attributes:
+        name: Unique, for example ``"gpu:0"``.
+        spec: What it is.
+        reserved_bytes: How much of its memory is kept free of the step, for other programs for example.
+    """
 
     name: str
     spec: DeviceSpec
+    reserved_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,9 @@ class Cluster:
         for vertex, count in vertices.items():
             need(vertex != "", "a device or switch has an empty name")
             need(count == 1, f"two devices or switches are called '{vertex}'")
+        for device in self.devices:
+            where = f"cluster '{self.name}': device '{device.name}'"
+            _need_range(where, "reserved_bytes", device.reserved_bytes, 0, device.spec.memory_bytes)
         for link in self.links:
             where = f"cluster '{self.name}': the link between '{link.a}' and '{link.b}'"
             for end in (link.a, link.b):
@@ -207,8 +217,8 @@ class Cluster:
 
     @cached_property
     def memory_bytes(self) -> NDArray[np.int64]:
-        """``int64[D]``, what ops can use of each device's memory."""
-        return np.array([d.spec.memory_bytes for d in self.devices], dtype=np.int64)
+        """``int64[D]``, what ops can use of each device's memory: without what is reserved."""
+        return np.array([d.spec.memory_bytes - d.reserved_bytes for d in self.devices], dtype=np.int64)
 
     @cached_property
     def routes(self) -> Routes:
@@ -224,7 +234,9 @@ class Cluster:
     def sha256(self) -> str:
         """Digest of all that can change a result (not where figures are from, nor the cluster's own name)."""
         content = {
-            "devices": [(d.name, _figures(d.spec)) for d in self.devices],
+            "devices": [
+                (d.name, _figures(d.spec), *([d.reserved_bytes] if d.reserved_bytes else [])) for d in self.devices
+            ],
             "switches": self.switches,
             "links": [
                 (link.a, link.b, float(link.bytes_per_s), float(link.latency_s), *map(float, link.back))

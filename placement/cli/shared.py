@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,16 @@ def status(err: Console, text: str) -> Iterator[None]:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def load(graph: str, cluster: str, schedule: str, groups: int) -> PlacementProblem:
+def load(
+    graph: str,
+    cluster: str,
+    schedule: str,
+    groups: int,
+    *,
+    pin: Sequence[str] = (),
+    forbid: Sequence[str] = (),
+    reserve: Sequence[str] = (),
+) -> PlacementProblem:
     """The problem of a graph and a cluster; a status says that it is being read.
 
     Raises:
@@ -69,7 +78,9 @@ def load(graph: str, cluster: str, schedule: str, groups: int) -> PlacementProbl
     with status(make_console(stderr=True), f"reading {graph}"):
         from placement import api
 
-        return api.make_problem(graph, cluster, schedule=schedule, groups=groups)
+        return api.make_problem(
+            graph, cluster, schedule=schedule, groups=groups, pin=pin, forbid=forbid, reserve=reserve
+        )
 
 
 class HeadingDisplay(RunObserver):

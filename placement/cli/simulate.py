@@ -62,10 +62,22 @@ def _problem(verb: verbs.Simulate) -> PlacementProblem:
         InputError: Neither is given.
     """
     if verb.graph is not None and verb.cluster is not None:
-        return load(verb.graph, verb.cluster, verb.schedule, verb.groups)
+        return load(
+            verb.graph,
+            verb.cluster,
+            verb.schedule,
+            verb.groups,
+            pin=verb.pin,
+            forbid=verb.forbid,
+            reserve=verb.reserve,
+        )
     if verb.graph is None and verb.cluster is None and run_of(Path(verb.placement)) is not None:
         with status(make_console(stderr=True), f"reading the run of {verb.placement}"):
             problem = api.load_problem(verb.placement)
+        if verb.pin or verb.forbid or verb.reserve:
+            raise InputError(
+                "a run knows its pins; leave out --pin, --forbid and --reserve, or give GRAPH and --cluster"
+            )
         return problem if verb.schedule == verbs.DEFAULT_SCHEDULE else problem.with_schedule(verb.schedule)
     lacks = [name for name, given in (("GRAPH", verb.graph), ("--cluster CLUSTER", verb.cluster)) if given is None]
     raise InputError(f"missing {' and '.join(lacks)}; see: placement simulate --help")

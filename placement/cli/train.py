@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from envs.clusters.catalog import load_cluster
+from envs.constraints import reserve_memory
 from graphs.errors import InputError
 from graphs.extras import is_installed
 from graphs.sources import load_graph
@@ -22,6 +23,7 @@ from placement.cli.report import comparison_report, summary
 from placement.cli.shared import HeadingDisplay, load, make_console
 from placement.learning.stats import UpdateStats
 from placement.results.comparison import Comparison, check_seed
+from placement.results.placement_file import read_placement
 from placement.runs import directory
 from placement.runs.directory import RunConfig
 from placement.runs.observer import TrainingPlan
@@ -43,6 +45,8 @@ def train(verb: verbs.Train) -> int:
     check_seed(verb.seed)
     out, err = make_console(), make_console(stderr=True)
     if verb.resume is not None:
+        if verb.start is not None:
+            raise InputError("--resume goes on from where the run stopped; leave out --start")
         if verb.out is not None:
             raise InputError("--resume goes on in the run's own directory; leave out --out")
         config = directory.read_config(verb.resume)
@@ -52,7 +56,12 @@ def train(verb: verbs.Train) -> int:
         if verb.measured:
             raise InputError(f"the run in '{verb.resume}' does not learn from measured time; leave out --measured")
     elif verb.measured or verb.screen or verb.devices is not None or verb.profile is not None:
+        if verb.pin or verb.forbid or verb.reserve or verb.start is not None:
+            raise InputError(
+                "--pin, --forbid, --reserve and --start go with simulated step times; leave out --measured"
+            )
         return train_measured(verb, out, err)
+    start = None if verb.start is None else read_placement(verb.start)
     run_dir = verb.resume or _new_directory(verb)
     display = _TrainDisplay(out, err)
     try:
@@ -64,8 +73,17 @@ def train(verb: verbs.Train) -> int:
             assert verb.graph is not None
             assert verb.cluster is not None
             trained = api.train(
-                load(verb.graph, verb.cluster, verb.schedule, verb.groups),
+                load(
+                    verb.graph,
+                    verb.cluster,
+                    verb.schedule,
+                    verb.groups,
+                    pin=verb.pin,
+                    forbid=verb.forbid,
+                    reserve=verb.reserve,
+                ),
                 out=run_dir,
+                start=start,
                 updates=verb.updates,
                 time_limit_s=verb.time_limit_s,
                 preset=verb.preset,
@@ -159,6 +177,13 @@ def _check_agrees(verb: verbs.Train, run_dir: Path, config: RunConfig) -> None:
         InputError: A setting is given that differs from the run's.
     """
     defaults = verbs.Train()
+    for name in ("pin", "forbid", "reserve"):
+        wanted, was = getattr(verb, name), getattr(config.constraints, name)
+        if wanted not in ((), was):
+            raise InputError(
+                f"cannot resume '{run_dir}' with another --{name}: the run has {', '.join(was) or 'none'}; leave it "
+                "out, or start a new run with --out"
+            )
     for name in ("graph", "cluster", "schedule", "groups", "preset", "seed"):
         wanted, was = getattr(verb, name), getattr(config, name)
         if wanted not in (getattr(defaults, name), was) and not _is_same(name, wanted, config):
@@ -173,7 +198,7 @@ def _is_same(name: str, wanted: str, config: RunConfig) -> bool:
     if name == "graph" and config.graph_file is not None and config.measured is None:
         return load_graph(wanted).sha256 == config.graph_sha256
     if name == "cluster" and config.cluster_file is not None:
-        return load_cluster(wanted).sha256 == config.cluster_sha256
+        return reserve_memory(load_cluster(wanted), config.constraints).sha256 == config.cluster_sha256
     return False
 
 

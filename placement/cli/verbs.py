@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 # Arguments that several verbs have, with the help that stands for a docstring line of each.
 _GRAPH = arg(
@@ -46,7 +46,30 @@ DevicesArg = Annotated[
     arg(metavar="A,B,...", help="Devices of this machine: cpu:0 (a core), cpu:2-3 (cores as one device), cuda:0."),
 ]
 GroupsArg = Annotated[int, arg(metavar="N", help="Wanted number of co-location groups.")]
-
+PinArg = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        metavar="PATTERN=DEVICE",
+        help="Ops or modules that must be there, as in 'encoder.*=gpu:0'; may be repeated.",
+        help_behavior_hint="",
+    ),
+]
+ForbidArg = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        metavar="PATTERN=DEVICE",
+        help="Ops or modules that must not be there, as in 'embed*=gpu:*'; may be repeated.",
+        help_behavior_hint="",
+    ),
+]
+ReserveArg = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        metavar="DEVICE=SIZE",
+        help="Memory that is kept free there, as in gpu:0=2GB; may be repeated.",
+        help_behavior_hint="",
+    ),
+]
 
 DEFAULT_SCHEDULE: Literal["priority"] = "priority"
 
@@ -68,6 +91,11 @@ class Train:
     preset: Literal["default", "paper", "uniform"] = "default"
     """How to learn: our best; as published in 2017; or our best with uniform moves and no learning, for ablations."""
     groups: GroupsArg = 256
+    pin: PinArg = ()
+    forbid: ForbidArg = ()
+    reserve: ReserveArg = ()
+    start: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A placement file of the same graph to start from, for this cluster or another."""
     measured: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
     """Learn from the measured time of real steps on --devices; --cluster then only guides, and may be left out."""
     screen: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
@@ -137,6 +165,9 @@ class Compare:
     granularity: GranularityArg = "group"
     start: StartArg = "heuristics"
     groups: GroupsArg = 256
+    pin: PinArg = ()
+    forbid: ForbidArg = ()
+    reserve: ReserveArg = ()
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as JSON, after each of them; started again, finished rows are taken from there."""
     restart: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
@@ -164,6 +195,9 @@ class Simulate:
     granularity: GranularityArg = "group"
     start: StartArg = "heuristics"
     groups: GroupsArg = 256
+    pin: PinArg = ()
+    forbid: ForbidArg = ()
+    reserve: ReserveArg = ()
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the figures there as JSON."""
     trace: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="")] = None
