@@ -29,6 +29,9 @@ from placement.runs.directory import RunConfig
 from placement.runs.observer import TrainingPlan
 from placement.runs.training import TrainedRun
 
+TELLING_SENTENCES = 3
+"""Reasons that are said at the end of a training; `placement explain` says all."""
+
 _DETAILED = 6
 """Rows, from the fastest, whose devices are shown after a training; `comparison.json` holds all."""
 
@@ -160,9 +163,13 @@ def _show_trained(out: Console, trained: TrainedRun) -> None:
     out.print(comparison_report(trained.comparison, width=out.width, detailed=_DETAILED, always=learned))
     out.print()
     out.print(summary(trained.comparison, learned), style="bold")
+    if trained.explanation is not None:
+        for sentence in trained.explanation.sentences(TELLING_SENTENCES):
+            out.print(sentence)
     if trained.interrupted:
         out.print("Stopped before the limit; the best placement so far is kept.", style="yellow")
     out.print(f"placement   {trained.run_dir}/placement.json", soft_wrap=True)
+    out.print(f"why         placement explain {trained.run_dir}", soft_wrap=True)
     out.print(f"go on       placement train --resume {trained.run_dir} --time-limit-s 60", soft_wrap=True)
     watch = f"watch       tensorboard --logdir {trained.run_dir}"
     if not is_installed("matplotlib"):

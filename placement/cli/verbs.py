@@ -234,6 +234,24 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Explain:
+    """Say why a step takes as long as it does, why each group is where it is, and what would help."""
+
+    placement: Annotated[Positional[str], arg(metavar="RUN|PLACEMENT")]
+    """A run directory, or a placement file."""
+    graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless it is a run)")] = None
+    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless it is a run)")] = None
+    against: Annotated[Path | None, arg(metavar="RUN|PLACEMENT", help_behavior_hint="")] = None
+    """Another placement of the same graph: say what differs, too."""
+    groups: Annotated[int, arg(metavar="N")] = 12
+    """Groups to show, those that the critical path waits for longest first; --json holds all."""
+    tries: Annotated[int, arg(metavar="N")] = 256
+    """Placements that are tried on each better cluster; 0 tries no other cluster."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write all figures there as JSON."""
+
+
+@dataclass(frozen=True)
 class List:
     """List what is known: the zoo's graphs, clusters, devices with their figures, or placers."""
 
@@ -241,12 +259,13 @@ class List:
     """Which list."""
 
 
-Verb = Train | Compare | Simulate | Run | Profile | Import | Export | List
+Verb = Train | Compare | Simulate | Explain | Run | Profile | Import | Export | List
 
 VERBS: dict[str, Callable[..., Verb]] = {
     "train": Train,
     "compare": Compare,
     "simulate": Simulate,
+    "explain": Explain,
     "run": Run,
     "profile": Profile,
     "import": Import,

@@ -40,6 +40,7 @@ from placement.results.placement_file import (
     read_placement,
     write_placement,
 )
+from placement.results.reasons.explanation import Explanation, explain
 from placement.runs import directory
 from placement.runs.directory import RunConfig
 from placement.runs.observer import RunObserver, TrainingPlan
@@ -55,6 +56,9 @@ LEARNED = "reinforce"
 """What results call the learned placer."""
 
 _REFRESH_EVERY_S = 2.0
+
+EXPLAIN_SHARE, LEAST_EXPLAIN_S, MOST_EXPLAIN_S = 0.03, 0.2, 2.0
+"""Share of a training's time in which its placement is explained after it, and the least and the most of it."""
 
 _OTHERS_SHARE = 0.25
 """Share of the time limit that one of the placers that do not search may take."""
@@ -72,6 +76,7 @@ class TrainedRun:
         evaluations: Placements evaluated in all.
         training_s: Seconds of training in all.
         interrupted: True where a signal ended the run before its limit.
+        explanation: Why the best placement is what it is, as far as there was time; None where no files were asked for.
     """
 
     result: PlacementResult
@@ -81,6 +86,7 @@ class TrainedRun:
     evaluations: int
     training_s: float
     interrupted: bool
+    explanation: Explanation | None = None
 
 
 def train(
@@ -393,6 +399,7 @@ def _learn(
     result = best_file.write()
     if run_dir is not None:
         write_atomically(run_dir / directory.COMPARISON, encode_comparison(comparison))
+    explanation = None if run_dir is None else _explain(trainer, others, observer)
     return TrainedRun(
         result=result,
         comparison=comparison,
@@ -401,7 +408,22 @@ def _learn(
         evaluations=trainer.evaluations,
         training_s=trainer.elapsed_s,
         interrupted=interrupted,
+        explanation=explanation,
     )
+
+
+def _explain(trainer: Trainer, others: Comparison, observer: RunObserver) -> Explanation | None:
+    """Why the best placement is what it is, in a small share of the time that it took to find it.
+
+    None where Ctrl-C says that this is not wanted.
+    """
+    assert trainer.best_placement is not None
+    limit_s = min(max(EXPLAIN_SHARE * trainer.elapsed_s, LEAST_EXPLAIN_S), MOST_EXPLAIN_S)
+    try:
+        with observer.stage("explaining the placement"):
+            return explain(trainer.problem, trainer.best_placement, bound_s=others.lower_bound_s, time_limit_s=limit_s)
+    except KeyboardInterrupt:
+        return None
 
 
 def learned_row(trainer: Trainer) -> Row:
