@@ -42,7 +42,7 @@ from placement.registry import PLACERS, get_placer
 from placement.results.comparison import Comparison, Row, ask, check_seed, compare_placers
 from placement.results.comparison_file import encode_comparison, read_finished
 from placement.results.placement_file import PlacementResult, check_placement, read_placement
-from placement.results.reasons import explanation
+from placement.results.reasons import explain as explaining
 from placement.results.reasons.explanation import Explanation
 from placement.results.reasons.remedies import TRIES
 from placement.results.simulated import Simulated, simulate_ops
@@ -422,7 +422,7 @@ def explain(
         result = given if isinstance(given, PlacementResult) else read_placement(given)
         return check_placement(result, problem.graph, problem.cluster)
 
-    return explanation.explain(
+    return explaining.explain(
         problem,
         ops_of(placement),
         against=None if against is None else ops_of(against),

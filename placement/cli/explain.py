@@ -54,7 +54,7 @@ def _placement_of(path: Path) -> PlacementResult:
 def explanation_report(found: Explanation, *, groups: int) -> RenderableType:
     """The sentences, then what devices do, why groups are where they are, and what would help."""
     parts: list[RenderableType] = [problem_heading(found.problem), ""]
-    parts += [Text(sentence) for sentence in found.sentences()]
+    parts += [Text(sentence) for sentence in found.sentences]
     parts += ["", _devices(found), "", _groups(found, groups)]
     if found.remedies:
         parts += ["", _remedies(found)]

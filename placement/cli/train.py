@@ -164,7 +164,7 @@ def _show_trained(out: Console, trained: TrainedRun) -> None:
     out.print()
     out.print(summary(trained.comparison, learned), style="bold")
     if trained.explanation is not None:
-        for sentence in trained.explanation.sentences(TELLING_SENTENCES):
+        for sentence in trained.explanation.sentences[:TELLING_SENTENCES]:
             out.print(sentence)
     if trained.interrupted:
         out.print("Stopped before the limit; the best placement so far is kept.", style="yellow")

@@ -40,7 +40,8 @@ from placement.results.placement_file import (
     read_placement,
     write_placement,
 )
-from placement.results.reasons.explanation import Explanation, explain
+from placement.results.reasons.explain import explain
+from placement.results.reasons.explanation import Explanation
 from placement.runs import directory
 from placement.runs.directory import RunConfig
 from placement.runs.observer import RunObserver, TrainingPlan

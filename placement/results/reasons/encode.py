@@ -31,7 +31,7 @@ def explanation_content(found: Explanation) -> dict[str, Any]:
         "step_time_s": found.step_time_s,
         "feasible": found.feasible,
         "lower_bound_s": found.lower_bound_s,
-        "sentences": found.sentences(),
+        "sentences": list(found.sentences),
         "path_s": found.path.seconds,
         "device_s": {
             name: dict(zip(DEVICE_KINDS, row, strict=True))

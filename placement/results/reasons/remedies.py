@@ -73,18 +73,18 @@ def try_remedies(
         tries: Placements that are tried on each cluster.
         time_limit_s: Seconds for all of them together; None for no limit.
     """
-    ops = np.asarray(ops, dtype=np.int32)
+    given: NDArray[np.int32] = np.asarray(ops, dtype=np.int32)
     asked = list(_clusters(problem, busiest_device, busiest_link))
     share_s = None if time_limit_s is None else time_limit_s / (len(asked) + 1)
-    begin, _, before = _improve(problem, ops, new_device=None, tries=tries, time_limit_s=share_s, seed=0)
+    begin, _, before = _improve(problem, given, new_device=None, tries=tries, time_limit_s=share_s, seed=0)
     found = []
     for name, what, cluster in asked:
         began_s = time.perf_counter()
         other = problem if cluster is problem.cluster else replace(problem, cluster=cluster, names=None)
         new = cluster.num_devices - 1 if cluster.num_devices > problem.num_devices else None
         left_s = None if share_s is None else share_s - (time.perf_counter() - began_s)
-        unmoved_s = float(other.evaluate_ops(ops[None]).step_time_s[0])
-        starts = np.stack([ops, begin])
+        unmoved_s = float(other.evaluate_ops(given[None]).step_time_s[0])
+        starts = np.stack([given, begin])
         start = starts[int(other.evaluate_ops(starts).cost_s().argmin())]
         best, best_s, count = _improve(other, start, new_device=new, tries=tries, time_limit_s=left_s, seed=1)
         found.append(Remedy(name, what, other, unmoved_s, best_s, best, before + count))

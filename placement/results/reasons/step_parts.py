@@ -165,7 +165,7 @@ def group_seconds(problem: PlacementProblem, path: CriticalPath) -> NDArray[np.f
     """``float64[G, 4]``: seconds of the critical path that are each group's, by `PATH_KINDS`."""
     key = problem.groups.group_of_op[path.op].astype(np.int64) * len(PATH_KINDS) + path.kind
     sums = np.bincount(key, path.end_s - path.start_s, problem.num_groups * len(PATH_KINDS))
-    return sums.reshape(problem.num_groups, len(PATH_KINDS))
+    return sums.astype(np.float64).reshape(problem.num_groups, len(PATH_KINDS))
 
 
 def link_seconds(problem: PlacementProblem, trace: Trace) -> NDArray[np.float64]:

@@ -20,7 +20,8 @@ from graphs.errors import InputError
 from placement.cli.main import main
 from placement.results.placement_file import make_result, write_placement
 from placement.results.reasons.encode import explanation_content
-from placement.results.reasons.explanation import Explanation, explain
+from placement.results.reasons.explain import explain
+from placement.results.reasons.explanation import Explanation
 from placement.results.reasons.remedies import one_more
 from placement.results.reasons.sentences import why
 from placement.results.reasons.step_parts import (
@@ -210,7 +211,7 @@ def test_memory_that_costs_time_is_a_limit() -> None:
     limits = [limit.kind for limit in found.limits]
     assert ("memory" in limits) == (faster and not found.moves.feasible[gpu[2], 1])
     assert "memory" in limits
-    assert any("does not fit" in sentence for sentence in found.sentences())
+    assert any("does not fit" in sentence for sentence in found.sentences)
     by_name = {remedy.name: remedy for remedy in found.remedies}
     assert by_name["memory"].step_time_s <= found.moves.step_time_s[gpu[2], 1] or by_name["memory"].step_time_s < (
         by_name["as it is"].step_time_s
@@ -230,7 +231,7 @@ def test_a_time_limit_is_kept_and_leaves_out_what_is_not_known() -> None:
     found = explain(problem, random_ops(problem, 2), time_limit_s=0.0)
     assert found.moves.evaluations == 1
     assert np.isnan(found.moves.step_time_s).any()
-    assert found.sentences()
+    assert found.sentences
     assert all(why(found, g) for g in range(problem.num_groups))
 
 
