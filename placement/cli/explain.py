@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ from placement.arguments import check_at_least_one, check_can_write
 from placement.cli import verbs
 from placement.cli.report import problem_heading
 from placement.cli.shared import make_console, status
+from placement.results.page.content import PageContent
+from placement.results.page.html import check_can_draw, make_page
 from placement.results.placement_file import PlacementResult, read_placement
 from placement.results.reasons.encode import encode_explanation
 from placement.results.reasons.explanation import Explanation
 from placement.results.reasons.sentences import percent, why
 from placement.results.reasons.step_parts import DEVICE_KINDS
 from placement.runs import directory
+from placement.runs.report import write_report
 from placement.text import seconds, short, size, table
 
 _NAME = 40
@@ -33,7 +37,9 @@ def explain(verb: verbs.Explain) -> int:
         InputError: Bad input; one sentence.
     """
     check_at_least_one("--groups", verb.groups)
-    check_can_write(verb.json)
+    check_can_write(verb.json, verb.html)
+    if verb.html is not None:
+        check_can_draw()
     out, err = make_console(), make_console(stderr=True)
     with status(err, f"reading {verb.graph or verb.placement}"):
         problem, result = api.placed(verb.placement, graph=verb.graph, cluster=verb.cluster, verb="explain")
@@ -44,6 +50,14 @@ def explain(verb: verbs.Explain) -> int:
     if verb.json is not None:
         write_atomically(verb.json, encode_explanation(found))
         out.print(f"\nfigures  {verb.json}", soft_wrap=True)
+    if verb.html is not None:
+        run_dir = directory.run_of(Path(verb.placement)) if verb.graph is None else None
+        if run_dir is not None:
+            write_report(run_dir, found, out=verb.html)
+        else:
+            words = ["placement", "explain", verb.placement, verb.graph or "", "--cluster", verb.cluster or ""]
+            write_atomically(verb.html, make_page(PageContent(found, commands=(shlex.join(words),))))
+        out.print(f"report   {verb.html}", soft_wrap=True)
     return 0
 
 

@@ -171,6 +171,10 @@ def _show_trained(out: Console, trained: TrainedRun) -> None:
     out.print(f"placement   {trained.run_dir}/placement.json", soft_wrap=True)
     out.print(f"why         placement explain {trained.run_dir}", soft_wrap=True)
     out.print(f"go on       placement train --resume {trained.run_dir} --time-limit-s 60", soft_wrap=True)
+    if trained.run_dir is not None and (trained.run_dir / directory.REPORT).exists():
+        out.print(f"report      {trained.run_dir / directory.REPORT}", soft_wrap=True)
+    elif not is_installed("bokeh"):
+        out.print("report      needs: pip install 'device-placement[report]'", soft_wrap=True)
     watch = f"watch       tensorboard --logdir {trained.run_dir}"
     if not is_installed("matplotlib"):
         watch += "  (without pictures of traces, which need: pip install 'device-placement[plots]')"

@@ -249,6 +249,8 @@ class Explain:
     """Placements that are tried on each better cluster; 0 tries no other cluster."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write all figures there as JSON."""
+    html: Annotated[Path | None, arg(metavar="FILE.html", help_behavior_hint="")] = None
+    """Write the report there: one page with all of this, which needs no server."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@
 ``groups.json``             the co-location groups, where they are not what graph, cluster and their number make
 ``placement.json``          the best placement so far (`placement.results.placement_file`), replaced when it improves
 ``comparison.json``         the other placers and the learned one (`placement.results.comparison`), at the end
+``report.html``             why the placement is what it is, on one page, where the extra `report` is installed
 ``checkpoint.pt``           the trainer's state
 ``measurements.jsonl``      of a training on measured time: every placement that was run (`placement.runs.measurements`)
 ``measured.json``           and at its end the rows
@@ -48,6 +49,7 @@ from graphs.sources import load_graph
 CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
 MEASUREMENTS, MEASURED = "measurements.jsonl", "measured.json"
 DEVICE_MAP = "device_map.json"
+REPORT = "report.html"
 
 GRAPH: Literal["graph.graph.json.gz"] = "graph.graph.json.gz"
 CLUSTER: Literal["cluster.yaml"] = "cluster.yaml"
@@ -160,7 +162,7 @@ def hold(run_dir: Path) -> Iterator[None]:
             raise InputError(
                 f"another process works on the run in '{run_dir}'; wait for it or stop it, or give another --out"
             ) from error
-        for name in (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT, MEASURED, GRAPH, CLUSTER, GROUPS, START):
+        for name in (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT, MEASURED, GRAPH, CLUSTER, GROUPS, START, REPORT):
             for leftover in run_dir.glob(f".{name}.*.tmp"):
                 leftover.unlink(missing_ok=True)
         yield

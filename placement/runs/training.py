@@ -16,6 +16,7 @@ import numpy as np
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError, unknown_name
+from graphs.extras import is_installed
 from graphs.files import write_atomically
 from placement.exports.accelerate import check_devices, device_map, encode_device_map
 from placement.learning.config import flatten
@@ -60,6 +61,9 @@ _REFRESH_EVERY_S = 2.0
 
 EXPLAIN_SHARE, LEAST_EXPLAIN_S, MOST_EXPLAIN_S = 0.03, 0.2, 2.0
 """Share of a training's time in which its placement is explained after it, and the least and the most of it."""
+
+LEAST_REPORTED_S = 2.0
+"""Seconds of training from which a run leaves a report: making one takes about as long."""
 
 _OTHERS_SHARE = 0.25
 """Share of the time limit that one of the placers that do not search may take."""
@@ -400,7 +404,7 @@ def _learn(
     result = best_file.write()
     if run_dir is not None:
         write_atomically(run_dir / directory.COMPARISON, encode_comparison(comparison))
-    explanation = None if run_dir is None else _explain(trainer, others, observer)
+    explanation = None if run_dir is None else _explain(trainer, others, observer, run_dir)
     return TrainedRun(
         result=result,
         comparison=comparison,
@@ -413,8 +417,11 @@ def _learn(
     )
 
 
-def _explain(trainer: Trainer, others: Comparison, observer: RunObserver) -> Explanation | None:
-    """Why the best placement is what it is, in a small share of the time that it took to find it.
+def _explain(trainer: Trainer, others: Comparison, observer: RunObserver, run_dir: Path) -> Explanation | None:
+    """Why the best placement is what it is, in a small share of the time that it took to find it, and its page.
+
+    The page is left out where Bokeh is not installed, and where it would take longer than the training did:
+    `placement explain RUN --html FILE` makes it at any time.
 
     None where Ctrl-C says that this is not wanted.
     """
@@ -422,7 +429,12 @@ def _explain(trainer: Trainer, others: Comparison, observer: RunObserver) -> Exp
     limit_s = min(max(EXPLAIN_SHARE * trainer.elapsed_s, LEAST_EXPLAIN_S), MOST_EXPLAIN_S)
     try:
         with observer.stage("explaining the placement"):
-            return explain(trainer.problem, trainer.best_placement, bound_s=others.lower_bound_s, time_limit_s=limit_s)
+            found = explain(trainer.problem, trainer.best_placement, bound_s=others.lower_bound_s, time_limit_s=limit_s)
+            if trainer.elapsed_s >= LEAST_REPORTED_S and is_installed("bokeh"):
+                from placement.runs.report import write_report
+
+                write_report(run_dir, found)
+            return found
     except KeyboardInterrupt:
         return None
 
