@@ -25,6 +25,9 @@ TRANSFER_COLOR = "#8a63b0"
 CURVE_COLORS = {"best": "#3a923a", "mean": "#8c8c8c", "greedy": "#e1812c"}
 
 _TOOLS = "xpan,xwheel_zoom,xbox_zoom,reset"
+_LABEL_CHARACTERS = 55.0
+"""Characters that fit in a unit of the treemap's width, at 12 pixels."""
+
 _NAME = 80
 """Characters of a name; of longer ones the middle is left out."""
 
@@ -120,16 +123,16 @@ def treemap_figure(found: Explanation) -> figure:
     made.quad(source=ColumnDataSource(_sides(outer)), fill_color=None, line_color="#222222", **_columns())
     tips = [("", "@name"), ("device", "@device"), ("computes", "@time"), ("resident", "@memory"), ("why", "@why")]
     made.add_tools(HoverTool(renderers=[made.renderers[0]], tooltips=tips))
-    wide = outer[(outer[:, 2] - outer[:, 0] > 0.18) & (outer[:, 3] - outer[:, 1] > 0.06)]
-    number = {tuple(row): i for i, row in enumerate(outer.tolist())}
+    big = np.flatnonzero((outer[:, 2] - outer[:, 0] > 0.12) & (outer[:, 3] - outer[:, 1] > 0.06))
     made.text(
-        x=wide[:, 0] + 0.008,
-        y=wide[:, 3] - 0.01,
-        text=[short(groups.family_names[number[tuple(row)]] or "the model", 22) for row in wide.tolist()],
+        x=outer[big, 0] + 0.008,
+        y=outer[big, 3] - 0.01,
+        text=[_label(groups.family_names[i] or "the model", outer[i, 2] - outer[i, 0]) for i in big.tolist()],
         text_baseline="top",
         text_font_size="12px",
         text_font_style="bold",
         text_color="#111111",
+        name="treemap_labels",
     )
     made.axis.visible = False
     made.grid.visible = False
@@ -173,6 +176,12 @@ def _figure(name: str, *, height: int, tools: str, x_range: Range1d | None = Non
     )
     made.toolbar.logo = None
     return made
+
+
+def _label(name: str, width: float) -> str:
+    """As much of a name as fits where the page is as wide as a laptop's screen; its end tells most."""
+    most = max(int(width * _LABEL_CHARACTERS), 3)
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _sides(rectangles: np.ndarray) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ th { color: var(--dim); font-weight: 600; } td.n, th.n { text-align: right; font
 .bar { background: linear-gradient(#3b76af, #3b76af) no-repeat left / var(--w) 100%; height: .55rem; min-width: 6rem;
   border-radius: 2px; } pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px;
   padding: .7rem; overflow-x: auto; }
-details summary { cursor: pointer; } a { color: var(--link); } nav a { margin-right: 1rem; }
+details summary { cursor: pointer; } a { color: var(--link); } nav a { margin-right: 1rem; display: inline-block; overflow-wrap: normal; }
 """
 
 SCRIPT = """
@@ -107,9 +107,15 @@ SCRIPT = """
     document.body.dataset.matches = wanted ? count : "";
   }
   var keys = {"+": "in", "=": "in", "-": "out", "ArrowLeft": "left", "ArrowRight": "right", "0": "all"};
+  function fit() {
+    var labels = model("treemap_labels");
+    if (labels) { labels.visible = window.innerWidth > 900; }
+  }
   function start() {
     if (!window.Bokeh || !Bokeh.documents.length || !model("timeline")) { window.setTimeout(start, 30); return; }
     paint();
+    fit();
+    window.addEventListener("resize", fit);
     dark.addEventListener("change", paint);
     document.querySelectorAll("button[data-chart]").forEach(function (button) {
       button.addEventListener("click", function () { move(button.dataset.chart, button.dataset.action); });
