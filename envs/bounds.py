@@ -5,13 +5,12 @@ Letters: ``N`` ops, ``G`` groups, ``D`` devices, ``C`` classes of interchangeabl
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.optimize import linprog
 
 from envs.problem import PlacementProblem
 from envs.targets import SEQUENTIAL
@@ -40,12 +39,12 @@ def lower_bound_s(problem: PlacementProblem) -> float:
     **Paths.** Let ``head(v, d)`` be the earliest time at which op ``v`` can start on device ``d``. Each tensor that it
     reads comes from some device ``e`` on which its producer ``u`` ran, so it arrives no sooner than
     ``min over e of head(u, e) + time(u, e) + transfer(e, d)``, where ``e`` ranges over the devices that ``u`` may be on
-    (only ``d`` where both ops are in one group), and the transfer takes its route's latency plus bytes by bandwidth if
-    ``e`` is not ``d``. By induction along the topological order the largest of these is a lower bound of
-    ``head(v, d)``, whatever the rest of the placement. ``tail(v, d)``, the time from the end of ``v`` to the end of the
-    step, is bounded from the readers' side likewise. Every op runs somewhere, so the step takes at least
-    ``max over v of min over d of head + time + tail``. This holds the critical path on the fastest allowed devices, and
-    the transfers that pinned ops (the step's inputs) force.
+    (only ``d`` where both ops are in one group), and the transfer takes its route's latency plus bytes by bandwidth (or
+    what the tensor's transfers are said to take) if ``e`` is not ``d``. By induction along the topological order the
+    largest of these is a lower bound of ``head(v, d)``, whatever the rest of the placement. ``tail(v, d)``, the time
+    from the end of ``v`` to the end of the step, is bounded from the readers' side likewise. Every op runs somewhere,
+    so the step takes at least ``max over v of min over d of head + time + tail``. This holds the critical path on the
+    fastest allowed devices, and the transfers that pinned ops (the step's inputs) force.
 
     **Work.** Take the ops whose head is at least ``h`` and whose tail is at least ``q`` on every device, if there are
     any. In a step of ``t`` seconds they all run between ``h`` and ``t - q``, one at a time on each device, so no device
@@ -102,11 +101,12 @@ def upper_bound_s(problem: PlacementProblem) -> float:
     reader = graph.edge_tensor[elsewhere].astype(np.int64) * problem.num_groups + group[graph.consumers[elsewhere]]
     copies = np.bincount(np.unique(reader) // problem.num_groups, minlength=graph.num_tensors)
     copies = np.minimum(copies, problem.num_devices - 1)
-    latency, per_byte = _transfers(problem)
+    latency, per_byte = _routes(problem)
     apart = ~np.eye(problem.num_devices, dtype=np.bool_)
     transfer_s = np.zeros(graph.num_tensors)
     for route in np.unique(np.stack([latency[apart], per_byte[apart]]), axis=1).T:
         np.maximum(transfer_s, route[0] + graph.tensor_bytes * route[1], out=transfer_s)
+    transfer_s = np.where(np.isnan(graph.tensor_transfer_s), transfer_s, graph.tensor_transfer_s)
     return float(slowest.sum() + (copies * transfer_s).sum()) * (1 + _ROUNDING)
 
 
@@ -114,12 +114,12 @@ def _heads(problem: PlacementProblem) -> Floats:
     """``float64[N, D]``: no op can start on a device sooner than this."""
     graph, group = problem.graph, problem.groups.group_of_op
     allowed, times = problem.allowed, problem.op_time_s.T
-    latency, per_byte = _transfers(problem)
+    transfer_s = _transfers(problem)
     heads = np.zeros((graph.num_ops, problem.num_devices))
     offsets, readers = graph.consumer_offsets, graph.consumers
     for tensor, op in enumerate(graph.tensor_producer):
         end = np.where(allowed[group[op]], heads[op] + times[op], np.inf)  # [D]
-        arrival = (end[:, None] + latency + graph.tensor_bytes[tensor] * per_byte).min(axis=0)
+        arrival = (end[:, None] + transfer_s(tensor)).min(axis=0)
         for reader in readers[offsets[tensor] : offsets[tensor + 1]]:
             there = end if group[reader] == group[op] else arrival
             np.maximum(heads[reader], there, out=heads[reader])
@@ -130,12 +130,12 @@ def _tails(problem: PlacementProblem) -> Floats:
     """``float64[N, D]``: from the end of an op on a device the step lasts at least this."""
     graph, group = problem.graph, problem.groups.group_of_op
     allowed, times = problem.allowed, problem.op_time_s.T
-    latency, per_byte = _transfers(problem)
+    transfer_s = _transfers(problem)
     tails = np.zeros((graph.num_ops, problem.num_devices))
     offsets, readers = graph.consumer_offsets, graph.consumers
     for tensor in range(graph.num_tensors - 1, -1, -1):
         op = graph.tensor_producer[tensor]
-        transfer = latency + graph.tensor_bytes[tensor] * per_byte  # [D, D]
+        transfer = transfer_s(tensor)
         for reader in readers[offsets[tensor] : offsets[tensor + 1]]:
             rest = np.where(allowed[group[reader]], times[reader] + tails[reader], np.inf)  # [D]
             there = rest if group[reader] == group[op] else (transfer + rest).min(axis=1)
@@ -143,10 +143,24 @@ def _tails(problem: PlacementProblem) -> Floats:
     return tails
 
 
-def _transfers(problem: PlacementProblem) -> tuple[Floats, Floats]:
+def _routes(problem: PlacementProblem) -> tuple[Floats, Floats]:
     """Seconds, and seconds a byte, that a transfer takes, ``float64[D, D]`` each; 0 on the diagonal."""
     routes = problem.cluster.routes
     return routes.latency_s, 1 / routes.bytes_per_s
+
+
+def _transfers(problem: PlacementProblem) -> Callable[[int], Floats]:
+    """What tells the seconds that a tensor's transfers take, ``float64[D, D]``; 0 on the diagonal."""
+    latency, per_byte = _routes(problem)
+    apart = ~np.eye(problem.num_devices, dtype=np.bool_)
+    sizes, given_s = problem.graph.tensor_bytes, problem.graph.tensor_transfer_s
+
+    def transfer_s(tensor: int) -> Floats:
+        seconds = float(given_s[tensor])
+        by_links: Floats = latency + sizes[tensor] * per_byte
+        return by_links if math.isnan(seconds) else apart * seconds
+
+    return transfer_s
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,6 +240,8 @@ def _check_residents(problem: PlacementProblem, work: _Work) -> None:
     A maximum flow from the groups to the devices' memories, in whole bytes and so exact. Groups that may be on the same
     devices are one node.
     """
+    import networkx as nx  # as scipy below, slow to load, and not needed to show a first placement
+
     classes, index = np.unique(work.allowed, axis=0, return_inverse=True)
     flow: nx.DiGraph = nx.DiGraph()
     needs = [0] * len(classes)
@@ -251,6 +267,9 @@ def _least_load(work: _Work, time_s: Floats) -> tuple[float, Floats, Floats]:
     Groups with equal rows are one variable with their number as its total, which changes nothing and makes unrolled
     networks small.
     """
+    from scipy import sparse
+    from scipy.optimize import linprog
+
     rows = np.concatenate([time_s, work.resident_bytes[:, None], work.allowed], axis=1)
     rows, copies = np.unique(rows, axis=0, return_counts=True)
     count, classes = len(rows), len(work.devices)

@@ -1,9 +1,9 @@
 """Placers, learned and not; training, results, comparison, and the command `placement`.
 
 Every verb of the command is a function here: `train`, `train_measured`, `compare`, `simulate`, `explain`, `run`,
-`profile`, `import_graph` and `export`. `make_problem` makes what most of them take, `load_problem` takes it from a run;
-and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, and `apply`, which runs a model by
-its placement. They are imported when they are first asked for; only training and running load torch.
+`profile`, `machine`, `import_graph` and `export`. `make_problem` makes what most of them take, `load_problem` takes it
+from a run; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, and `apply`, which runs
+a model by its placement. They are imported when they are first asked for; only training and running load torch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         export,
         import_graph,
         load_problem,
+        machine,
         profile,
         run,
         simulate,
@@ -38,6 +39,7 @@ _HOME = {
     "export": "placement.api",
     "import_graph": "placement.api",
     "load_problem": "placement.api",
+    "machine": "placement.api",
     "make_problem": "envs.make_problem",
     "make_result": "placement.results.placement_file",
     "profile": "placement.api",
@@ -58,6 +60,7 @@ __all__ = [
     "export",
     "import_graph",
     "load_problem",
+    "machine",
     "make_problem",
     "make_result",
     "profile",

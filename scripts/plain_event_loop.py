@@ -46,6 +46,7 @@ def as_lists(problem: SimulatorInput) -> dict[str, Any]:
         "routes": _rows(problem.route_directions.tolist(), problem.route_offsets),
         "latency_s": problem.route_latency_s.ravel().tolist(),
         "bytes_per_s": problem.route_bytes_per_s.ravel().tolist(),
+        "transfer_s": [None if np.isnan(s) else s for s in problem.tensor_transfer_s.tolist()],
         "num_devices": problem.num_devices,
         "num_directions": problem.num_directions,
     }
@@ -58,6 +59,7 @@ def simulate_in_a_loop(lists: dict[str, Any], place: list[int]) -> tuple[float, 
     op_time_s, tensors, readers, inputs = (lists[key] for key in ("op_time_s", "tensors", "readers", "inputs"))
     rank, order, size, size_at_home = (lists[key] for key in ("rank", "order", "size", "size_at_home"))
     routes, latency_s, bytes_per_s = (lists[key] for key in ("routes", "latency_s", "bytes_per_s"))
+    transfer_s = lists["transfer_s"]
     fifo, program = lists["schedule"] == "fifo", lists["schedule"] == "program_order"
     num_devices, missing = lists["num_devices"], lists["missing"][:]
     memory = [0] * num_devices
@@ -121,7 +123,10 @@ def simulate_in_a_loop(lists: dict[str, Any], place: list[int]) -> tuple[float, 
                         for direction in routes[pair]:
                             if free_s[direction] > start_s:
                                 start_s = free_s[direction]
-                        end_s = start_s + (latency_s[pair] + size[tensor] / bytes_per_s[pair])
+                        seconds = transfer_s[tensor]
+                        if seconds is None:
+                            seconds = latency_s[pair] + size[tensor] / bytes_per_s[pair]
+                        end_s = start_s + seconds
                         for direction in routes[pair]:
                             free_s[direction] = end_s
                         transfers += 1
@@ -189,7 +194,8 @@ def _one_thing_at_a_time(lists: dict[str, Any], place: list[int]) -> tuple[float
                 sent.add((tensor, d))
                 memory[d] += size[tensor]
                 pair = source * num_devices + d
-                wait_until(now + (latency_s[pair] + size[tensor] / bytes_per_s[pair]))
+                seconds = lists["transfer_s"][tensor]
+                wait_until(now + (latency_s[pair] + size[tensor] / bytes_per_s[pair] if seconds is None else seconds))
                 away[tensor] -= 1
                 if not away[tensor] and not left.get((tensor, source)):
                     memory[source] -= size_at_home[tensor]

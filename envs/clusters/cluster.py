@@ -10,12 +10,12 @@ Letters: ``D`` devices, ``L`` links; a link has two directions, numbered ``2 * l
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import msgspec
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -191,8 +191,7 @@ class Cluster:
             _need_range(where, "back_bytes_per_s", link.back[0], _LEAST_RATE, _MOST_RATE)
             _need_range(where, "back_latency_s", link.back[1], 0, _MOST_SECONDS)
         first = self.device_names[0]
-        joined = nx.Graph((link.a, link.b) for link in self.links)
-        reached = nx.node_connected_component(joined, first) if first in joined else {first}
+        reached = _reached(first, self.links)
         for name in self.device_names:
             need(name in reached, f"device '{name}' cannot be reached from '{first}'; add a link that joins them")
 
@@ -273,6 +272,20 @@ def _figures(spec: DeviceSpec) -> dict[str, object]:
         "tile": int(spec.tile),
         "fill_flops": float(spec.fill_flops),
     }
+
+
+def _reached(first: str, links: Sequence[Link]) -> set[str]:
+    """The devices and switches that links join to one, itself included."""
+    neighbours = defaultdict[str, list[str]](list)
+    for link in links:
+        neighbours[link.a].append(link.b)
+        neighbours[link.b].append(link.a)
+    reached, unvisited = {first}, [first]
+    while unvisited:
+        new = set(neighbours[unvisited.pop()]) - reached
+        reached |= new
+        unvisited += new
+    return reached
 
 
 def _need_range(where: str, what: str, value: float, least: float, most: float) -> None:

@@ -27,7 +27,7 @@ other device (in device order) that has readers of it, however many. A transfer 
 first moment, from now on, from which all link directions of its route are free for good, takes the sum of the links'
 latencies plus bytes divided by the smallest bandwidth, and occupies all of these directions until it ends. Whoever
 reserves first is served first; gaps are not filled. Both directions of a link are independent. A tensor of no bytes is
-sent like any other.
+sent like any other. One whose transfers are said to take some seconds takes these instead, whatever the route.
 
 **Memory.** Resident bytes stay on their op's device for the whole step. A tensor made on a device lives there from the
 start of its producer to the latest of its producer's end, the end of its last reader there and the end of its last

@@ -35,6 +35,7 @@ class SimulatorInput:
         tensor_offsets: ``int32[N + 1]``; op ``i`` makes tensors ``tensor_offsets[i]`` to ``tensor_offsets[i + 1]``.
         tensor_bytes: ``int64[T]``.
         tensor_resident: ``bool[T]``.
+        tensor_transfer_s: ``float64[T]``, seconds of a transfer whatever its route; NaN where bytes decide.
         consumer_offsets: ``int32[T + 1]`` and
         consumers: ``int32[E]``, as in the graph.
         route_latency_s: ``float64[D, D]``.
@@ -54,6 +55,7 @@ class SimulatorInput:
     tensor_offsets: NDArray[np.int32]
     tensor_bytes: NDArray[np.int64]
     tensor_resident: NDArray[np.bool_]
+    tensor_transfer_s: NDArray[np.float64]
     consumer_offsets: NDArray[np.int32]
     consumers: NDArray[np.int32]
     route_latency_s: NDArray[np.float64]
@@ -85,6 +87,20 @@ class SimulatorInput:
     def tensor_producer(self) -> NDArray[np.int32]:
         """``int32[T]``."""
         return np.repeat(np.arange(self.num_ops, dtype=np.int32), np.diff(self.tensor_offsets))
+
+    def priced_routes(self) -> tuple[NDArray[np.uint32], NDArray[np.float64], NDArray[np.float64]]:
+        """What the kernels look the time of a transfer up by: ``latency + bytes / rate`` of an entry.
+
+        Returns:
+            ``(entry uint32[T], latency_s, bytes_per_s)``: the entries 0 to ``D * D - 1`` are the routes, which count
+            where a tensor's entry is 0; behind them is one of the seconds, at an infinite rate, for each tensor whose
+            transfers take a given time.
+        """
+        timed = np.flatnonzero(~np.isnan(self.tensor_transfer_s))
+        entry = np.zeros(len(self.tensor_bytes), dtype=np.uint32)
+        entry[timed] = self.num_devices**2 + np.arange(len(timed))
+        latency_s = np.concatenate([self.route_latency_s.ravel(), self.tensor_transfer_s[timed]])
+        return entry, latency_s, np.concatenate([self.route_bytes_per_s.ravel(), np.full(len(timed), np.inf)])
 
     @cached_property
     def idle_workspaces(self) -> list[Any]:
@@ -159,6 +175,7 @@ def make_input(
         tensor_offsets=tensor_offsets,
         tensor_bytes=np.array(graph.tensor_bytes),
         tensor_resident=np.array(graph.tensor_resident),
+        tensor_transfer_s=np.array(graph.tensor_transfer_s),
         consumer_offsets=consumer_offsets,
         consumers=np.array(graph.consumers),
         route_latency_s=np.array(routes.latency_s),
@@ -174,6 +191,7 @@ def _check_magnitudes(graph: ComputationGraph, cluster: Cluster, times: NDArray[
     with np.errstate(over="ignore"):  # a sum that becomes infinite is refused below
         slowest_s = times.max(axis=0)  # [N]
         crossing_s = float(routes.latency_s.max(initial=0.0)) + graph.tensor_bytes / float(routes.bytes_per_s.min())
+        crossing_s = np.where(np.isnan(graph.tensor_transfer_s), crossing_s, graph.tensor_transfer_s)
         copies = np.minimum(np.diff(graph.consumer_offsets), cluster.num_devices)
         longest_s = slowest_s.sum() + (crossing_s * copies).sum()
     if not np.isfinite(longest_s):

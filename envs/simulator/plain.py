@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import defaultdict
 
 import numpy as np
@@ -42,9 +43,11 @@ def _sequential(problem: SimulatorInput, placement: list[int]) -> Trace:
             source = placement[producer[tensor]]
             if source != device and (tensor, device) not in sent:
                 latency_s = float(problem.route_latency_s[source, device])
-                end_s = now + (
-                    latency_s + int(problem.tensor_bytes[tensor]) / float(problem.route_bytes_per_s[source, device])
-                )
+                bytes_per_s = float(problem.route_bytes_per_s[source, device])
+                seconds = latency_s + int(problem.tensor_bytes[tensor]) / bytes_per_s
+                if not math.isnan(problem.tensor_transfer_s[tensor]):
+                    seconds = float(problem.tensor_transfer_s[tensor])
+                end_s = now + seconds
                 sent[tensor, device] = now, end_s
                 now = end_s
         op_start_s.append(now)
@@ -88,6 +91,7 @@ class _Step:
         self.readers_of = _rows(problem.consumers.tolist(), problem.consumer_offsets)
         self.bytes = problem.tensor_bytes.tolist()
         self.bytes_at_home = np.where(problem.tensor_resident, 0, problem.tensor_bytes).tolist()
+        self.transfer_s = problem.tensor_transfer_s.tolist()
         self.home = [placement[op] for op in problem.tensor_producer.tolist()]
         self.route = _rows(problem.route_directions.tolist(), problem.route_offsets)
         self.latency_s = problem.route_latency_s.tolist()
@@ -189,6 +193,8 @@ class _Step:
         route = self.route[source * self.num_devices + destination]
         start_s = max([self.now, *(self.direction_free_s[direction] for direction in route)])
         duration_s = self.latency_s[source][destination] + self.bytes[tensor] / self.bytes_per_s[source][destination]
+        if not math.isnan(self.transfer_s[tensor]):
+            duration_s = self.transfer_s[tensor]
         end_s = start_s + duration_s
         for direction in route:
             self.direction_free_s[direction] = end_s

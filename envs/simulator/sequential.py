@@ -44,8 +44,9 @@ class Sequence(NamedTuple):
     producer: NDArray[np.uint32]  # [T]
     tensor_bytes: NDArray[np.int64]  # [T]
     local_bytes: NDArray[np.int64]  # [T], 0 where the tensor is resident
-    latency_s: NDArray[np.float64]  # [D, D]
-    bytes_per_s: NDArray[np.float64]  # [D, D]
+    priced_as: NDArray[np.uint32]  # [T], entry of the next two that says what sending takes, 0 for the route's
+    latency_s: NDArray[np.float64]  # [D * D + tensors of given seconds]; see `SimulatorInput.priced_routes`
+    bytes_per_s: NDArray[np.float64]
     ops: NDArray[Any]  # OP[N]
     transfers: NDArray[Any]  # TRANSFER[E]
     readers_left: NDArray[np.int32]  # [T, D], readers on each device that have not ended
@@ -58,6 +59,7 @@ class Sequence(NamedTuple):
 def make_work(problem: SimulatorInput) -> Sequence:
     """Allocate and fill what one thread needs."""
     num_tensors, num_devices = len(problem.tensor_bytes), problem.num_devices
+    priced_as, latency_s, bytes_per_s = problem.priced_routes()
     edge_tensor = np.repeat(np.arange(num_tensors, dtype=np.uint32), np.diff(problem.consumer_offsets))
     return Sequence(
         op_time_s=problem.op_time_s,
@@ -71,8 +73,9 @@ def make_work(problem: SimulatorInput) -> Sequence:
         producer=problem.tensor_producer.astype(np.uint32),
         tensor_bytes=problem.tensor_bytes,
         local_bytes=np.where(problem.tensor_resident, 0, problem.tensor_bytes),
-        latency_s=problem.route_latency_s,
-        bytes_per_s=problem.route_bytes_per_s,
+        priced_as=priced_as,
+        latency_s=latency_s,
+        bytes_per_s=bytes_per_s,
         ops=np.zeros(problem.num_ops, dtype=OP),
         transfers=np.zeros(len(problem.consumers), dtype=TRANSFER),
         readers_left=np.zeros((num_tensors, num_devices), dtype=np.int32),
@@ -99,7 +102,7 @@ def _note_peak(used, peak):
 def _simulate(work, place, limit_s, peak):
     """Simulate one placement ``[N]``; return its step time, or infinity where it is proven longer than the limit."""
     (op_time_s, spec, resident_bytes, first_input, inputs, first_tensor, first_edge, readers, producer, tensor_bytes,
-     local_bytes, latency_s, bytes_per_s, ops, transfers, readers_left, departures, there, used,
+     local_bytes, priced_as, latency_s, bytes_per_s, ops, transfers, readers_left, departures, there, used,
      counts) = work  # fmt: skip
     counts[_0] = 0
     for d in range(np.uint64(len(used))):
@@ -130,7 +133,10 @@ def _simulate(work, place, limit_s, peak):
             source = np.uint32(place[producer[t]])
             if source == device or there[t, device]:
                 continue
-            end_s = now + (latency_s[source, device] + tensor_bytes[t] / bytes_per_s[source, device])
+            price = np.uint64(priced_as[t])
+            if price == _0:
+                price = np.uint64(source) * np.uint64(len(used)) + np.uint64(device)
+            end_s = now + (latency_s[price] + tensor_bytes[t] / bytes_per_s[price])
             transfer = transfers[counts[_0]]
             counts[_0] += 1
             transfer.start_s = now

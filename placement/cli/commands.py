@@ -41,6 +41,10 @@ def run(verb: verbs.Verb) -> int:
         from placement.cli.explain import explain
 
         return explain(verb)
+    if isinstance(verb, verbs.Machine):
+        from placement.cli.machine import machine
+
+        return machine(verb)
     if isinstance(verb, verbs.Import):
         from placement.cli.files import import_graph
 

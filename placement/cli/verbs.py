@@ -21,7 +21,17 @@ _CLUSTER = arg(
 GraphArg = Annotated[Positional[str], _GRAPH]
 OptionalGraphArg = Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless --resume)")]
 ClusterArg = Annotated[str, _CLUSTER]
-OptionalClusterArg = Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless --resume)")]
+_OR_HERE = "(this machine)"
+OptionalClusterArg = Annotated[str | None, _CLUSTER, arg(help_behavior_hint=_OR_HERE)]
+TopologyArg = Annotated[
+    str | None,
+    arg(
+        metavar="FILE[,FILE]",
+        help="In place of --cluster: another machine's saved outputs of nvidia-smi topo -m, nvidia-smi -q -x, lstopo "
+        "--of xml or rocm-smi --showtopo; what they do not say goes behind, as in topo.txt:gpu=rtx_3090.",
+        help_behavior_hint="",
+    ),
+]
 ScheduleArg = Annotated[
     Literal["priority", "fifo", "program_order", "sequential"],
     arg(help="Which ready op a device runs first; sequential is that of --target accelerate."),
@@ -80,6 +90,7 @@ class Train:
 
     graph: OptionalGraphArg = None
     cluster: OptionalClusterArg = None
+    topology: TopologyArg = None
     schedule: ScheduleArg = "priority"
     target: TargetArg = "engine"
     time_limit_s: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
@@ -153,7 +164,8 @@ class Compare:
     """Run several placers on one problem and compare their step times."""
 
     graph: GraphArg
-    cluster: ClusterArg
+    cluster: OptionalClusterArg = None
+    topology: TopologyArg = None
     placers: Annotated[str, arg(metavar="A,B,...")] = "all"
     """Which placers, separated by commas; see: placement list placers."""
     schedule: ScheduleArg = "priority"
@@ -168,6 +180,8 @@ class Compare:
     pin: PinArg = ()
     forbid: ForbidArg = ()
     reserve: ReserveArg = ()
+    workers: Annotated[str | None, arg(metavar="N|ray|ray://HOST:PORT", help_behavior_hint="")] = None
+    """Run placers at the same time, each on its share of the cores: a number of processes, or Ray."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as JSON, after each of them; started again, finished rows are taken from there."""
     restart: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
@@ -185,7 +199,8 @@ class Simulate:
     placement: Annotated[str, arg(metavar="FILE|PLACER")]
     """A placement file, or the name of a placer to ask for one."""
     graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless FILE is a run's)")] = None
-    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless FILE is a run's)")] = None
+    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(a run's, or this machine)")] = None
+    topology: TopologyArg = None
     schedule: ScheduleArg = DEFAULT_SCHEDULE
     target: TargetArg = "engine"
     time_limit_s: Annotated[float, arg(metavar="S")] = 20.0
@@ -254,14 +269,37 @@ class Explain:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """Find out what this machine is made of, measure it, and write it as a cluster file."""
+
+    out: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="")] = None
+    """Write the cluster there: devices, links, and where each figure is from."""
+    topology: Annotated[
+        str | None,
+        arg(
+            metavar="FILE[,FILE]",
+            help="Another machine instead, by its saved outputs of nvidia-smi topo -m, nvidia-smi -q -x, lstopo --of "
+            "xml or rocm-smi --showtopo; what they do not say goes behind, as in topo.txt:gpu=rtx_3090.",
+            help_behavior_hint="",
+        ),
+    ] = None
+    again: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
+    """Measure again; otherwise what was measured of the same hardware is taken from the cache."""
+    diagram: Annotated[Path | None, arg(metavar="FILE.mmd", help_behavior_hint="")] = None
+    """Draw the topology there, as text for Mermaid, which GitHub and editors show as a picture."""
+
+
+@dataclass(frozen=True)
 class List:
     """List what is known: the zoo's graphs, clusters, devices with their figures, or placers."""
 
     what: Positional[Literal["graphs", "clusters", "devices", "placers"]]
     """Which list."""
+    name: Annotated[Positional[str | None], arg(metavar="NAME", help_behavior_hint="")] = None
+    """Only what has this in its name (rtx_40, p4d) or is like it (*x8); of few, also where the figures are from."""
 
 
-Verb = Train | Compare | Simulate | Explain | Run | Profile | Import | Export | List
+Verb = Train | Compare | Simulate | Explain | Run | Profile | Machine | Import | Export | List
 
 VERBS: dict[str, Callable[..., Verb]] = {
     "train": Train,
@@ -270,6 +308,7 @@ VERBS: dict[str, Callable[..., Verb]] = {
     "explain": Explain,
     "run": Run,
     "profile": Profile,
+    "machine": Machine,
     "import": Import,
     "export": Export,
     "list": List,

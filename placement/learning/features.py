@@ -109,7 +109,7 @@ def group_traffic_bytes(problem: PlacementProblem) -> NDArray[np.float64]:
         pairs = np.unique(np.stack([graph.edge_tensor, group[graph.consumers]], axis=1), axis=0)
         senders = group[graph.tensor_producer[pairs[:, 0]]]
         # A tensor of no bytes still orders two groups: one byte keeps the edge in sight.
-        np.add.at(traffic, (senders, pairs[:, 1]), np.maximum(graph.tensor_bytes[pairs[:, 0]], 1))
+        np.add.at(traffic, (senders, pairs[:, 1]), np.maximum(graph.weighed_bytes[pairs[:, 0]], 1))
         np.fill_diagonal(traffic, 0.0)
     return traffic
 

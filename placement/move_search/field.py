@@ -110,6 +110,8 @@ def _exchanges(
     sent = np.stack([graph.edge_tensor[between].astype(np.int64), maker[between], reader[between]])
     tensor, maker, reader = np.unique(sent, axis=1)
     seconds = latency_s + graph.tensor_bytes[tensor] * per_byte
+    given_s = graph.tensor_transfer_s[tensor]
+    seconds = np.where(np.isnan(given_s), seconds, given_s)
     pairs = np.concatenate([maker * count + reader, reader * count + maker])
     pair, which = np.unique(pairs, return_inverse=True)
     near_s = np.bincount(which.ravel(), np.concatenate([seconds, seconds]), len(pair)).astype(np.float64)

@@ -17,7 +17,7 @@ import numpy as np
 from numba.extending import overload
 
 from envs.simulator import choosing_kernel, in_order, sequential
-from envs.simulator.choosing_kernel import compiled, inlined
+from envs.simulator.choosing_kernel import called, compiled, inlined
 from placement.placers import best
 from placement.placers.best import INFEASIBLE_RATIO
 
@@ -70,7 +70,7 @@ def _random(rng):
     return np.float64(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@compiled
+@called
 def _trace_back(
     unit_of_op, input_offsets, input_tensors, producer, op_device, start_s, end_s,
     sent_tensor, sent_to, sent_end_s, num_sent, arrival_s, bucket, next_in_bucket, critical_s, transfer_s, waited_s,
@@ -138,7 +138,7 @@ def _trace_back(
         op = cause
 
 
-@compiled
+@called
 def _sum_up_in_turn(
     unit_of_op, input_offsets, input_tensors, producer, op_device, start_s, end_s,
     sent_tensor, sent_to, sent_end_s, num_sent, arrival_s, bucket, next_in_bucket, critical_s, transfer_s, waited_s,
@@ -188,7 +188,7 @@ def _sum_up_compiled(work, *columns):
     return sum_up
 
 
-@compiled
+@called
 def _features(
     x, near_on_s, unit, placed, step_s, time_s, log_time, busy_s, near_offsets, near, near_s, orders, rank,
     critical_s, transfer_s, waited_s, delayed_s, rejected, log_probability,
@@ -283,7 +283,7 @@ def _take(moved, kept, count, unit, device, placed, allowed):
     return count
 
 
-@compiled
+@called
 def _select(kind, unit, device, order, u1, u2, moved, kept, placed, allowed, orders, rank):
     """Apply a move to `placed` ``[U]``; returns how many units it moves, which are in `moved`, and were at `kept`.
 
@@ -291,7 +291,7 @@ def _select(kind, unit, device, order, u1, u2, moved, kept, placed, allowed, ord
     units around it that are on its device; a swap trades devices with another unit; a boundary gives the units up to
     the next change of device along the order what is behind the change.
     """
-    count, units = 0, len(placed)
+    count, units = np.int64(0), len(placed)  # not a literal, for which `_take` would be compiled once more
     here, at = placed[unit], rank[order, unit]
     if kind == SWAP:
         # The other unit is the nearest on that device along the order, from a drawn place on.
@@ -371,7 +371,7 @@ def _charged_s(step_s, missing, reference_s):
     return step_s if missing == 0.0 else max(step_s, reference_s) * (INFEASIBLE_RATIO + missing)
 
 
-@compiled
+@called
 def _learn(weights, kinds, kind_share, kind, x, device, expected, reward, baseline, learning_rate, kind_rate):
     """One step of REINFORCE on the softmax over moves and on the softmax over kinds of move."""
     advantage = reward - baseline
@@ -426,7 +426,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
         for _ in range(moves):
             if counts[TRACED] <= RESTORED:
                 chain.bounds_s[0] = np.inf
-                _simulate(work, chain.op_device, chain.bounds_s, step_time_s, chain.peak)
+                _simulate(work, chain.simulated, chain.bounds_s, step_time_s, chain.peak)
                 counts[EVALUATIONS] += counts[TRACED] == UNKNOWN
                 counts[TRACED] = SIMULATED
                 scalars[STEP] = step_time_s[0]
@@ -492,7 +492,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
             # Metropolis' rule with its random number drawn first: what is proven slower than that is not simulated on.
             limit_s = scalars[COST] - temperature_s * np.log(1.0 - _random(rng))
             chain.bounds_s[0] = limit_s
-            _simulate(work, chain.op_device, chain.bounds_s, step_time_s, chain.peak)
+            _simulate(work, chain.simulated, chain.bounds_s, step_time_s, chain.peak)
             counts[EVALUATIONS] += 1
             missing = _missing_share(chain.peak[0], field.memory_bytes)
             cost_s = _charged_s(step_time_s[0], missing, reference_s)

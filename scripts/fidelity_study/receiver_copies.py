@@ -124,6 +124,7 @@ def _expanded(
             np.int32
         ),
         tensor_bytes=np.concatenate([given.tensor_bytes, given.tensor_bytes[sent]]),
+        tensor_transfer_s=np.full(num_tensors + len(sends), np.nan),
         tensor_resident=np.concatenate([given.tensor_resident, np.zeros(len(sends), dtype=np.bool_)]),
         consumer_offsets=offsets.astype(np.int32),
         consumers=consumers,

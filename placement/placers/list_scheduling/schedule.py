@@ -62,7 +62,8 @@ def mean_transfer_s(problem: PlacementProblem, tasks: TaskGraph) -> NDArray[np.f
         return np.zeros(len(tasks.producer))
     routes = problem.cluster.routes
     pairs = count * (count - 1)
-    return routes.latency_s.sum() / pairs + tasks.tensor_bytes * ((1.0 / routes.bytes_per_s).sum() / pairs)
+    latency_s, s_per_byte = routes.latency_s.sum() / pairs, (1.0 / routes.bytes_per_s).sum() / pairs
+    return tasks.by_links * latency_s + tasks.tensor_bytes * s_per_byte + tasks.added_s
 
 
 def upward_rank(problem: PlacementProblem, tasks: TaskGraph) -> NDArray[np.float64]:
@@ -211,6 +212,8 @@ def _pictures(problem: PlacementProblem, tasks: TaskGraph) -> tuple[Picture, Sta
         free_source=_read_only(tasks.free_source, np.bool_),
         producer=_read_only(tasks.producer, np.int32),
         tensor_bytes=_read_only(tasks.tensor_bytes, np.float64),
+        by_links=_read_only(tasks.by_links, np.float64),
+        added_s=_read_only(tasks.added_s, np.float64),
         in_offsets=_read_only(in_offsets, np.int64),
         inputs=_read_only(inputs, np.int32),
         out_offsets=_read_only(out_offsets, np.int64),

@@ -28,7 +28,8 @@ th { color: var(--dim); font-weight: 600; } td.n, th.n { text-align: right; font
 .bar { background: linear-gradient(#3b76af, #3b76af) no-repeat left / var(--w) 100%; height: .55rem; min-width: 6rem;
   border-radius: 2px; } pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px;
   padding: .7rem; overflow-x: auto; }
-details summary { cursor: pointer; } a { color: var(--link); } nav a { margin-right: 1rem; display: inline-block; overflow-wrap: normal; }
+details summary { cursor: pointer; } a { color: var(--link); }
+nav a { margin-right: 1rem; display: inline-block; overflow-wrap: normal; }
 """
 
 SCRIPT = """

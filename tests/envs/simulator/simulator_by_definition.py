@@ -77,6 +77,8 @@ class History:
         links = [self.cluster.links[direction // 2] for direction in self.directions(source, destination)]
         latency_s = math.fsum(link.latency_s for link in links)
         seconds = latency_s + int(self.graph.tensor_bytes[tensor]) / min(link.bytes_per_s for link in links)
+        given_s = float(self.graph.tensor_transfer_s[tensor])
+        seconds = seconds if math.isnan(given_s) else given_s
         self.sent.append(Sent(tensor, source, destination, start_s, start_s + seconds))
 
     def choose(self, device: int, now: float) -> int | None:

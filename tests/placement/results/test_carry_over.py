@@ -160,6 +160,15 @@ def test_a_run_keeps_its_pins(tmp_path: Path) -> None:
         keeps(problem, placement.check_placement(result, problem.graph, problem.cluster))
 
 
+def test_workers_are_sent_pins() -> None:
+    from placement.runs.problem_content import decode_problem, encode_problem
+
+    problem = problem_on(cluster(3), **PINS)
+    sent = decode_problem(encode_problem(problem))
+    assert (sent.allowed == problem.allowed).all()
+    assert sent.cluster.sha256 == problem.cluster.sha256
+
+
 class TestTheCommand:
     @pytest.fixture(autouse=True)
     def _files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

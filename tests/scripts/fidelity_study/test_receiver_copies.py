@@ -9,7 +9,7 @@ from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from scripts.fidelity_study.receiver_copies import step_time_s
-from tests.envs.measured.test_profile import two_branches
+from tests.envs.measured.branches import two_branches
 
 MS, US = 1e-3, 1e-6
 
