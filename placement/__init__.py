@@ -1,9 +1,10 @@
 """Placers, learned and not; training, results, comparison, and the command `placement`.
 
-Every verb of the command is a function here: `train`, `train_measured`, `compare`, `what_if`, `simulate`, `run`,
-`profile`, `machine`, `import_graph` and `export`. `make_problem` makes what most take, `load_problem` a run's problem;
-and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, and `apply`, which runs a model by
-its placement. They are imported when they are first asked for; only training and running load torch.
+Every verb of the command is a function here: `train`, `train_measured`, `compare`, `what_if`, `simulate`, `explain`,
+`run`, `profile`, `machine`, `import_graph` and `export`. `make_problem` makes what most of them take, `load_problem`
+takes it from a run; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, and `apply`,
+which runs a model by its placement. They are imported when they are first asked for; only training and running load
+torch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from envs.make_problem import make_problem
     from placement.api import (
         compare,
+        explain,
         export,
         import_graph,
         load_problem,
@@ -35,6 +37,7 @@ _HOME = {
     "apply": "placement.apply_placement",
     "check_placement": "placement.results.placement_file",
     "compare": "placement.api",
+    "explain": "placement.api",
     "export": "placement.api",
     "import_graph": "placement.api",
     "load_problem": "placement.api",
@@ -56,6 +59,7 @@ __all__ = [
     "apply",
     "check_placement",
     "compare",
+    "explain",
     "export",
     "import_graph",
     "load_problem",

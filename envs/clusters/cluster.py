@@ -101,10 +101,17 @@ class DeviceSpec:
 
 @dataclass(frozen=True)
 class Device:
-    """One device of a cluster: a unique name, for example ``"gpu:0"``, and what it is."""
+    """One device of a cluster.
+
+    Attributes:
+        name: Unique, for example ``"gpu:0"``.
+        spec: What it is.
+        reserved_bytes: How much of its memory is kept free of the step, for other programs for example.
+    """
 
     name: str
     spec: DeviceSpec
+    reserved_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,9 @@ class Cluster:
         for vertex, count in vertices.items():
             need(vertex != "", "a device or switch has an empty name")
             need(count == 1, f"two devices or switches are called '{vertex}'")
+        for device in self.devices:
+            where = f"cluster '{self.name}': device '{device.name}'"
+            _need_range(where, "reserved_bytes", device.reserved_bytes, 0, device.spec.memory_bytes)
         for link in self.links:
             where = f"cluster '{self.name}': the link between '{link.a}' and '{link.b}'"
             for end in (link.a, link.b):
@@ -230,9 +240,10 @@ class Cluster:
 
     @cached_property
     def memory_bytes(self) -> NDArray[np.int64]:
-        """``int64[D]``, what ops can use on each device at most; what devices share is in `memories`."""
-        own = np.array([d.spec.memory_bytes for d in self.devices], dtype=np.int64)
-        for shared in self.shared_memories:
+        """``int64[D]``, what ops can use on each device at most, without what is reserved; what devices share is in
+        `memories`."""
+        own = np.array([d.spec.memory_bytes - d.reserved_bytes for d in self.devices], dtype=np.int64)
+        for shared in self._usable:
             members = [self.device_names.index(name) for name in shared.devices]
             own[members] = np.minimum(own[members], shared.memory_bytes)
         return own
@@ -240,7 +251,16 @@ class Cluster:
     @cached_property
     def memories(self) -> Memories:
         """The limits on memory: first of each device, then of what is shared."""
-        return make_memories(self.device_names, self.memory_bytes, self.shared_memories)
+        return make_memories(self.device_names, self.memory_bytes, self._usable)
+
+    @cached_property
+    def _usable(self) -> tuple[SharedMemory, ...]:
+        """The shared memories without what is reserved on their devices."""
+        reserved = {device.name: device.reserved_bytes for device in self.devices}
+        return tuple(
+            replace(shared, memory_bytes=max(shared.memory_bytes - sum(reserved[name] for name in shared.devices), 0))
+            for shared in self.shared_memories
+        )
 
     @property
     def all_memory_bytes(self) -> int:
@@ -251,7 +271,7 @@ class Cluster:
     def _room_bytes(self, number: int) -> int:
         """What the devices of a shared memory can hold together."""
         members = self.memory_bytes[self.shared_by == number]
-        return min(int(self.shared_memories[number].memory_bytes), sum(map(int, members)))
+        return min(int(self._usable[number].memory_bytes), sum(map(int, members)))
 
     @cached_property
     def shared_by(self) -> NDArray[np.int64]:
@@ -275,7 +295,9 @@ class Cluster:
     def sha256(self) -> str:
         """Digest of all that can change a result (not where figures are from, nor the cluster's own name)."""
         content: dict[str, object] = {
-            "devices": [(d.name, _figures(d.spec)) for d in self.devices],
+            "devices": [
+                (d.name, _figures(d.spec), *([d.reserved_bytes] if d.reserved_bytes else [])) for d in self.devices
+            ],
             "switches": self.switches,
             "links": [
                 (link.a, link.b, float(link.bytes_per_s), float(link.latency_s), *map(float, link.back))

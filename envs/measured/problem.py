@@ -268,7 +268,13 @@ def measured(
     process = MeasuringProcess(source, problem.graph.untimed.sha256, real, problem.simulator_input.remaining_path_s)
     measurer = Measurer(process, time_limit_s=time_limit_s, how=how)
     return MeasuredProblem(
-        problem.graph, problem.groups, problem.cluster, problem.schedule, evaluator=measurer, names=problem.names
+        problem.graph,
+        problem.groups,
+        problem.cluster,
+        problem.schedule,
+        evaluator=measurer,
+        names=problem.names,
+        constraints=problem.constraints,
     )
 
 

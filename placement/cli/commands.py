@@ -41,6 +41,10 @@ def run(verb: verbs.Verb) -> int:
         from placement.cli.simulate import simulate
 
         return simulate(verb)
+    if isinstance(verb, verbs.Explain):
+        from placement.cli.explain import explain
+
+        return explain(verb)
     if isinstance(verb, verbs.Machine):
         from placement.cli.machine import machine
 

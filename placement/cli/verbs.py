@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 # Arguments that several verbs have, with the help that stands for a docstring line of each.
 _GRAPH = arg(
@@ -56,7 +56,30 @@ DevicesArg = Annotated[
     arg(metavar="A,B,...", help="Devices of this machine: cpu:0 (a core), cpu:2-3 (cores as one device), cuda:0."),
 ]
 GroupsArg = Annotated[int, arg(metavar="N", help="Wanted number of co-location groups.")]
-
+PinArg = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        metavar="PATTERN=DEVICE",
+        help="Ops or modules that must be there, as in 'encoder.*=gpu:0'; may be repeated.",
+        help_behavior_hint="",
+    ),
+]
+ForbidArg = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        metavar="PATTERN=DEVICE",
+        help="Ops or modules that must not be there, as in 'embed*=gpu:*'; may be repeated.",
+        help_behavior_hint="",
+    ),
+]
+ReserveArg = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        metavar="DEVICE=SIZE",
+        help="Memory that is kept free there, as in gpu:0=2GB; may be repeated.",
+        help_behavior_hint="",
+    ),
+]
 
 DEFAULT_SCHEDULE: Literal["priority"] = "priority"
 
@@ -79,6 +102,11 @@ class Train:
     preset: Literal["default", "paper", "uniform"] = "default"
     """How to learn: our best; as published in 2017; or our best with uniform moves and no learning, for ablations."""
     groups: GroupsArg = 256
+    pin: PinArg = ()
+    forbid: ForbidArg = ()
+    reserve: ReserveArg = ()
+    start: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A placement file of the same graph to start from, for this cluster or another."""
     measured: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
     """Learn from the measured time of real steps on --devices; --cluster then only guides, and may be left out."""
     screen: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
@@ -149,6 +177,9 @@ class Compare:
     granularity: GranularityArg = "group"
     start: StartArg = "heuristics"
     groups: GroupsArg = 256
+    pin: PinArg = ()
+    forbid: ForbidArg = ()
+    reserve: ReserveArg = ()
     workers: Annotated[str | None, arg(metavar="N|ray|ray://HOST:PORT", help_behavior_hint="")] = None
     """Run placers at the same time, each on its share of the cores: a number of processes, or Ray."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -179,6 +210,9 @@ class Simulate:
     granularity: GranularityArg = "group"
     start: StartArg = "heuristics"
     groups: GroupsArg = 256
+    pin: PinArg = ()
+    forbid: ForbidArg = ()
+    reserve: ReserveArg = ()
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the figures there as JSON."""
     trace: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="")] = None
@@ -243,6 +277,26 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Explain:
+    """Say why a step takes as long as it does, why each group is where it is, and what would help."""
+
+    placement: Annotated[Positional[str], arg(metavar="RUN|PLACEMENT")]
+    """A run directory, or a placement file."""
+    graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless it is a run)")] = None
+    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless it is a run)")] = None
+    against: Annotated[Path | None, arg(metavar="RUN|PLACEMENT", help_behavior_hint="")] = None
+    """Another placement of the same graph: say what differs, too."""
+    groups: Annotated[int, arg(metavar="N")] = 12
+    """Groups to show, those that the critical path waits for longest first; --json holds all."""
+    tries: Annotated[int, arg(metavar="N")] = 256
+    """Placements that are tried on each better cluster; 0 tries no other cluster."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write all figures there as JSON."""
+    html: Annotated[Path | None, arg(metavar="FILE.html", help_behavior_hint="")] = None
+    """Write the report there: one page with all of this, which needs no server."""
+
+
+@dataclass(frozen=True)
 class Machine:
     """Find out what this machine is made of, measure it, and write it as a cluster file."""
 
@@ -273,13 +327,14 @@ class List:
     """Only what has this in its name (rtx_40, p4d) or is like it (*x8); of few, also where the figures are from."""
 
 
-Verb = Train | Compare | WhatIf | Simulate | Run | Profile | Machine | Import | Export | List
+Verb = Train | Compare | WhatIf | Simulate | Explain | Run | Profile | Machine | Import | Export | List
 
 VERBS: dict[str, Callable[..., Verb]] = {
     "train": Train,
     "compare": Compare,
     "what-if": WhatIf,
     "simulate": Simulate,
+    "explain": Explain,
     "run": Run,
     "profile": Profile,
     "machine": Machine,

@@ -226,7 +226,7 @@ def _device_features(problem: PlacementProblem) -> FloatArray:
         numbers = [
             np.log10(spec.rate_flops_per_s("float32")) - 12.0,
             np.log10(spec.memory_bytes_per_s) - 11.0,
-            np.log10(max(spec.memory_bytes, 1)) - 10.0,
+            np.log10(max(int(problem.cluster.memory_bytes[d]), 1)) - 10.0,
             np.log10(spec.launch_overhead_s + 1e-6) + 5.0,
             (np.log10(bandwidth).mean() - 10.0) if len(bandwidth) else 0.0,
             1e4 * routes.latency_s[d][others[d]].mean() if len(bandwidth) else 0.0,

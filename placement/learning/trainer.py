@@ -184,7 +184,12 @@ class Trainer:
                 self.elapsed_s += start.search_s  # heuristics that this run asks are in its time anyway
             self._timer.seconds["heuristics"] += start.search_s
             self._scorer.evaluations += start.evaluations
-            self._scorer.evaluate(np.unique(np.stack(list(start.placements.values())), axis=0))
+            of_groups = [p for p in start.placements.values() if len(p) == self.problem.num_groups]
+            if of_groups:
+                self._scorer.evaluate(np.unique(np.stack(of_groups), axis=0))
+            for placement in start.placements.values():
+                if len(placement) != self.problem.num_groups:
+                    self._scorer.evaluate_ops(placement[None])
         self._started = True
 
     def _update(self, pace: Pace, executor: Executor) -> dict[str, float]:

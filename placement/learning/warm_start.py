@@ -22,7 +22,8 @@ class Start:
     """What the heuristics answered.
 
     Attributes:
-        placements: ``int64[G]`` by the placer's name, in the order of `placement.registry.PLACERS`.
+        placements: ``int64[G]``, or ``int64[N]`` where it parts groups, by the placer's name, in the order of
+            `placement.registry.PLACERS`.
         evaluations: Placements that they evaluated on the way.
         search_s: Wall-clock seconds that they took.
     """
