@@ -297,7 +297,10 @@ def scaled_graph(
 
     def touched(which: NDArray[np.bool_]) -> NDArray[np.float64]:
         chosen = np.where(which, sizes, 0.0)
-        return np.bincount(producer, chosen, graph.num_ops) + np.bincount(consumer, chosen[edge_tensor], graph.num_ops)
+        total: NDArray[np.float64] = np.zeros(graph.num_ops)
+        total += np.bincount(producer, chosen, graph.num_ops)
+        total += np.bincount(consumer, chosen[edge_tensor], graph.num_ops)
+        return total
 
     accessed = graph.bytes_accessed.astype(np.float64)
     fixed = touched(~tensor_scales)
