@@ -594,8 +594,9 @@ def _check(graph: ComputationGraph) -> None:
     bad = np.flatnonzero((graph.resident_bytes < 0).any(axis=1))
     if bad.size:
         fail(f"op '{graph.op_names[bad[0]]}' has negative resident bytes")
-    for i, shapes in enumerate(graph.output_shapes):
-        if any(d < 0 for shape in shapes for d in shape):
+    negative = {shapes for shapes in set(graph.output_shapes) if any(d < 0 for shape in shapes for d in shape)}
+    for i, shapes in enumerate(graph.output_shapes if negative else ()):
+        if shapes in negative:
             fail(f"op '{graph.op_names[i]}' has a negative dimension in its output shapes {shapes}")
     for spec, times in graph.time_s.items():
         if times.dtype != np.float64 or times.shape != (num_ops,):

@@ -18,6 +18,7 @@ from typing import Any
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 from graphs.files import SUFFIXES, load_graph_file
+from graphs.microbatch import MicroBatches, microbatch, repeat
 from graphs.onnx_import.importer import SUFFIX as ONNX_SUFFIX
 from graphs.onnx_import.importer import load_onnx_file
 from graphs.zoo import ZOO, build, canonical_name, parse
@@ -88,6 +89,41 @@ def load_graph(source: str) -> ComputationGraph:
         f"{known}; or give a file that ends in {', '.join(SUFFIXES)} or {ONNX_SUFFIX}, or "
         f"{PYTHON_PREFIX}module:function"
     )
+
+
+def load_microbatches(source: str, count: int) -> MicroBatches:
+    """Get the step that a text names, cut into micro-batches.
+
+    Models are captured with the batch of one micro-batch, which is exact; a graph file and an ONNX model are scaled,
+    see `graphs.microbatch`. Of a function's example batch those tensors are
+    cut whose leading dimension is that of the first.
+
+    Args:
+        source: As for `load_graph`.
+        count: How many micro-batches.
+
+    Raises:
+        InputError: As `load_graph`; or the batch cannot be divided so.
+    """
+    if count < 1:
+        raise InputError(f"graph '{source}': the number of micro-batches is {count}; it must be at least 1")
+    if source.startswith(PYTHON_PREFIX):
+        return repeat(_from_function(source, count), count)
+    name = source.partition(":")[0]
+    if name not in ZOO or source.endswith(SUFFIXES):
+        return microbatch(load_graph(source), count)
+    workload, sizes = parse(source)
+    batch = int(sizes["batch"])
+    _check_divides(source, batch, count)
+    return repeat(load_zoo(canonical_name(workload, {**sizes, "batch": batch // count})), count)
+
+
+def _check_divides(source: str, batch: int, count: int) -> None:
+    if batch % count:
+        raise InputError(
+            f"graph '{source}' has a batch of {batch}, which {count} micro-batches do not divide; take a number that "
+            "does, or another batch"
+        )
 
 
 def _split_onnx(source: str) -> tuple[str, dict[str, int | tuple[int, ...]]]:
@@ -167,13 +203,19 @@ def load_model(source: str) -> dict[str, Any]:
     }
 
 
-def _from_function(source: str) -> ComputationGraph:
-    """Import the user's module, call its function and capture what it returns."""
+def _from_function(source: str, parts: int = 1) -> ComputationGraph:
+    """Import the user's module, call its function and capture what it returns, with one of `parts` of the batch."""
     with _working_directory_on_path():
         options = _call_function(source)
         from graphs.capture import capture  # imports torch, so not before it is needed
 
-        return capture(options.pop("model"), options.pop("example_batch"), **options)
+        batch = options.pop("example_batch")
+        if parts > 1:
+            from graphs.capture.batches import part_of_batch, size_of_batch
+
+            _check_divides(source, size_of_batch(batch), parts)
+            batch = part_of_batch(batch, parts)
+        return capture(options.pop("model"), batch, **options)
 
 
 def _call_function(source: str) -> dict[str, Any]:
