@@ -15,6 +15,7 @@ from graphs.colocation.rules import colocate
 from tests.envs.measured.measured_problems import NAMES, make_faulty
 
 MODULE = "python:tests.envs.measured.measured_problems"
+SOURCE = f"{MODULE}:make_faulty"
 QUICK = Protocol(dropped=1, steps=3, short_steps=3)
 
 
