@@ -111,6 +111,8 @@ class _Server:
             if isinstance(request, protocol.Load):
                 self._load = request
                 return self._start(request)
+            if isinstance(request, protocol.Plain):
+                return _run_plain(request)
             return self._measure(request)
         except InputError as error:
             return protocol.Failed(str(error), is_input=True)
@@ -186,6 +188,46 @@ class _Server:
             for c in plan.copies
         ]
         return np.array(rows, dtype=np.int64).reshape(len(rows), 4).tobytes()
+
+
+def _run_plain(request: protocol.Plain) -> protocol.Reply:
+    """Run a step as PyTorch itself does, on one device."""
+    sys.path[:] = request.import_path
+    import torch
+
+    from envs.measured.machine import parse_devices
+    from envs.measured.plain import make_plain_step, run_pinned, timed
+    from graphs.sources import load_model
+
+    began_s, how = time.perf_counter(), request.protocol
+    (device,) = parse_devices(request.device)
+    options = load_model(request.source)
+    options.pop("name", None)
+    where = None if device.kind == "cpu" else torch.device("cuda", device.index)
+    # What is compiled for the first step may be compiled again once the optimizer has a state.
+    dropped = how.dropped + 2 * request.is_compiled
+
+    def run() -> list[float]:
+        step = make_plain_step(
+            options.pop("model"),
+            options.pop("example_batch"),
+            options.pop("loss", None),
+            is_compiled=request.is_compiled,
+            device=where,
+            **options,
+        )
+        times: list[float] = []
+        wanted, least = dropped + how.short_steps, dropped + how.least_steps
+        while len(times) < wanted:
+            left_s = _SHARE_OF_LIMIT * request.time_limit_s - (time.perf_counter() - began_s)
+            if len(times) >= least and left_s < 2 * times[-1]:
+                break
+            times.append(timed(step))
+            if len(times) > dropped and times[-1] >= how.short_s:
+                wanted = dropped + how.steps
+        return times[dropped:]
+
+    return protocol.Measured(run_pinned(device, run), [])
 
 
 def failure_reason(error: Exception) -> str:

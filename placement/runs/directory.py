@@ -10,6 +10,7 @@
 ``checkpoint.pt``           the trainer's state
 ``measurements.jsonl``      of a training on measured time: every placement that was run (`placement.runs.measurements`)
 ``measured.json``           and at its end the rows
+``one_device.json``         every op on one device of all cores, where that was measured beside (`placement.runs.plain`)
 ``events.out.tfevents.*``   TensorBoard's events
 ``.lock``                   held by the process that works on the run
 ==========================  ============================================================================================
@@ -44,7 +45,7 @@ from graphs.reading import decode_json, exists, read_file
 from graphs.sources import load_graph
 
 CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
-MEASUREMENTS, MEASURED = "measurements.jsonl", "measured.json"
+MEASUREMENTS, MEASURED, ONE_DEVICE = "measurements.jsonl", "measured.json", "one_device.json"
 DEVICE_MAP = "device_map.json"
 
 GRAPH: Literal["graph.graph.json.gz"] = "graph.graph.json.gz"
@@ -153,7 +154,7 @@ def hold(run_dir: Path) -> Iterator[None]:
             raise InputError(
                 f"another process works on the run in '{run_dir}'; wait for it or stop it, or give another --out"
             ) from error
-        for name in (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT, MEASURED, GRAPH, CLUSTER, GROUPS):
+        for name in (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT, MEASURED, ONE_DEVICE, GRAPH, CLUSTER, GROUPS):
             for leftover in run_dir.glob(f".{name}.*.tmp"):
                 leftover.unlink(missing_ok=True)
         yield
