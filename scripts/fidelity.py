@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--learn-s", type=float, default=12.0, help="seconds of learning on the profiled graph")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/fidelity"), help="folder of what was measured")
-    parser.add_argument("--model", choices=("link", "receiver", "contention"), default="link", help="model of --json")
+    parser.add_argument("--model", choices=("link", "receiver"), default="receiver", help="model of --json")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()

@@ -117,6 +117,8 @@ class Link:
         latency_s: Time before the first byte arrives.
         back_bytes_per_s: Bandwidth from `b` to `a` where it differs.
         back_latency_s: Latency from `b` to `a` where it differs.
+        receiver_copies: True where the device at the end copies the bytes itself and computes nothing meanwhile, as one
+            core does from another's memory; a transfer then overlaps for its latency only.
     """
 
     a: str
@@ -125,6 +127,7 @@ class Link:
     latency_s: float
     back_bytes_per_s: float | None = None
     back_latency_s: float | None = None
+    receiver_copies: bool = False
 
     @property
     def back(self) -> tuple[float, float]:
@@ -217,13 +220,15 @@ class Cluster:
         directions = []
         for link in self.links:
             a, b = number[link.a], number[link.b]
-            directions += [Direction(a, b, link.bytes_per_s, link.latency_s), Direction(b, a, *link.back)]
+            copies = link.receiver_copies
+            directions.append(Direction(a, b, link.bytes_per_s, link.latency_s, copies))
+            directions.append(Direction(b, a, *link.back, copies))
         return find_routes(self.num_devices, len(number), directions)
 
     @cached_property
     def sha256(self) -> str:
         """Digest of all that can change a result (not where figures are from, nor the cluster's own name)."""
-        content = {
+        content: dict[str, object] = {
             "devices": [(d.name, _figures(d.spec)) for d in self.devices],
             "switches": self.switches,
             "links": [
@@ -233,6 +238,8 @@ class Cluster:
                 for link in self.links
             ],
         }
+        if any(link.receiver_copies for link in self.links):  # digests of other clusters stay what they were
+            content["receiver_copies"] = [link.receiver_copies for link in self.links]
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
 
     def index(self, device_name: str) -> int:

@@ -84,7 +84,8 @@ class Template:
         made.members = {ops[0]: ops for ops in regions}
         made.excess_bytes = {}
         made.missing, made.made_bytes = list(self.missing), list(self.made_bytes)
-        made.readies, made.sends, made.releases, made.makes = ([[] for _ in plan.tasks] for _ in range(4))
+        made.readies, made.sends = [[] for _ in plan.tasks], [[] for _ in plan.tasks]
+        made.releases, made.makes = [[] for _ in plan.tasks], [[] for _ in plan.tasks]
         made.rank, made.by_rank = list(self.rank), list(self.by_rank)
         made.writer = [users.of_op.get(op, -1) for op in self.writer]
         made.todo = list(plan.departures)

@@ -41,6 +41,8 @@ class SimulatorInput:
         route_bytes_per_s: ``float64[D, D]``.
         route_offsets: ``int32[D * D + 1]`` and
         route_directions: ``int32[...]``, as in `envs.clusters.cluster.Routes`.
+        receive_s_per_byte: ``float64[D, D]``, seconds of the receiver that a byte takes where it copies itself; 0 where
+            it does not.
     """
 
     schedule: str
@@ -60,6 +62,7 @@ class SimulatorInput:
     route_bytes_per_s: NDArray[np.float64]
     route_offsets: NDArray[np.int32]
     route_directions: NDArray[np.int32]
+    receive_s_per_byte: NDArray[np.float64]
 
     def __post_init__(self) -> None:
         for value in vars(self).values():
@@ -85,6 +88,19 @@ class SimulatorInput:
     def tensor_producer(self) -> NDArray[np.int32]:
         """``int32[T]``."""
         return np.repeat(np.arange(self.num_ops, dtype=np.int32), np.diff(self.tensor_offsets))
+
+    @cached_property
+    def receives(self) -> bool:
+        """Whether any device copies what it receives itself, which is lowered as `envs.simulator.receiving` says."""
+        return self.schedule != "sequential" and bool(self.receive_s_per_byte.any())
+
+    @cached_property
+    def reading_order(self) -> NDArray[np.int64]:
+        """``int64[N]``: of the readers of a tensor on a device, the one that has the least of these is the first."""
+        order = np.arange(self.num_ops)
+        if self.schedule == "priority":
+            order[np.lexsort((np.arange(self.num_ops), -self.remaining_path_s))] = np.arange(self.num_ops)
+        return order
 
     @cached_property
     def idle_workspaces(self) -> list[Any]:
@@ -165,6 +181,7 @@ def make_input(
         route_bytes_per_s=np.array(routes.bytes_per_s),
         route_offsets=np.array(routes.offsets),
         route_directions=np.array(routes.directions),
+        receive_s_per_byte=np.where(routes.receiver_copies, 1.0 / routes.bytes_per_s, 0.0),
     )
 
 
