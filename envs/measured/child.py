@@ -119,7 +119,7 @@ class _Server:
         except MemoryError:
             return protocol.Failed("out of memory")
         except Exception as error:
-            return protocol.Failed(f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
+            return protocol.Failed(failure_reason(error, f"{type(error).__name__}: ")[:500])
 
     def _start(self, load: protocol.Load) -> protocol.Reply:
         sys.path[:] = load.import_path
@@ -193,8 +193,6 @@ class _Server:
 def _run_plain(request: protocol.Plain) -> protocol.Reply:
     """Run a step as PyTorch itself does, on one device."""
     sys.path[:] = request.import_path
-    import torch
-
     from envs.measured.machine import parse_devices
     from envs.measured.plain import make_plain_step, run_pinned, timed
     from graphs.sources import load_model
@@ -203,7 +201,7 @@ def _run_plain(request: protocol.Plain) -> protocol.Reply:
     (device,) = parse_devices(request.device)
     options = load_model(request.source)
     options.pop("name", None)
-    where = None if device.kind == "cpu" else torch.device("cuda", device.index)
+    where = None if device.kind == "cpu" else f"cuda:{device.index}"
     # What is compiled for the first step may be compiled again once the optimizer has a state.
     dropped = how.dropped + 2 * request.is_compiled
 
@@ -230,9 +228,9 @@ def _run_plain(request: protocol.Plain) -> protocol.Reply:
     return protocol.Measured(run_pinned(device, run), [])
 
 
-def failure_reason(error: Exception) -> str:
-    """Why a step failed, with memory that was short said first."""
-    text = str(error)
+def failure_reason(error: Exception, kind: str = "") -> str:
+    """Why a step failed, with memory that was short said first; `kind` is said before what the error says."""
+    text = f"{kind}{' '.join(str(error).split())}"
     if "can't allocate memory" in text or "out of memory" in text or "MemoryError" in text or "bad_alloc" in text:
         return f"out of memory: {text}"
     return text

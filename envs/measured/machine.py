@@ -1,4 +1,7 @@
-"""Real devices by name: ``cpu:0`` (one core), ``cpu:0-3+6`` (cores as one device), ``cuda:1``. No torch here."""
+"""Real devices by name: ``cpu:0`` (one core), ``cpu:0-3+6`` (cores as one device), ``cuda:1``, ``cuda:1.0``.
+
+``cuda:1.0`` and ``cuda:1.1`` are two streams of one GPU as two devices. No torch here.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,12 @@ def parse_devices(text: str | Sequence[str]) -> tuple[RealDevice, ...]:
                     f"devices '{seen[part]}' and '{device.name}' both have {what}; give each device cores of its own"
                 )
             seen[part] = device.name
+    for device in devices:
+        if device.kind == "cuda" and "." in device.name and f"cuda:{device.index}" in seen:
+            raise InputError(
+                f"device '{device.name}' is a stream of 'cuda:{device.index}', which is there, too; give each stream a "
+                f"number of its own, as in cuda:{device.index}.0,cuda:{device.index}.1"
+            )
     return devices
 
 
@@ -74,7 +83,7 @@ def usable_cores() -> tuple[int, ...]:
 
 
 def _parse(name: str) -> RealDevice:
-    found = re.fullmatch(r"cuda:(\d{1,9})|cpu:(\d{1,9}(?:-\d{1,9})?(?:\+\d{1,9}(?:-\d{1,9})?)*)", name)
+    found = re.fullmatch(r"cuda:(\d{1,9})(?:\.(\d{1,9}))?|cpu:(\d{1,9}(?:-\d{1,9})?(?:\+\d{1,9}(?:-\d{1,9})?)*)", name)
     if not found:
         raise InputError(
             f"'{name}' is no device of a machine; write cpu:0 for a core, cpu:0-3 for several as one device, or cuda:0"
@@ -82,7 +91,7 @@ def _parse(name: str) -> RealDevice:
     if found[1]:
         return RealDevice(name, "cuda", index=int(found[1]))
     cores: tuple[int, ...] = ()
-    for span in found[2].split("+"):
+    for span in found[3].split("+"):
         first, _, last = span.partition("-")
         if int(last or first) < int(first):
             raise InputError(f"device '{name}' has its cores backwards; write cpu:{last}-{first}")

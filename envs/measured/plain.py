@@ -31,7 +31,7 @@ def make_plain_step(
     training: bool = True,
     optimizer: str = "adam",
     is_compiled: bool = False,
-    device: torch.device | None = None,
+    device: str | None = None,
 ) -> Callable[[], Any]:
     """A function that runs a step of a model and gives back the loss; what the model returns where it is not trained.
 
@@ -42,7 +42,7 @@ def make_plain_step(
         training: Likewise.
         optimizer: Likewise.
         is_compiled: Let `torch.compile` compile the model and its loss, without changing shapes.
-        device: Where to; by default the model stays where it is.
+        device: Where to, ``"cuda:0"``; by default the model stays where it is.
     """
     if device is not None:
         model = model.to(device)
