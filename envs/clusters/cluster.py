@@ -125,6 +125,8 @@ class Link:
         latency_s: Time before the first byte arrives.
         back_bytes_per_s: Bandwidth from `b` to `a` where it differs.
         back_latency_s: Latency from `b` to `a` where it differs.
+        receiver_copies: True where the device at the end copies the bytes itself and computes nothing meanwhile, as one
+            core does from another's memory; a transfer then overlaps for its latency only.
     """
 
     a: str
@@ -133,6 +135,7 @@ class Link:
     latency_s: float
     back_bytes_per_s: float | None = None
     back_latency_s: float | None = None
+    receiver_copies: bool = False
 
     @property
     def back(self) -> tuple[float, float]:
@@ -240,9 +243,7 @@ class Cluster:
 
     @cached_property
     def memory_bytes(self) -> NDArray[np.int64]:
-        """``int64[D]``, what ops can use on each device at most, without what is reserved; what devices share is in
-        `memories`.
-        """
+        """``int64[D]``, what ops can use on each device at most, without what is reserved; see also `memories`."""
         own = np.array([d.spec.memory_bytes - d.reserved_bytes for d in self.devices], dtype=np.int64)
         for shared in self._usable:
             members = [self.device_names.index(name) for name in shared.devices]
@@ -289,7 +290,9 @@ class Cluster:
         directions = []
         for link in self.links:
             a, b = number[link.a], number[link.b]
-            directions += [Direction(a, b, link.bytes_per_s, link.latency_s), Direction(b, a, *link.back)]
+            copies = link.receiver_copies
+            directions.append(Direction(a, b, link.bytes_per_s, link.latency_s, copies))
+            directions.append(Direction(b, a, *link.back, copies))
         return find_routes(self.num_devices, len(number), directions)
 
     @cached_property
@@ -309,6 +312,8 @@ class Cluster:
         }
         if self.shared_memories:
             content["shared_memories"] = [(m.name, m.devices, int(m.memory_bytes)) for m in self.shared_memories]
+        if any(link.receiver_copies for link in self.links):  # digests of other clusters stay what they were
+            content["receiver_copies"] = [link.receiver_copies for link in self.links]
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
 
     def index(self, device_name: str) -> int:

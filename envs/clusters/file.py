@@ -31,7 +31,8 @@ shared_memories:                            # may be left out
 ```
 
 The fields of a spec are those of `envs.clusters.DeviceSpec`. Links are full duplex: ``bytes_per_s`` is each way, unless
-``back_bytes_per_s`` (and ``back_latency_s``) say what the way back is.
+``back_bytes_per_s`` (and ``back_latency_s``) say what the way back is. With ``receiver_copies: true`` the device that
+receives copies the bytes itself, and computes nothing meanwhile.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class _LinkRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     latency_s: float
     back_bytes_per_s: float | None = None
     back_latency_s: float | None = None
+    receiver_copies: bool = False
 
 
 class _SharedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -182,9 +184,14 @@ def cluster_to_yaml(cluster: Cluster, specs: Mapping[str, DeviceSpec]) -> str:
     ]
     links = []
     for link in cluster.links:
-        entry = {"between": [link.a, link.b], "bytes_per_s": link.bytes_per_s, "latency_s": link.latency_s}
+        entry: dict[str, Any] = {
+            "between": [link.a, link.b],
+            "bytes_per_s": link.bytes_per_s,
+            "latency_s": link.latency_s,
+        }
         back = {"back_bytes_per_s": link.back_bytes_per_s, "back_latency_s": link.back_latency_s}
-        links.append(entry | {key: value for key, value in back.items() if value is not None})
+        entry |= {key: value for key, value in back.items() if value is not None}
+        links.append(entry | ({"receiver_copies": True} if link.receiver_copies else {}))
     content = {"format": "device-cluster", "version": 1, "name": cluster.name, "source": cluster.source}
     content |= {"devices": devices, "switches": list(cluster.switches), "links": links}
     if cluster.shared_memories:
@@ -268,7 +275,8 @@ def _links(records: Sequence[_LinkRecord], names: Sequence[str]) -> tuple[Link, 
             if not pairs:
                 raise InputError(f"links[{i}].all names fewer than two; give more, or leave it out")
         figures = (record.bytes_per_s, record.latency_s, record.back_bytes_per_s, record.back_latency_s)
-        made += [Link(a, b, *figures) for a, b in pairs]
+        copies = record.receiver_copies
+        made += [Link(a, b, *figures, receiver_copies=copies) for a, b in pairs]
         if len(made) > _MOST_LINKS:
             raise InputError(f"links[{i}] makes more than {_MOST_LINKS:,} links; join them by a switch")
     return tuple(made)

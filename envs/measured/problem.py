@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -309,6 +309,9 @@ def machine_cluster(
             links.append(Link(name, "memory:0", spec.memory_bytes_per_s / 2, _CORE_TO_CORE_LATENCY_S))
         else:
             spec = DEVICE_SPECS["a100"]
+            streams = sum(other.kind == "cuda" and other.index == device.index for other in devices)
+            if streams > 1:  # they share the memory
+                spec = replace(spec, name=f"{spec.name}_of_{streams}", memory_bytes=spec.memory_bytes // streams)
             links.append(Link(name, "memory:0", *_PCIE))
         made.append(Device(name, spec))
     return Cluster(

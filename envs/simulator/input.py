@@ -44,6 +44,8 @@ class SimulatorInput:
         route_offsets: ``int32[D * D + 1]`` and
         route_directions: ``int32[...]``, as in `envs.clusters.cluster.Routes`.
         visits: Which reads share a copy under the schedule ``sequential``; None under the others.
+        receive_s_per_byte: ``float64[D, D]``, seconds of the receiver that a byte takes where it copies itself; 0 where
+            it does not.
     """
 
     schedule: str
@@ -65,6 +67,7 @@ class SimulatorInput:
     route_offsets: NDArray[np.int32]
     route_directions: NDArray[np.int32]
     visits: ModuleVisits | None
+    receive_s_per_byte: NDArray[np.float64]
 
     def __post_init__(self) -> None:
         for value in vars(self).values():
@@ -118,6 +121,19 @@ class SimulatorInput:
             graph: The graph that this was laid out from.
         """
         return replace(self, schedule=schedule, visits=_visits(graph, schedule))
+
+    @cached_property
+    def receives(self) -> bool:
+        """Whether any device copies what it receives itself, which is lowered as `envs.simulator.receiving` says."""
+        return self.schedule != "sequential" and bool(self.receive_s_per_byte.any())
+
+    @cached_property
+    def reading_order(self) -> NDArray[np.int64]:
+        """``int64[N]``: of the readers of a tensor on a device, the one that has the least of these is the first."""
+        order = np.arange(self.num_ops)
+        if self.schedule == "priority":
+            order[np.lexsort((np.arange(self.num_ops), -self.remaining_path_s))] = np.arange(self.num_ops)
+        return order
 
     @cached_property
     def idle_workspaces(self) -> list[Any]:
@@ -200,6 +216,7 @@ def make_input(
         route_offsets=np.array(routes.offsets),
         route_directions=np.array(routes.directions),
         visits=_visits(graph, schedule),
+        receive_s_per_byte=np.where(routes.receiver_copies, 1.0 / routes.bytes_per_s, 0.0),
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator.input import SimulatorInput
+from envs.simulator.receiving import lowered_bytes_per_s, op_times_s
 from envs.simulator.trace import Trace, memory_steps
 
 _OP_END, _TRANSFER_START, _TRANSFER_END = range(3)
@@ -123,7 +124,7 @@ class _Step:
         self.placement = placement
         self.num_devices = problem.num_devices
         num_ops, devices = problem.num_ops, range(problem.num_devices)
-        self.op_time_s = problem.op_time_s[problem.device_spec[placement], np.arange(num_ops)].tolist()
+        self.op_time_s = op_times_s(problem, np.array(placement, dtype=np.int32)).tolist()
         self.remaining_path_s = problem.remaining_path_s.tolist()
         self.tensors_of = _rows(list(range(len(problem.tensor_bytes))), problem.tensor_offsets)
         self.readers_of = _rows(problem.consumers.tolist(), problem.consumer_offsets)
@@ -133,7 +134,7 @@ class _Step:
         self.home = [placement[op] for op in problem.tensor_producer.tolist()]
         self.route = _rows(problem.route_directions.tolist(), problem.route_offsets)
         self.latency_s = problem.route_latency_s.tolist()
-        self.bytes_per_s = problem.route_bytes_per_s.tolist()
+        self.bytes_per_s = lowered_bytes_per_s(problem).tolist()
         self.inputs_of: list[list[int]] = [[] for _ in range(num_ops)]
         for tensor, readers in enumerate(self.readers_of):
             for reader in readers:

@@ -55,6 +55,10 @@ DevicesArg = Annotated[
     str,
     arg(metavar="A,B,...", help="Devices of this machine: cpu:0 (a core), cpu:2-3 (cores as one device), cuda:0."),
 ]
+PlainArg = Annotated[
+    Literal["none", "eager", "compiled"],
+    arg(help="Which plain PyTorch to run on the same cores, beside; compiled is both, and takes minutes."),
+]
 GroupsArg = Annotated[int, arg(metavar="N", help="Wanted number of co-location groups.")]
 PinArg = Annotated[
     UseAppendAction[tuple[str, ...]],
@@ -116,6 +120,7 @@ class Train:
     ] = None
     profile: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """With --measured: a graph file from `placement profile`, for the simulator; its cluster file goes to --cluster."""
+    plain: PlainArg = "eager"
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Run directory to make; by default runs/GRAPH-CLUSTER-1, or the next number that is free."""
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -134,6 +139,7 @@ class Run:
     """Steps that count; one more goes before them."""
     time_limit_s: Annotated[float, arg(metavar="S")] = 60.0
     """Seconds that they may take; what is not done by then has failed."""
+    plain: PlainArg = "eager"
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the figures there as JSON."""
 

@@ -268,7 +268,12 @@ class MoveSearch:
         for future in started:
             future.result()
         for walker in self._walkers:
-            if np.isfinite(walker.best.step_s):
+            if not np.isfinite(walker.best.step_s):
+                continue
+            if self.problem.simulator_input.receives:  # which the chains do not know
+                ops = walker.best.ops.copy()
+                self.offer_best_of(ops[None], self.problem.evaluate_ops(ops[None], threads=1))
+            else:
                 self.offer(*walker.best)
 
     def _walk(
