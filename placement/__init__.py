@@ -3,8 +3,8 @@
 Every verb of the command is a function here: `train`, `train_measured`, `compare`, `what_if`, `simulate`, `explain`,
 `run`, `profile`, `machine`, `import_graph` and `export`. `make_problem` makes what most of them take, `load_problem`
 takes it from a run; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, `apply`, which
-runs a model by its placement, and `pipeline`, which runs one in stages on several processes. They are imported when they
-are first asked for; only training and running load torch.
+runs a model by its placement, and `pipeline`, which runs one in stages on several processes. They are imported when
+they are first asked for; only training and running load torch.
 """
 
 from __future__ import annotations
