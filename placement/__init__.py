@@ -2,9 +2,9 @@
 
 Every verb of the command is a function here: `train`, `train_measured`, `compare`, `what_if`, `simulate`, `explain`,
 `run`, `profile`, `machine`, `import_graph` and `export`. `make_problem` makes what most of them take, `load_problem`
-takes it from a run; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, and `apply`,
-which runs a model by its placement. They are imported when they are first asked for; only training and running load
-torch.
+takes it from a run; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, `apply`, which
+runs a model by its placement, and `pipeline`, which runs one in stages on several processes. They are imported when
+they are first asked for; only training and running load torch.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         train_measured,
     )
     from placement.apply_placement import apply
+    from placement.pipelines.run import pipeline
     from placement.results.placement_file import check_placement, make_result, read_placement, write_placement
     from placement.scenarios import what_if
 
@@ -44,6 +45,7 @@ _HOME = {
     "machine": "placement.api",
     "make_problem": "envs.make_problem",
     "make_result": "placement.results.placement_file",
+    "pipeline": "placement.pipelines.run",
     "profile": "placement.api",
     "read_placement": "placement.results.placement_file",
     "run": "placement.api",
@@ -66,6 +68,7 @@ __all__ = [
     "machine",
     "make_problem",
     "make_result",
+    "pipeline",
     "profile",
     "read_placement",
     "run",

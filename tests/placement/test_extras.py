@@ -18,6 +18,7 @@ from placement.cli.main import main
 ROOT = Path(__file__).resolve().parents[2]
 
 HIDDEN = {
+    "accelerate": "accelerate",
     "matplotlib": "plots",
     "pymetis": "partitioners",
     "ortools": "exact",
