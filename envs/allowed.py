@@ -12,20 +12,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster
+from envs.constraints import Constraints, constrain
 from envs.cost_model import unknown_times, unused_profiles
 from graphs.colocation.groups import Groups, make_groups
 from graphs.computation_graph import ANY_KIND, DEVICE_KINDS, DTYPES, INPUT, ComputationGraph
 from graphs.errors import InputError
 
+UNCONSTRAINED = Constraints()
 
-def allowed_devices(graph: ComputationGraph, cluster: Cluster, target: str = "engine") -> NDArray[np.bool_]:
-    """``bool[N, D]``: True where the op may run.
+
+def allowed_devices(
+    graph: ComputationGraph, cluster: Cluster, target: str = "engine", constraints: Constraints = UNCONSTRAINED
+) -> NDArray[np.bool_]:
+    """``bool[N, D]``: True where the op may run, and is wanted.
+
+    See `envs.constraints` for what is wanted; the rest is what can be.
 
     That is where its kind of device and its dtype are allowed; what takes no time (a parameter, a view) needs no dtype.
     An op that was profiled on other specs only, and has neither FLOPs nor bytes, has no known time and may not run.
     Inputs that are sent in every step start on the host's CPU where the cluster has one and their time there is known.
     `envs.targets` says what is different for the target ``accelerate``.
     """
+    return constrain(graph, cluster, constraints, _can_run(graph, cluster, target))
+
+
+def _can_run(graph: ComputationGraph, cluster: Cluster, target: str) -> NDArray[np.bool_]:
+    """``bool[N, D]``: what `allowed_devices` says where nothing was decided beforehand."""
     kind = np.array([DEVICE_KINDS.index(d.spec.kind) for d in cluster.devices])
     allowed = (graph.allowed_kinds[:, None] >> kind[None, :]) & 1 == 1  # [N, D]
     computes = np.array([[d.spec.computes(dtype) for dtype in DTYPES] for d in cluster.devices])
@@ -92,19 +104,33 @@ def profile_warnings(graph: ComputationGraph, cluster: Cluster) -> list[str]:
     ]
 
 
-def divide_groups(graph: ComputationGraph, groups: Groups, cluster: Cluster) -> Groups:
-    """Divide groups so that dtypes and profiled times keep no group from all devices.
+def divide_groups(
+    graph: ComputationGraph, groups: Groups, cluster: Cluster, constraints: Constraints = UNCONSTRAINED
+) -> Groups:
+    """Divide groups so that dtypes, profiled times and what was decided beforehand keep no group from all devices.
 
-    First `divide_by_dtype`. Then the ops of a group that could still be nowhere, because its ops were profiled on
-    different devices for example, are parted by where they may be. Ops that must share a device stay together, and all
-    other groups stay as they are.
+    First `divide_by_dtype`, then `part_groups`.
     """
     groups = divide_by_dtype(graph, groups, cluster)
-    allowed = allowed_devices(graph, cluster)
+    return part_groups(graph, groups, allowed_devices(graph, cluster, constraints=constraints))
+
+
+def part_groups(graph: ComputationGraph, groups: Groups, allowed: NDArray[np.bool_]) -> Groups:
+    """Part the ops of each group that could be nowhere by where they may be.
+
+    Such are the ops of a group that were profiled on different devices, or that are pinned to different ones. Ops that
+    must share a device stay together, and all other groups stay as they are.
+
+    Args:
+        graph: The step.
+        groups: Its groups.
+        allowed: ``bool[N, D]``, where each op may be.
+    """
+    allowed = allowed.copy()
     for bound in np.unique(graph.colocation[graph.colocation >= 0]):
         members = graph.colocation == bound
         allowed[members] = allowed[members].all(axis=0)
-    common = np.ones((groups.num_groups, cluster.num_devices), dtype=np.bool_)
+    common = np.ones((groups.num_groups, allowed.shape[1]), dtype=np.bool_)
     np.logical_and.at(common, groups.group_of_op, allowed)
     nowhere = np.logical_not(common.any(axis=1))  # bool[G]
     if not nowhere.any():

@@ -11,8 +11,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.allowed import allowed_devices, busy, check_profiles
+from envs.allowed import UNCONSTRAINED, allowed_devices, busy, check_profiles, part_groups
 from envs.clusters.cluster import Cluster, DeviceSpec
+from envs.constraints import Constraints
 from envs.cost_model import op_times_s
 from envs.evaluators import Evaluation, Evaluator, Simulated
 from envs.simulator.checkpoints import StepCheckpoints
@@ -55,6 +56,8 @@ class PlacementProblem:
         evaluator: What answers how long a step takes; by default the simulator.
         names: What graph, cluster and groups were made from; None where they were put together by hand. The same names
             make the same problem again.
+        constraints: Where ops must or must not be (`envs.constraints`). What is reserved of memory is the cluster's:
+            `envs.make_problem` puts it there.
 
     Raises:
         InputError: The schedule is unknown, no accelerator computes in the graph's dtypes, or a group has no device
@@ -67,6 +70,7 @@ class PlacementProblem:
     schedule: str = "priority"
     evaluator: Evaluator = field(default=Simulated(), kw_only=True)
     names: ProblemNames | None = field(default=None, kw_only=True)
+    constraints: Constraints = field(default=UNCONSTRAINED, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -84,8 +88,10 @@ class PlacementProblem:
             raise InputError(
                 f"group '{self.groups.names[nowhere[0]]}' (op '{self.graph.op_names[op]}' and others) may be on no "
                 f"device of cluster '{self.cluster.name}': its ops' allowed device kinds, dtypes and profiled "
-                "times leave none"
+                f"times{' and what pin and forbid say' if self.constraints else ''} leave none"
             )
+        if self.constraints:
+            self._check_pins_fit()
 
     @property
     def target(self) -> str:
@@ -128,7 +134,7 @@ class PlacementProblem:
     @cached_property
     def op_allowed(self) -> NDArray[np.bool_]:
         """``bool[N, D]``: True where the op may run; see `envs.allowed.allowed_devices`."""
-        return allowed_devices(self.graph, self.cluster, self.target)
+        return allowed_devices(self.graph, self.cluster, self.target, self.constraints)
 
     @cached_property
     def allowed(self) -> NDArray[np.bool_]:
@@ -142,7 +148,7 @@ class PlacementProblem:
         """The arrays that the simulator reads."""
         given = self.evaluator.given
         if given is not None:
-            return given if given.schedule == self.schedule else replace(given, schedule=self.schedule)
+            return given if given.schedule == self.schedule else given.with_schedule(self.schedule, self.graph)
         specs: list[DeviceSpec] = []
         for device in self.cluster.devices:
             if device.spec not in specs:
@@ -186,7 +192,7 @@ class PlacementProblem:
                 self.simulator_input,
                 self.groups.to_ops(placements[i : i + rows]),
                 allowed[i : i + rows],
-                self.cluster.memory_bytes,
+                self.cluster.memories,
                 threads=threads,
                 abort_above_s=None if bounds_s is None else bounds_s[i : i + rows],
                 checkpoints=checkpoints,
@@ -215,7 +221,7 @@ class PlacementProblem:
             self.simulator_input,
             placements.astype(np.int32),
             feasible,
-            self.cluster.memory_bytes,
+            self.cluster.memories,
             threads=threads,
             abort_above_s=abort_above_s,
         )
@@ -265,7 +271,19 @@ class PlacementProblem:
     @property
     def simulated(self) -> PlacementProblem:
         """The same problem, evaluated by the simulator with the op times of its graph and cluster."""
-        return PlacementProblem(self.graph, self.groups, self.cluster, self.schedule, names=self.names)
+        return PlacementProblem(
+            self.graph, self.groups, self.cluster, self.schedule, names=self.names, constraints=self.constraints
+        )
+
+    def part(self, groups: Groups, *, by_group: bool = False) -> Groups:
+        """Coarser or finer groups, those parted that could be nowhere; see `envs.allowed.part_groups`.
+
+        Args:
+            groups: Of the same graph.
+            by_group: The groups are unions of the problem's: these are not parted.
+        """
+        allowed = self.allowed[self.groups.group_of_op] if by_group else self.op_allowed
+        return part_groups(self.graph, groups, allowed)
 
     def check_can_fit(self) -> None:
         """Raise where residents alone prove that no placement fits.
@@ -281,11 +299,25 @@ class PlacementProblem:
                     f"group '{self.groups.names[group]}' keeps {size / 1e9:.2f} GB resident, but the largest device it "
                     f"may be on has {best / 1e9:.2f} GB: short by {(size - best) / 1e9:.2f} GB"
                 )
-        need, have = int(self.group_resident_bytes.sum()), int(memory.sum())
+        need, have = int(self.group_resident_bytes.sum()), self.cluster.all_memory_bytes
         if need > have:
             raise NoFeasiblePlacementError(
                 f"graph '{self.graph.name}' keeps {need / 1e9:.2f} GB resident, but the {self.num_devices} devices of "
                 f"cluster '{self.cluster.name}' have {have / 1e9:.2f} GB in all: short by {(need - have) / 1e9:.2f} GB"
+            )
+
+    def _check_pins_fit(self) -> None:
+        """Raise where what is bound to one device keeps more resident there than it has."""
+        only = self.allowed.sum(axis=1) == 1
+        device = self.allowed.argmax(axis=1)
+        held = np.bincount(device[only], self.group_resident_bytes[only], self.num_devices)
+        for d in np.flatnonzero(held > self.cluster.memory_bytes):
+            have = int(self.cluster.memory_bytes[d])
+            asked = [f"{word} '{text}'" for word, texts in vars(self.constraints).items() for text in texts]
+            raise InputError(
+                f"{' and '.join(asked)} cannot hold: what must then be on '{self.cluster.device_names[d]}' keeps "
+                f"{held[d] / 1e9:.2f} GB resident, and it has {have / 1e9:.2f} GB: short by "
+                f"{(held[d] - have) / 1e9:.2f} GB; pin less there"
             )
 
     def _check_dtypes(self) -> None:

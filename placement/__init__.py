@@ -1,9 +1,10 @@
 """Placers, learned and not; training, results, comparison, and the command `placement`.
 
-Every verb of the command is a function here: `train`, `train_measured`, `compare`, `simulate`, `run`, `profile`,
-`machine`, `import_graph` and `export`. `make_problem` makes what most of them take, `load_problem` takes it from a run;
-and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, and `apply`, which runs a model by
-its placement. They are imported when they are first asked for; only training and running load torch.
+Every verb of the command is a function here: `train`, `train_measured`, `compare`, `what_if`, `simulate`, `explain`,
+`run`, `profile`, `machine`, `import_graph` and `export`. `make_problem` makes what most of them take, `load_problem`
+takes it from a run; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, and `apply`,
+which runs a model by its placement. They are imported when they are first asked for; only training and running load
+torch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from envs.make_problem import make_problem
     from placement.api import (
         compare,
+        explain,
         export,
         import_graph,
         load_problem,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     )
     from placement.apply_placement import apply
     from placement.results.placement_file import check_placement, make_result, read_placement, write_placement
+    from placement.scenarios import what_if
 
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it from here
 
@@ -34,6 +37,7 @@ _HOME = {
     "apply": "placement.apply_placement",
     "check_placement": "placement.results.placement_file",
     "compare": "placement.api",
+    "explain": "placement.api",
     "export": "placement.api",
     "import_graph": "placement.api",
     "load_problem": "placement.api",
@@ -46,6 +50,7 @@ _HOME = {
     "simulate": "placement.api",
     "train": "placement.api",
     "train_measured": "placement.api",
+    "what_if": "placement.scenarios",
     "write_placement": "placement.results.placement_file",
 }
 
@@ -54,6 +59,7 @@ __all__ = [
     "apply",
     "check_placement",
     "compare",
+    "explain",
     "export",
     "import_graph",
     "load_problem",
@@ -66,6 +72,7 @@ __all__ = [
     "simulate",
     "train",
     "train_measured",
+    "what_if",
     "write_placement",
 ]
 

@@ -1,4 +1,4 @@
-"""The verbs of the command as functions: train, compare, simulate, run, profile, machine, import_graph, export.
+"""The verbs of the command as functions: train, compare, simulate, explain, run, profile, machine, and so on.
 
 The whole job::
 
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.clusters.catalog import DEVICE_SPECS
 from envs.clusters.cluster import Cluster
@@ -45,6 +46,9 @@ from placement.registry import PLACERS, get_placer
 from placement.results.comparison import Comparison, Row, ask, check_seed, compare_placers
 from placement.results.comparison_file import encode_comparison, read_finished
 from placement.results.placement_file import PlacementResult, check_placement, read_placement
+from placement.results.reasons import explain as explaining
+from placement.results.reasons.explanation import Explanation
+from placement.results.reasons.remedies import TRIES
 from placement.results.simulated import Simulated, simulate_ops
 from placement.runs import directory, training
 from placement.runs.observer import RunObserver, UpdateObserver
@@ -59,6 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "compare",
+    "explain",
     "export",
     "import_graph",
     "load_problem",
@@ -87,6 +92,7 @@ def train(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    start: str | Path | PlacementResult | None = None,
     on_update: Callable[[UpdateStats], None] | None = None,
     observer: RunObserver | None = None,
 ) -> TrainedRun:
@@ -102,6 +108,7 @@ def train(
         out: The run directory; None writes no files.
         resume: Go on with the run in `out`: `updates` then counts those before, `time_limit_s` does not; without either
             the run goes on to the limits that it began with. Preset and seed are the run's.
+        start: A placement to start from, or its file: of the same graph, for this cluster or another.
         on_update: Called with `placement.learning.stats.UpdateStats` after each update.
         observer: Told how the run goes on, in place of `on_update`.
 
@@ -117,6 +124,8 @@ def train(
     if resume:
         if run_dir is None:
             raise InputError("resume needs the run's directory: give it as out")
+        if start is not None:
+            raise InputError("a run that is resumed goes on from where it stopped; leave out start")
         return training.resume(run_dir, problem, updates=updates, time_limit_s=time_limit_s, observer=observer)
     if problem is None:
         raise InputError("train needs a problem: make one with make_problem")
@@ -127,6 +136,7 @@ def train(
         seed=seed,
         updates=updates,
         time_limit_s=time_limit_s,
+        start=read_placement(start) if isinstance(start, str | Path) else start,
         observer=observer,
     )
 
@@ -406,6 +416,45 @@ def profile(
     )
 
 
+def explain(
+    problem: PlacementProblem,
+    placement: str | Path | PlacementResult | NDArray[np.integer],
+    *,
+    against: str | Path | PlacementResult | NDArray[np.integer] | None = None,
+    tries: int = TRIES,
+    bound_s: float | None = None,
+    time_limit_s: float | None = None,
+) -> Explanation:
+    """Explain a placement: what its step is made of, why each group is where it is, and what would help.
+
+    Args:
+        problem: From `make_problem` or `load_problem`; it is simulated, also where steps are measured.
+        placement: Device indices of ops, ``int[N]``, or of groups, ``int[G]``; or a placement file or its content.
+        against: Another placement: what changed from it to this one.
+        tries: Placements that are tried on each better cluster; 0 tries no other cluster.
+        bound_s: The lower bound, where it is known; by default it is computed unless there is a time limit.
+        time_limit_s: Seconds, about, for evaluating moves and better clusters; what is not evaluated then is left out.
+
+    Raises:
+        InputError: The placement is of another graph, or its shape or a device is wrong.
+    """
+
+    def ops_of(given: str | Path | PlacementResult | NDArray[np.integer]) -> NDArray[np.integer]:
+        if isinstance(given, np.ndarray):
+            return given
+        result = given if isinstance(given, PlacementResult) else read_placement(given)
+        return check_placement(result, problem.graph, problem.cluster)
+
+    return explaining.explain(
+        problem,
+        ops_of(placement),
+        against=None if against is None else ops_of(against),
+        tries=tries,
+        bound_s=bound_s,
+        time_limit_s=time_limit_s,
+    )
+
+
 def machine(
     *,
     topology: str | None = None,
@@ -504,20 +553,9 @@ def export(
     Raises:
         InputError: Bad input; the message says what.
     """
-    path, given = Path(out), Path(placement)
+    path = Path(out)
     check_can_write(path)
-    if given.is_dir() and (graph is not None or cluster is not None):
-        raise InputError(f"'{given}' is a run, which knows its graph and cluster; leave out GRAPH and --cluster")
-    if not exists(given):
-        raise InputError(f"there is no run directory or placement file '{given}'; check the path")
-    if given.is_dir() or (graph is None and cluster is None and directory.run_of(given) is not None):
-        problem = load_problem(given)
-        result = read_placement(given / directory.PLACEMENT if given.is_dir() else given)
-    elif graph is None or cluster is None:
-        raise InputError("export of a placement file needs its GRAPH and a --cluster; or give a run directory")
-    else:
-        result = read_placement(given)
-        problem = make_problem(graph, cluster, schedule=result.schedule)
+    problem, result = placed(placement, graph=graph, cluster=cluster, verb="export")
     simulated = simulate(problem, result)
     if format != "device-map":
         encode = ops_table.encode_ops_json if format == "json" else ops_table.encode_ops_csv
@@ -526,6 +564,38 @@ def export(
     devices = accelerate.device_map(problem, simulated.op_placement)
     write_atomically(path, accelerate.encode_device_map(devices))
     return Exported(simulated, devices, accelerate.simulate_device_map(problem, devices))
+
+
+def placed(
+    placement: str | Path,
+    *,
+    graph: str | ComputationGraph | None = None,
+    cluster: str | Cluster | None = None,
+    verb: str,
+) -> tuple[PlacementProblem, PlacementResult]:
+    """The problem and the placement of a run, or of a placement file with its graph and cluster.
+
+    Args:
+        placement: A run directory, or a placement file.
+        graph: What was placed; left out for a run, which knows it.
+        cluster: Where to; left out for a run, which knows it.
+        verb: Who asks, for the message.
+
+    Raises:
+        InputError: Too much or too little is given, or something of it cannot be read.
+    """
+    given = Path(placement)
+    if given.is_dir() and (graph is not None or cluster is not None):
+        raise InputError(f"'{given}' is a run, which knows its graph and cluster; leave out GRAPH and --cluster")
+    if not exists(given):
+        raise InputError(f"there is no run directory or placement file '{given}'; check the path")
+    if given.is_dir() or (graph is None and cluster is None and directory.run_of(given) is not None):
+        problem = load_problem(given)
+        return problem, read_placement(given / directory.PLACEMENT if given.is_dir() else given)
+    if graph is None or cluster is None:
+        raise InputError(f"{verb} of a placement file needs its GRAPH and a --cluster; or give a run directory")
+    result = read_placement(given)
+    return make_problem(graph, cluster, schedule=result.schedule), result
 
 
 def load_problem(run: str | Path) -> PlacementProblem:

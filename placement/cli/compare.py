@@ -29,7 +29,15 @@ def compare(verb: verbs.Compare) -> int:
     check_can_write(verb.json, verb.csv, verb.plot)
     check_can_plot("--plot", verb.plot)
     out, err = make_console(), make_console(stderr=True)
-    problem = load(verb.graph, chosen_cluster(verb.cluster, verb.topology), verb.schedule, verb.groups)
+    problem = load(
+        verb.graph,
+        chosen_cluster(verb.cluster, verb.topology),
+        verb.schedule,
+        verb.groups,
+        pin=verb.pin,
+        forbid=verb.forbid,
+        reserve=verb.reserve,
+    )
     out.print(problem_heading(problem))
     out.print(_plan(placers, verb.time_limit_s, verb.workers), style="dim")
     with ComparisonDisplay(err, placers, time_limit_s=verb.time_limit_s) as display:

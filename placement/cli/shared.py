@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -92,7 +92,16 @@ def chosen_cluster(cluster: str | None, topology: str | None) -> str | Cluster:
     return made.cluster
 
 
-def load(graph: str, cluster: str | Cluster, schedule: str, groups: int) -> PlacementProblem:
+def load(
+    graph: str,
+    cluster: str | Cluster,
+    schedule: str,
+    groups: int,
+    *,
+    pin: Sequence[str] = (),
+    forbid: Sequence[str] = (),
+    reserve: Sequence[str] = (),
+) -> PlacementProblem:
     """The problem of a graph and a cluster; a status says that it is being read.
 
     Raises:
@@ -101,7 +110,9 @@ def load(graph: str, cluster: str | Cluster, schedule: str, groups: int) -> Plac
     with status(make_console(stderr=True), f"reading {graph}"):
         from placement import api
 
-        return api.make_problem(graph, cluster, schedule=schedule, groups=groups)
+        return api.make_problem(
+            graph, cluster, schedule=schedule, groups=groups, pin=pin, forbid=forbid, reserve=reserve
+        )
 
 
 class HeadingDisplay(RunObserver):

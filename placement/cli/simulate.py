@@ -65,9 +65,21 @@ def _problem(verb: verbs.Simulate) -> PlacementProblem:
     if verb.graph is not None:
         if is_of_run:
             raise InputError(f"missing --cluster; or leave out GRAPH, too: the run of {verb.placement} knows both")
-        return load(verb.graph, chosen_cluster(verb.cluster, verb.topology), verb.schedule, verb.groups)
+        return load(
+            verb.graph,
+            chosen_cluster(verb.cluster, verb.topology),
+            verb.schedule,
+            verb.groups,
+            pin=verb.pin,
+            forbid=verb.forbid,
+            reserve=verb.reserve,
+        )
     if is_of_run:
         with status(make_console(stderr=True), f"reading the run of {verb.placement}"):
             problem = api.load_problem(verb.placement)
+        if verb.pin or verb.forbid or verb.reserve:
+            raise InputError(
+                "a run knows its pins; leave out --pin, --forbid and --reserve, or give GRAPH and --cluster"
+            )
         return problem if verb.schedule == verbs.DEFAULT_SCHEDULE else problem.with_schedule(verb.schedule)
     raise InputError("missing GRAPH; see: placement simulate --help")

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from envs.clusters.catalog import load_cluster
 from envs.clusters.cluster import Cluster
+from envs.constraints import reserve_memory
 from graphs.errors import InputError
 from graphs.extras import is_installed
 from graphs.sources import load_graph
@@ -23,10 +24,14 @@ from placement.cli.report import comparison_report, summary
 from placement.cli.shared import HeadingDisplay, chosen_cluster, load, make_console
 from placement.learning.stats import UpdateStats
 from placement.results.comparison import Comparison, check_seed
+from placement.results.placement_file import read_placement
 from placement.runs import directory
 from placement.runs.directory import RunConfig
 from placement.runs.observer import TrainingPlan
 from placement.runs.training import TrainedRun
+
+TELLING_SENTENCES = 3
+"""Reasons that are said at the end of a training; `placement explain` says all."""
 
 _DETAILED = 6
 """Rows, from the fastest, whose devices are shown after a training; `comparison.json` holds all."""
@@ -44,6 +49,8 @@ def train(verb: verbs.Train) -> int:
     check_seed(verb.seed)
     out, err = make_console(), make_console(stderr=True)
     if verb.resume is not None:
+        if verb.start is not None:
+            raise InputError("--resume goes on from where the run stopped; leave out --start")
         if verb.out is not None:
             raise InputError("--resume goes on in the run's own directory; leave out --out")
         if verb.topology is not None:
@@ -55,7 +62,12 @@ def train(verb: verbs.Train) -> int:
         if verb.measured:
             raise InputError(f"the run in '{verb.resume}' does not learn from measured time; leave out --measured")
     elif verb.measured or verb.screen or verb.devices is not None or verb.profile is not None:
+        if verb.pin or verb.forbid or verb.reserve or verb.start is not None:
+            raise InputError(
+                "--pin, --forbid, --reserve and --start go with simulated step times; leave out --measured"
+            )
         return train_measured(verb, out, err)
+    start = None if verb.start is None else read_placement(verb.start)
     cluster: str | Cluster = ""
     if verb.resume is None:
         if verb.graph is None:
@@ -71,8 +83,17 @@ def train(verb: verbs.Train) -> int:
         else:
             assert verb.graph is not None
             trained = api.train(
-                load(verb.graph, cluster, verb.schedule, verb.groups),
+                load(
+                    verb.graph,
+                    cluster,
+                    verb.schedule,
+                    verb.groups,
+                    pin=verb.pin,
+                    forbid=verb.forbid,
+                    reserve=verb.reserve,
+                ),
                 out=run_dir,
+                start=start,
                 updates=verb.updates,
                 time_limit_s=verb.time_limit_s,
                 preset=verb.preset,
@@ -148,10 +169,18 @@ def _show_trained(out: Console, trained: TrainedRun) -> None:
     out.print(comparison_report(trained.comparison, width=out.width, detailed=_DETAILED, always=learned))
     out.print()
     out.print(summary(trained.comparison, learned), style="bold")
+    if trained.explanation is not None:
+        for sentence in trained.explanation.sentences[:TELLING_SENTENCES]:
+            out.print(sentence)
     if trained.interrupted:
         out.print("Stopped before the limit; the best placement so far is kept.", style="yellow")
     out.print(f"placement   {trained.run_dir}/placement.json", soft_wrap=True)
+    out.print(f"why         placement explain {trained.run_dir}", soft_wrap=True)
     out.print(f"go on       placement train --resume {trained.run_dir} --time-limit-s 60", soft_wrap=True)
+    if trained.run_dir is not None and (trained.run_dir / directory.REPORT).exists():
+        out.print(f"report      {trained.run_dir / directory.REPORT}", soft_wrap=True)
+    elif not is_installed("bokeh"):
+        out.print("report      needs: pip install 'device-placement[report]'", soft_wrap=True)
     watch = f"watch       tensorboard --logdir {trained.run_dir}"
     if not is_installed("matplotlib"):
         watch += "  (without pictures of traces, which need: pip install 'device-placement[plots]')"
@@ -165,6 +194,13 @@ def _check_agrees(verb: verbs.Train, run_dir: Path, config: RunConfig) -> None:
         InputError: A setting is given that differs from the run's.
     """
     defaults = verbs.Train()
+    for name in ("pin", "forbid", "reserve"):
+        wanted, was = getattr(verb, name), getattr(config.constraints, name)
+        if wanted not in ((), was):
+            raise InputError(
+                f"cannot resume '{run_dir}' with another --{name}: the run has {', '.join(was) or 'none'}; leave it "
+                "out, or start a new run with --out"
+            )
     for name in ("graph", "cluster", "schedule", "groups", "preset", "seed"):
         wanted, was = getattr(verb, name), getattr(config, name)
         if wanted not in (getattr(defaults, name), was) and not _is_same(name, wanted, config):
@@ -179,7 +215,7 @@ def _is_same(name: str, wanted: str, config: RunConfig) -> bool:
     if name == "graph" and config.graph_file is not None and config.measured is None:
         return load_graph(wanted).sha256 == config.graph_sha256
     if name == "cluster" and config.cluster_file is not None:
-        return load_cluster(wanted).sha256 == config.cluster_sha256
+        return reserve_memory(load_cluster(wanted), config.constraints).sha256 == config.cluster_sha256
     return False
 
 

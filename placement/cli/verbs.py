@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 # Arguments that several verbs have, with the help that stands for a docstring line of each.
 _GRAPH = arg(
@@ -56,7 +56,30 @@ DevicesArg = Annotated[
     arg(metavar="A,B,...", help="Devices of this machine: cpu:0 (a core), cpu:2-3 (cores as one device), cuda:0."),
 ]
 GroupsArg = Annotated[int, arg(metavar="N", help="Wanted number of co-location groups.")]
-
+PinArg = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        metavar="PATTERN=DEVICE",
+        help="Ops or modules that must be there, as in 'encoder.*=gpu:0'; may be repeated.",
+        help_behavior_hint="",
+    ),
+]
+ForbidArg = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        metavar="PATTERN=DEVICE",
+        help="Ops or modules that must not be there, as in 'embed*=gpu:*'; may be repeated.",
+        help_behavior_hint="",
+    ),
+]
+ReserveArg = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        metavar="DEVICE=SIZE",
+        help="Memory that is kept free there, as in gpu:0=2GB; may be repeated.",
+        help_behavior_hint="",
+    ),
+]
 
 DEFAULT_SCHEDULE: Literal["priority"] = "priority"
 
@@ -79,6 +102,11 @@ class Train:
     preset: Literal["default", "paper", "uniform"] = "default"
     """How to learn: our best; as published in 2017; or our best with uniform moves and no learning, for ablations."""
     groups: GroupsArg = 256
+    pin: PinArg = ()
+    forbid: ForbidArg = ()
+    reserve: ReserveArg = ()
+    start: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A placement file of the same graph to start from, for this cluster or another."""
     measured: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
     """Learn from the measured time of real steps on --devices; --cluster then only guides, and may be left out."""
     screen: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
@@ -149,6 +177,9 @@ class Compare:
     granularity: GranularityArg = "group"
     start: StartArg = "heuristics"
     groups: GroupsArg = 256
+    pin: PinArg = ()
+    forbid: ForbidArg = ()
+    reserve: ReserveArg = ()
     workers: Annotated[str | None, arg(metavar="N|ray|ray://HOST:PORT", help_behavior_hint="")] = None
     """Run placers at the same time, each on its share of the cores: a number of processes, or Ray."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -179,12 +210,43 @@ class Simulate:
     granularity: GranularityArg = "group"
     start: StartArg = "heuristics"
     groups: GroupsArg = 256
+    pin: PinArg = ()
+    forbid: ForbidArg = ()
+    reserve: ReserveArg = ()
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the figures there as JSON."""
     trace: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="")] = None
     """Write the trace there, for ui.perfetto.dev or chrome://tracing."""
     plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
     """Draw the trace there."""
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """Place a graph for other batches, numbers of devices and speeds of links: a table, a chart, the Pareto front."""
+
+    graph: GraphArg
+    cluster: ClusterArg
+    batch: Annotated[str | None, arg(metavar="16,32,64", help_behavior_hint="")] = None
+    """Batch sizes, for a graph whose name takes one; by default the graph's own."""
+    devices: Annotated[str | None, arg(metavar="1..8", help_behavior_hint="")] = None
+    """Numbers of accelerators, the first ones of the cluster; by default all."""
+    links: Annotated[str, arg(metavar="0.5x,1x,2x")] = "1x"
+    """Factors of every link's bandwidth."""
+    time_limit_s: Annotated[float, arg(metavar="S")] = 3.0
+    """Seconds of search a cell."""
+    placer: Annotated[str, arg(metavar="NAME")] = "reinforce"
+    """Who places each cell; the learned placer starts from the best of the heuristics."""
+    schedule: EngineScheduleArg = "priority"
+    seed: Annotated[int, arg(metavar="K")] = 0
+    """Seeds each cell's random numbers."""
+    groups: GroupsArg = 256
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the cells there as JSON, after each of them; started again, finished cells are taken from there."""
+    restart: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
+    """Place every cell again, whatever the --json file holds."""
+    plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
+    """Draw the chart there."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +274,26 @@ class Export:
     cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless it is a run)")] = None
     format: Literal["json", "csv", "device-map"] = "json"
     """Every op with its module, group and device; or module path -> device."""
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Say why a step takes as long as it does, why each group is where it is, and what would help."""
+
+    placement: Annotated[Positional[str], arg(metavar="RUN|PLACEMENT")]
+    """A run directory, or a placement file."""
+    graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless it is a run)")] = None
+    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless it is a run)")] = None
+    against: Annotated[Path | None, arg(metavar="RUN|PLACEMENT", help_behavior_hint="")] = None
+    """Another placement of the same graph: say what differs, too."""
+    groups: Annotated[int, arg(metavar="N")] = 12
+    """Groups to show, those that the critical path waits for longest first; --json holds all."""
+    tries: Annotated[int, arg(metavar="N")] = 256
+    """Placements that are tried on each better cluster; 0 tries no other cluster."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write all figures there as JSON."""
+    html: Annotated[Path | None, arg(metavar="FILE.html", help_behavior_hint="")] = None
+    """Write the report there: one page with all of this, which needs no server."""
 
 
 @dataclass(frozen=True)
@@ -245,12 +327,14 @@ class List:
     """Only what has this in its name (rtx_40, p4d) or is like it (*x8); of few, also where the figures are from."""
 
 
-Verb = Train | Compare | Simulate | Run | Profile | Machine | Import | Export | List
+Verb = Train | Compare | WhatIf | Simulate | Explain | Run | Profile | Machine | Import | Export | List
 
 VERBS: dict[str, Callable[..., Verb]] = {
     "train": Train,
     "compare": Compare,
+    "what-if": WhatIf,
     "simulate": Simulate,
+    "explain": Explain,
     "run": Run,
     "profile": Profile,
     "machine": Machine,

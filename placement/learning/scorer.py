@@ -68,6 +68,14 @@ class Scorer:
             raise BudgetSpentError
         return evaluation
 
+    def evaluate_ops(self, placements: IntArray) -> None:
+        """As `evaluate`, of placements that part groups, ``int64[B, N]``."""
+        with self._timer.part("simulate"):
+            evaluation = self._problem.evaluate_ops(placements)
+        self.evaluations += len(placements)
+        self.known.keep(placements, evaluation)
+        self._chains.offer_best_of(placements, evaluation)
+
     def take_found(self) -> None:
         """Count what the chains evaluated since this was called last, and keep their best placement if it is better."""
         chains = self._chains

@@ -171,13 +171,13 @@ def units_of(problem: PlacementProblem, stage: str) -> Groups:
     if stage == "groups":
         return groups
     if stage == "coarse":
-        return coarsen(graph, groups, COARSE_UNITS)
+        return problem.part(coarsen(graph, groups, COARSE_UNITS), by_group=True)
     if stage == "types":
-        return merge_types(graph, groups)
+        return problem.part(merge_types(graph, groups))
     ops = one_group_an_op(graph)
     if stage == "ops":
         return ops
-    return coarsen(graph, ops, UNITS_A_GROUP[stage] * groups.num_groups, within=groups)
+    return problem.part(coarsen(graph, ops, UNITS_A_GROUP[stage] * groups.num_groups, within=groups))
 
 
 def _is_wanted(problem: PlacementProblem, finest: str, stage: str, moves: float) -> bool:

@@ -197,7 +197,7 @@ def _spread(
         number = np.array(number_of)[graph.module]
         spread = number != UNKNOWN
         np.add.at(resident, number[spread], graph.resident_bytes.sum(axis=1)[spread].astype(np.float64))
-        left = np.array([problem.cluster.devices[i].spec.memory_bytes * (1 - KEPT_FREE) for i in accelerators])
+        left = np.array([problem.cluster.memory_bytes[i] * (1 - KEPT_FREE) for i in accelerators])
         for n in sorted(place, key=lambda n: (-resident[n], n)):
             place[n] = int(left.argmax())
             if resident[n] > left[place[n]] and hosts:

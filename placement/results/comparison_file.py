@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.constraints import Constraints
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from graphs.reading import decode_json, exists, read_file
@@ -50,6 +51,7 @@ class ComparisonRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         evaluations: Placements that each might evaluate; None where these did not limit it.
         granularity: What the searches moved, see `placement.placers.base.SearchOptions`.
         start: Where they started.
+        constraints: Pins, forbidden devices and reserved memory, as they were given.
         lower_bound_s: Seconds that no placement can beat.
         rows: One for each finished placer; one for each device for `single_device`.
     """
@@ -69,6 +71,7 @@ class ComparisonRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     rows: tuple[RowRecord, ...]
     granularity: Granularity = "group"
     start: StartAt = "heuristics"
+    constraints: Constraints = Constraints()
 
 
 _RECORD = msgspec.json.Decoder(ComparisonRecord)
@@ -91,6 +94,7 @@ def make_record(comparison: Comparison) -> ComparisonRecord:
         rows=tuple(_row_record(problem.cluster.device_names, row) for row in comparison.rows),
         granularity=comparison.options.granularity,
         start=comparison.options.start,
+        constraints=problem.constraints,
     )
 
 
@@ -172,6 +176,7 @@ def finished_rows(
     wanted = make_record(Comparison(problem, seed, 0.0, (), budget, options))
     for field, shown in (
         ("graph_sha256", "graph"),
+        ("constraints", "constraints"),  # before the cluster, whose digest holds what is reserved
         ("cluster_sha256", "cluster"),
         ("schedule", "schedule"),
         ("groups", "groups"),

@@ -182,19 +182,7 @@ def check_placement(result: PlacementResult, graph: ComputationGraph, cluster: C
         InputError: It is a placement of another graph, names a device that the cluster lacks, or puts an op on a kind
             of device that the op does not allow.
     """
-    where = f"the placement was made for graph '{result.graph.name}'"
-    missing = next((name for name in graph.op_names if name not in result.ops), None)
-    if missing is not None:
-        raise InputError(f"{where} and does not place op '{missing}' of graph '{graph.name}'; place this graph again")
-    if len(result.ops) != graph.num_ops:
-        known = set(graph.op_names)
-        extra = next(name for name in result.ops if name not in known)
-        raise InputError(f"{where} and places op '{extra}', which graph '{graph.name}' lacks; place this graph again")
-    if result.graph.sha256 != graph.untimed.sha256:
-        raise InputError(
-            f"{where} (sha256 {result.graph.sha256[:12]}), which has the same ops as graph '{graph.name}' "
-            f"(sha256 {graph.untimed.sha256[:12]}) but not the same sizes or edges; place this graph again"
-        )
+    check_graph(result, graph)
     index = {name: i for i, name in enumerate(cluster.device_names)}
     for device in sorted(set(result.ops.values())):
         if device not in index:
@@ -213,6 +201,27 @@ def check_placement(result: PlacementResult, graph: ComputationGraph, cluster: C
             f"{device.spec.kind}; give it another device, or place the graph again"
         )
     return placement
+
+
+def check_graph(result: PlacementResult, graph: ComputationGraph) -> None:
+    """Check that a placement is one of this graph.
+
+    Raises:
+        InputError: It is one of another graph; the message says what differs.
+    """
+    where = f"the placement was made for graph '{result.graph.name}'"
+    missing = next((name for name in graph.op_names if name not in result.ops), None)
+    if missing is not None:
+        raise InputError(f"{where} and does not place op '{missing}' of graph '{graph.name}'; place this graph again")
+    if len(result.ops) != graph.num_ops:
+        known = set(graph.op_names)
+        extra = next(name for name in result.ops if name not in known)
+        raise InputError(f"{where} and places op '{extra}', which graph '{graph.name}' lacks; place this graph again")
+    if result.graph.sha256 != graph.untimed.sha256:
+        raise InputError(
+            f"{where} (sha256 {result.graph.sha256[:12]}), which has the same ops as graph '{graph.name}' "
+            f"(sha256 {graph.untimed.sha256[:12]}) but not the same sizes or edges; place this graph again"
+        )
 
 
 def json_schema() -> dict[str, Any]:

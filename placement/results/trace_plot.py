@@ -32,7 +32,9 @@ PHASE_COLORS = {"forward": "#3b76af", "backward": "#e1812c", "update": "#3a923a"
 
 _PHASE_RGB = np.array([[int(PHASE_COLORS[p][i : i + 2], 16) for i in (1, 3, 5)] for p in PHASES]) / 255.0
 _IDLE_RGB = np.array([0.955, 0.955, 0.955])
-_DEVICE_COLORS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974")
+DEVICE_COLORS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974")
+"""Colours of devices, in their order and then again."""
+
 _COLUMNS = 1400
 _MOST_LINKS = 12
 _FAINTEST = 0.35
@@ -224,7 +226,7 @@ def _draw_memory(axes: Axes, trace: Trace, cluster: Cluster, scale: float) -> No
         used = np.append(trace.memory_bytes[d], trace.memory_bytes[d][-1]) / have * 100.0
         highest = max(highest, float(used.max()))
         label = f"{name}  peak {_size(int(trace.peak_memory_bytes[d]))} of {_size(int(cluster.memory_bytes[d]))}"
-        color = _DEVICE_COLORS[d % len(_DEVICE_COLORS)]
+        color = DEVICE_COLORS[d % len(DEVICE_COLORS)]
         axes.step(times, used, where="post", color=color, linewidth=1.1, label=label)
     if highest > 60.0:
         axes.axhline(100.0, color="#b22222", linewidth=0.9, linestyle=(0, (4, 3)))

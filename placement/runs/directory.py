@@ -4,9 +4,11 @@
 ``config.json``             what was asked for, and which versions did it (`RunConfig`)
 ``graph.graph.json.gz``     the graph, where no name says it: it was an object, or carries the times of a profile
 ``cluster.yaml``            the cluster, where no name says it
+``start.json``              the placement that it was told to start from, if any
 ``groups.json``             the co-location groups, where they are not what graph, cluster and their number make
 ``placement.json``          the best placement so far (`placement.results.placement_file`), replaced when it improves
 ``comparison.json``         the other placers and the learned one (`placement.results.comparison`), at the end
+``report.html``             why the placement is what it is, on one page, where the extra `report` is installed
 ``checkpoint.pt``           the trainer's state
 ``measurements.jsonl``      of a training on measured time: every placement that was run (`placement.runs.measurements`)
 ``measured.json``           and at its end the rows
@@ -33,6 +35,7 @@ import msgspec
 
 from envs.clusters.catalog import DEVICE_SPECS, load_cluster
 from envs.clusters.file import cluster_to_yaml
+from envs.constraints import Constraints, reserve_memory
 from envs.make_problem import make_problem
 from envs.measured.protocol import Protocol
 from envs.problem import PlacementProblem, ProblemNames
@@ -46,10 +49,12 @@ from placement.runs.problem_content import decode_groups, encode_groups
 CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
 MEASUREMENTS, MEASURED = "measurements.jsonl", "measured.json"
 DEVICE_MAP = "device_map.json"
+REPORT = "report.html"
 
 GRAPH: Literal["graph.graph.json.gz"] = "graph.graph.json.gz"
 CLUSTER: Literal["cluster.yaml"] = "cluster.yaml"
 GROUPS: Literal["groups.json"] = "groups.json"
+START: Literal["start.json"] = "start.json"
 
 _LOCK = ".lock"
 
@@ -94,11 +99,13 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         updates: Updates in all; None where only the time limits the run.
         time_limit_s: Seconds of the first run; None where only the updates do.
         measured: How a training on measured time runs steps; None where step times are simulated.
+        constraints: Pins, forbidden devices and reserved memory, as they were given.
+        start_file: The file in the run directory that holds the placement to start from; None where there is none.
         versions: By package.
     """
 
     format: Literal["device-placement-run"] = "device-placement-run"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     graph: str
     graph_sha256: str
     graph_file: Literal["graph.graph.json.gz"] | None = None
@@ -113,6 +120,8 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     updates: int | None
     time_limit_s: float | None
     measured: MeasuredSettings | None = None
+    constraints: Constraints = Constraints()
+    start_file: Literal["start.json"] | None = None
     versions: dict[str, str]
 
 
@@ -140,7 +149,7 @@ def hold(run_dir: Path) -> Iterator[None]:
             raise InputError(
                 f"another process works on the run in '{run_dir}'; wait for it or stop it, or give another --out"
             ) from error
-        for name in (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT, MEASURED, GRAPH, CLUSTER, GROUPS):
+        for name in (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT, MEASURED, GRAPH, CLUSTER, GROUPS, START, REPORT):
             for leftover in run_dir.glob(f".{name}.*.tmp"):
                 leftover.unlink(missing_ok=True)
         yield
@@ -155,6 +164,7 @@ def create(
     updates: int | None = None,
     time_limit_s: float | None = None,
     measured: MeasuredSettings | None = None,
+    start: bytes | None = None,
 ) -> RunConfig:
     """Begin a run in a directory that is held: write down the problem and what is asked for.
 
@@ -169,6 +179,7 @@ def create(
         time_limit_s: Seconds in all, if they do.
         measured: How a training on measured time runs steps. The graph and cluster of such a run are always kept in
             files, so that it can be used where the model's code is not.
+        start: The placement file to start from, if any.
 
     Raises:
         InputError: There is a run in it already, or a file cannot be written.
@@ -183,6 +194,8 @@ def create(
         write_atomically(run_dir / CLUSTER, cluster_to_yaml(problem.cluster, DEVICE_SPECS).encode())
     if problem.names is None:
         write_atomically(run_dir / GROUPS, encode_groups(problem.groups))
+    if start is not None:
+        write_atomically(run_dir / START, start)
     config = RunConfig(
         graph=names.graph or (problem.graph.name if measured is None else measured.source),
         graph_sha256=problem.graph.sha256,
@@ -198,6 +211,8 @@ def create(
         updates=updates,
         time_limit_s=time_limit_s,
         measured=measured,
+        constraints=problem.constraints,
+        start_file=None if start is None else START,
         versions=_versions(),
     )
     write_atomically(
@@ -246,13 +261,23 @@ def load_problem(run_dir: Path, config: RunConfig) -> PlacementProblem:
     """
     graph = config.graph if config.graph_file is None else load_graph(str(run_dir / config.graph_file))
     cluster = config.cluster if config.cluster_file is None else load_cluster(str(run_dir / config.cluster_file))
+    asked = config.constraints
     if config.groups_file is None:
-        return make_problem(graph, cluster, schedule=config.schedule, groups=config.groups)
+        return make_problem(
+            graph,
+            cluster,
+            schedule=config.schedule,
+            groups=config.groups,
+            pin=asked.pin,
+            forbid=asked.forbid,
+            reserve=asked.reserve,
+        )
     return PlacementProblem(
         load_graph(graph) if isinstance(graph, str) else graph,
         _read_groups(run_dir / config.groups_file),
-        load_cluster(cluster) if isinstance(cluster, str) else cluster,
+        reserve_memory(load_cluster(cluster) if isinstance(cluster, str) else cluster, asked),
         config.schedule,
+        constraints=asked,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from envs.clusters.catalog import DEVICE_SPECS
 from envs.clusters.file import cluster_to_yaml, parse_cluster
+from envs.constraints import Constraints, reserve_memory
 from envs.evaluators import Simulated
 from envs.problem import PlacementProblem, ProblemNames
 from graphs.colocation.groups import Groups
@@ -35,6 +36,7 @@ class _ProblemRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     groups: bytes
     schedule: str
     names: tuple[str | None, str | None, int] | None
+    constraints: Constraints = Constraints()
     format: Literal["device-placement-problem"] = "device-placement-problem"
     version: Literal[1] = 1
 
@@ -57,6 +59,7 @@ def encode_problem(problem: PlacementProblem) -> bytes:
         encode_groups(problem.groups),
         problem.schedule,
         None if names is None else (names.graph, names.cluster, names.groups),
+        problem.constraints,
     )
     return msgspec.msgpack.encode(record)
 
@@ -72,9 +75,10 @@ def decode_problem(content: bytes) -> PlacementProblem:
         return PlacementProblem(
             decode_graph(record.graph),
             decode_groups(record.groups),
-            parse_cluster(record.cluster, DEVICE_SPECS),
+            reserve_memory(parse_cluster(record.cluster, DEVICE_SPECS), record.constraints),
             record.schedule,
             names=None if record.names is None else ProblemNames(*record.names),
+            constraints=record.constraints,
         )
     except (msgspec.DecodeError, ValueError) as error:
         raise InputError(f"a worker was sent no problem ({error}); use the same version everywhere") from error

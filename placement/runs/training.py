@@ -16,12 +16,14 @@ import numpy as np
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError, unknown_name
+from graphs.extras import is_installed
 from graphs.files import write_atomically
 from placement.exports.accelerate import check_devices, device_map, encode_device_map
 from placement.learning.config import flatten
 from placement.learning.stats import UpdateStats
 from placement.learning.warm_start import Start
 from placement.placers.base import Budget, Placed
+from placement.results.carry_over import given_start
 from placement.results.comparison import (
     Comparison,
     Row,
@@ -31,7 +33,16 @@ from placement.results.comparison import (
     quick_placers,
 )
 from placement.results.comparison_file import encode_comparison, read_record, rows_of
-from placement.results.placement_file import PlacementResult, make_result, write_placement
+from placement.results.placement_file import (
+    PlacementResult,
+    check_graph,
+    encode_placement,
+    make_result,
+    read_placement,
+    write_placement,
+)
+from placement.results.reasons.explain import explain
+from placement.results.reasons.explanation import Explanation
 from placement.runs import directory
 from placement.runs.directory import RunConfig
 from placement.runs.observer import RunObserver, TrainingPlan
@@ -47,6 +58,12 @@ LEARNED = "reinforce"
 """What results call the learned placer."""
 
 _REFRESH_EVERY_S = 2.0
+
+EXPLAIN_SHARE, LEAST_EXPLAIN_S, MOST_EXPLAIN_S = 0.03, 0.2, 2.0
+"""Share of a training's time in which its placement is explained after it, and the least and the most of it."""
+
+LEAST_REPORTED_S = 2.0
+"""Seconds of training from which a run leaves a report: making one takes about as long."""
 
 _OTHERS_SHARE = 0.25
 """Share of the time limit that one of the placers that do not search may take."""
@@ -64,6 +81,7 @@ class TrainedRun:
         evaluations: Placements evaluated in all.
         training_s: Seconds of training in all.
         interrupted: True where a signal ended the run before its limit.
+        explanation: Why the best placement is what it is, as far as there was time; None where no files were asked for.
     """
 
     result: PlacementResult
@@ -73,6 +91,7 @@ class TrainedRun:
     evaluations: int
     training_s: float
     interrupted: bool
+    explanation: Explanation | None = None
 
 
 def train(
@@ -83,6 +102,7 @@ def train(
     seed: int = 0,
     updates: int | None = None,
     time_limit_s: float | None = None,
+    start: PlacementResult | None = None,
     observer: RunObserver | None = None,
 ) -> TrainedRun:
     """Ask the placers that do not search, learn, compare, and leave both in a run directory.
@@ -95,6 +115,7 @@ def train(
         updates: Updates in all.
         time_limit_s: Seconds in all, those of the other placers included; `DEFAULT_TRAIN_S` where `updates` is None,
             too.
+        start: A placement to start from, of the same graph, for any cluster (`placement.results.carry_over`).
         observer: Told how the run goes on.
 
     Raises:
@@ -108,13 +129,22 @@ def train(
         time_limit_s = DEFAULT_TRAIN_S
     if run_dir is not None:
         directory.check_free(run_dir)
-    others, began_s = _ask_others(problem, observer, seed=seed, time_limit_s=time_limit_s)
+    check_start(problem, start, preset)
+    others, began_s = _ask_others(problem, observer, seed=seed, time_limit_s=time_limit_s, start=start)
     with contextlib.ExitStack() as held:
         with observer.stage("starting the training"):
             trainer = make_trainer(problem, others, preset=preset, seed=seed, run_dir=None)
         if run_dir is not None:
             held.enter_context(directory.hold(run_dir))
-            directory.create(run_dir, problem, preset=preset, seed=seed, updates=updates, time_limit_s=time_limit_s)
+            directory.create(
+                run_dir,
+                problem,
+                preset=preset,
+                seed=seed,
+                updates=updates,
+                time_limit_s=time_limit_s,
+                start=None if start is None else encode_placement(start),
+            )
         return _learn(trainer, others, observer, run_dir, updates, time_limit_s, began_s=began_s, resumed=False)
 
 
@@ -154,7 +184,12 @@ def resume(
 
                 checkpoint.load(run_dir, problem)
         others, began_s = _ask_others(
-            problem, observer, seed=config.seed, time_limit_s=config.time_limit_s, run_dir=run_dir
+            problem,
+            observer,
+            seed=config.seed,
+            time_limit_s=config.time_limit_s,
+            run_dir=run_dir,
+            start=None if config.start_file is None else read_placement(run_dir / config.start_file),
         )
         with observer.stage("starting the training"):
             trainer = make_trainer(
@@ -183,6 +218,21 @@ def left_s(config: RunConfig, spent_s: float) -> float | None:
     return None if config.time_limit_s is None else max(config.time_limit_s - spent_s, 0.0)
 
 
+def check_start(problem: PlacementProblem, start: PlacementResult | None, preset: str) -> None:
+    """Raise where a placement to start from is of no use.
+
+    Raises:
+        InputError: It is one of another graph, or the preset starts from nothing.
+    """
+    if start is None:
+        return
+    check_graph(start, problem.graph)
+    from placement.learning.config import PRESETS
+
+    if preset in PRESETS and not PRESETS[preset].warm_start:
+        raise InputError(f"preset '{preset}' starts from nothing, so a placement to start from is of no use to it")
+
+
 def _ask_others(
     problem: PlacementProblem,
     observer: RunObserver,
@@ -190,6 +240,7 @@ def _ask_others(
     seed: int,
     time_limit_s: float | None,
     run_dir: Path | None = None,
+    start: PlacementResult | None = None,
 ) -> tuple[Comparison, float]:
     """The other placers' rows, and when the run began, by `time.perf_counter`: what is loaded and compiled not counted.
 
@@ -210,6 +261,7 @@ def _ask_others(
             seed=seed,
             time_limit_s=time_limit_s,
             run_dir=run_dir,
+            start=start,
             on_start=observer.on_start,
             on_row=observer.on_row,
         )
@@ -227,6 +279,7 @@ def compare_others(
     seed: int,
     time_limit_s: float | None = None,
     run_dir: Path | None = None,
+    start: PlacementResult | None = None,
     on_start: Callable[[str], None] | None = None,
     on_row: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
@@ -238,6 +291,7 @@ def compare_others(
         time_limit_s: Seconds of the whole run, which includes this. Without one, the answers depend on the seed alone.
         run_dir: Where a run is to go on: once it has a checkpoint, the learner has what it starts from, and the rows of
             its `comparison.json` are taken over.
+        start: A placement that was given to start from; it is a row, too.
         on_start: Called with a placer's name before it runs.
         on_row: Called after each finished row with the comparison so far; at first where rows were taken over.
 
@@ -250,8 +304,9 @@ def compare_others(
     if run_dir is not None and all((run_dir / name).exists() for name in (directory.CHECKPOINT, directory.COMPARISON)):
         finished = rows_of(read_record(run_dir / directory.COMPARISON, remedy="delete it"), problem)
         finished = tuple(row for row in finished if row.placer != LEARNED)
+    placers = quick_placers() if start is None else [given_start(start), *quick_placers()]
     return compare_placers(
-        problem, quick_placers(), budget=budget, seed=seed, finished=finished, on_start=on_start, on_row=on_row
+        problem, placers, budget=budget, seed=seed, finished=finished, on_start=on_start, on_row=on_row
     )
 
 
@@ -357,6 +412,7 @@ def _learn(
     result = best_file.write()
     if run_dir is not None:
         write_atomically(run_dir / directory.COMPARISON, encode_comparison(comparison))
+    explanation = None if run_dir is None else _explain(trainer, others, observer, run_dir)
     return TrainedRun(
         result=result,
         comparison=comparison,
@@ -365,7 +421,30 @@ def _learn(
         evaluations=trainer.evaluations,
         training_s=trainer.elapsed_s,
         interrupted=interrupted,
+        explanation=explanation,
     )
+
+
+def _explain(trainer: Trainer, others: Comparison, observer: RunObserver, run_dir: Path) -> Explanation | None:
+    """Why the best placement is what it is, in a small share of the time that it took to find it, and its page.
+
+    The page is left out where Bokeh is not installed, and where it would take longer than the training did:
+    `placement explain RUN --html FILE` makes it at any time.
+
+    None where Ctrl-C says that this is not wanted.
+    """
+    assert trainer.best_placement is not None
+    limit_s = min(max(EXPLAIN_SHARE * trainer.elapsed_s, LEAST_EXPLAIN_S), MOST_EXPLAIN_S)
+    try:
+        with observer.stage("explaining the placement"):
+            found = explain(trainer.problem, trainer.best_placement, bound_s=others.lower_bound_s, time_limit_s=limit_s)
+            if trainer.elapsed_s >= LEAST_REPORTED_S and is_installed("bokeh"):
+                from placement.runs.report import write_report
+
+                write_report(run_dir, found)
+            return found
+    except KeyboardInterrupt:
+        return None
 
 
 def learned_row(trainer: Trainer) -> Row:

@@ -112,6 +112,7 @@ def _expanded(
     devices = given.num_devices
     return SimulatorInput(
         schedule=given.schedule,
+        visits=None,
         op_time_s=np.tile(time_s, (1, 1)),
         device_spec=np.zeros(devices, dtype=np.int32),
         # Just before the reader: the next larger number.

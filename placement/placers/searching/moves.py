@@ -80,11 +80,11 @@ def single_units(problem: PlacementProblem) -> Units:
 
 
 def coarse_units(problem: PlacementProblem, wanted: int) -> Units:
-    """At most `wanted` units, where the kinds of device that groups may be on allow it; time steps merge first.
+    """At most `wanted` units, where the devices that groups may be on allow it; time steps merge first.
 
     `coarsening.coarsen` says which groups belong together.
     """
-    coarse = coarsen(problem.graph, problem.groups, wanted)
+    coarse = problem.part(coarsen(problem.graph, problem.groups, wanted), by_group=True)
     unit_of_group = coarse.group_of_op[first_ops(problem.groups)].astype(np.int64)
     allowed = np.ones((coarse.num_groups, problem.num_devices), dtype=np.bool_)
     np.logical_and.at(allowed, unit_of_group, problem.allowed)
