@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import msgspec
@@ -241,7 +241,8 @@ class Cluster:
     @cached_property
     def memory_bytes(self) -> NDArray[np.int64]:
         """``int64[D]``, what ops can use on each device at most, without what is reserved; what devices share is in
-        `memories`."""
+        `memories`.
+        """
         own = np.array([d.spec.memory_bytes - d.reserved_bytes for d in self.devices], dtype=np.int64)
         for shared in self._usable:
             members = [self.device_names.index(name) for name in shared.devices]
