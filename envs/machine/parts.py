@@ -1,8 +1,8 @@
 """The devices that a machine will be: accelerators, instances of divided ones, and cores. Pure functions.
 
 Each accelerator, or each instance of one that is divided (MIG), is a device ``gpu:i``. Beside accelerators, each NUMA
-node that has some is a device ``cpu:i``, whose share of the machine's cores and memory is equal. Without accelerators
-each core is a device, or where there are more than `MOST_CORES`, each of so many equal sets of cores.
+node that has some is a device ``cpu:i``, with an equal share of the cores. Without accelerators each core is a device,
+or where there are more than `MOST_CORES`, each of so many equal sets of cores.
 """
 
 from __future__ import annotations

@@ -201,7 +201,10 @@ def test_lstopo_tells_the_host() -> None:
     assert (found.path(0, 1), found.path(0, 2)) == ("PIX", "SYS")
     cluster = machine("dgx2_part.lstopo.xml")
     assert rate(cluster, "gpu:0", "gpu:3") == pytest.approx(6 * NVLINK_2)
-    assert cluster.devices[0].spec.memory_bytes == pytest.approx(0.95 * 810234351616, rel=1e-4)
+    assert cluster.devices[0].spec.memory_bytes == pytest.approx(2 * 0.95 * 810234351616, rel=1e-4)
+    assert [(memory.devices, memory.memory_bytes) for memory in cluster.shared_memories] == [
+        (("cpu:0", "cpu:1"), cluster.devices[0].spec.memory_bytes)
+    ]
     station = read_topology(str(DATA / "workstation.lstopo.xml"))
     assert [(gpu.pcie_generation, gpu.pcie_lanes) for gpu in station.gpus] == [(None, 8), (4, 16)]
     assert [gpu.memory_bytes for gpu in station.gpus] == [24903680 * 1024] * 2
@@ -213,7 +216,8 @@ def test_the_host_is_as_lscpu_says() -> None:
     assert (found.cpu_name, found.sockets, found.cores) == ("Intel(R) Xeon(R) Gold 6326 CPU @ 2.90GHz", 2, 32)
     assert found.memory_bytes == 527978128 * 1024
     made = load_topology(f"{DATA / 'a6000_bridge.txt'}:gpu=t4,memory_bytes=64e9")
-    assert [device.spec.memory_bytes for device in made.cluster.devices[:2]] == [30_400_000_000] * 2
+    assert [device.spec.memory_bytes for device in made.cluster.devices[:2]] == [60_800_000_000] * 2
+    assert sum(memory.memory_bytes for memory in made.cluster.shared_memories) == 60_800_000_000
     assert any("Xeon(R) Gold 6326" in note and "cpu=NAME" in note for note in made.notes)
 
 
