@@ -243,6 +243,8 @@ class LanguageStep(nn.Module):
         length: How many tokens of each sequence it reads; the last ones of the context.
     """
 
+    model: Any
+
     def __init__(self, source: str, model: nn.Module, settings: Settings, length: int) -> None:
         super().__init__()
         self.model = model
@@ -309,10 +311,12 @@ def _made_cache(buffers: list[tuple[torch.Tensor, torch.Tensor]], start: int) ->
             self.keys, self.values, self.is_initialized = keys, values, True
 
         def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-            end = start + key_states.shape[-2]
-            self.keys[:, :, start:end].copy_(key_states)
-            self.values[:, :, start:end].copy_(value_states)
-            return self.keys, self.values
+            keys, values, end = self.keys, self.values, start + key_states.shape[-2]
+            assert keys is not None
+            assert values is not None
+            keys[:, :, start:end].copy_(key_states)
+            values[:, :, start:end].copy_(value_states)
+            return keys, values
 
         def get_seq_length(self) -> int:
             return start
