@@ -232,7 +232,8 @@ class WhatIf:
     """Place a graph for other batches, numbers of devices and speeds of links: a table, a chart, the Pareto front."""
 
     graph: GraphArg
-    cluster: ClusterArg
+    cluster: OptionalClusterArg = None
+    topology: TopologyArg = None
     batch: Annotated[str | None, arg(metavar="16,32,64", help_behavior_hint="")] = None
     """Batch sizes, for a graph whose name takes one; by default the graph's own."""
     devices: Annotated[str | None, arg(metavar="1..8", help_behavior_hint="")] = None

@@ -14,7 +14,7 @@ from graphs.files import write_atomically
 from placement import scenarios
 from placement.arguments import check_can_plot, check_can_write, check_positive
 from placement.cli import verbs
-from placement.cli.shared import make_console
+from placement.cli.shared import chosen_cluster, make_console
 from placement.scenarios import Cell, WhatIf
 from placement.text import clock, seconds, short, table
 
@@ -35,7 +35,9 @@ def what_if(verb: verbs.WhatIf) -> int:
     devices = [] if verb.devices is None else scenarios.parse_numbers("--devices", verb.devices)
     links = scenarios.parse_factors("--links", verb.links)
     out, err = make_console(), make_console(stderr=True)
-    out.print(Text(f"{short(verb.graph)} on {short(verb.cluster)}", style="bold"))
+    cluster = chosen_cluster(verb.cluster, verb.topology)
+    named = cluster if isinstance(cluster, str) else cluster.name
+    out.print(Text(f"{short(verb.graph)} on {short(named)}", style="bold"))
     cells = max(1, len(batches)) * max(1, len(devices)) * len(links)
     out.print(
         f"cells: {cells} x {verb.time_limit_s:g} s of search, {clock(cells * verb.time_limit_s)} in all", style="dim"
@@ -48,7 +50,7 @@ def what_if(verb: verbs.WhatIf) -> int:
 
     found = scenarios.what_if(
         verb.graph,
-        verb.cluster,
+        cluster,
         batches=batches,
         devices=devices,
         links=links,
