@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,16 +32,36 @@ class TrainingRecord:
         trainer: Whose.
         run_dir: Where the checkpoint and TensorBoard's events go.
         interval_s: Seconds between checkpoints.
+        reference_s: Step times to compare with, see `placement.runs.telemetry.Telemetry`.
     """
 
-    def __init__(self, trainer: Trainer, run_dir: Path, *, interval_s: float = CHECKPOINT_INTERVAL_S) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        run_dir: Path,
+        *,
+        interval_s: float = CHECKPOINT_INTERVAL_S,
+        reference_s: Mapping[str, float] | None = None,
+    ) -> None:
         from placement.runs.telemetry import Telemetry  # slow to import, and placers that only search never need it
 
         self._trainer = trainer
         self._run_dir = run_dir
         self._interval_s = interval_s
         with _input_errors(run_dir):
-            self._telemetry = Telemetry(run_dir, first_update=trainer.updates + 1)
+            self._telemetry = Telemetry(
+                run_dir,
+                first_update=trainer.updates + 1,
+                reference_s=reference_s,
+                settings={
+                    "graph": trainer.problem.graph.name,
+                    "cluster": trainer.problem.cluster.name,
+                    "schedule": trainer.problem.schedule,
+                    "groups": trainer.problem.num_groups,
+                    "preset": trainer.config.preset,
+                    "seed": trainer.seed,
+                },
+            )
         self._saved_at = time.perf_counter()
         self._known_s = trainer.best_s
         self._drawn_s = math.inf

@@ -5,6 +5,8 @@
 | `step_time/best_s` | step time of the best feasible placement so far |
 | `step_time/mean_s` | mean step time of this update's feasible samples |
 | `step_time/greedy_s` | step time of the policy's likeliest device at every step; absent while infeasible |
+| `step_time/other_s` | step time of the best other placer, at every update, for comparison |
+| `step_time/lower_bound_s` | what no placement can beat |
 | `policy/loss` | the loss of the update |
 | `policy/entropy` | mean entropy of a group's device, in nats: log of the number of devices at first, 0 when decided |
 | `policy/advantage_std` | spread of the advantages before they are normalised |
@@ -16,11 +18,15 @@
 | `search/weight/<feature>` | what the chains have learned so far about which moves pay (`placement.move_search`) |
 | `device/<name>/busy` | share of the step in which the device computes, in the best placement so far |
 | `device/<name>/peak_memory_bytes` | its peak memory there |
+| `device/<name>/memory_share` | the same as a share of the device's memory |
 | `time/placements_per_s` | placements evaluated a second since training began, heuristics and search included |
 | `trace/best` | the trace of the best placement so far, as an image; where the extra `plots` is installed |
 
 The step of every value is the number of the update; a resumed run goes on where its checkpoint stood, and values that
 the interrupted run had written past it are dropped.
+
+The tab Custom Scalars shows what belongs together in one chart each (`LAYOUT`), and the tab HParams compares runs of
+other presets, seeds and clusters by their best step time.
 """
 
 from __future__ import annotations
@@ -28,11 +34,14 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from envs.problem import PlacementProblem
 from graphs.extras import is_installed
@@ -56,10 +65,44 @@ STEP_TAGS = {
 """Tags that are written at every update, and the field of `UpdateStats` that each shows."""
 
 
-class Telemetry:
-    """Writes one run's TensorBoard events into its directory."""
+LAYOUT = {
+    "Step time": {"step time (s)": ["Multiline", [r"step_time/(best|mean|greedy|other|lower_bound)_s"]]},
+    "Devices": {
+        "busy (share of the step)": ["Multiline", [r"device/.+/busy"]],
+        "memory (share of each device's)": ["Multiline", [r"device/.+/memory_share"]],
+    },
+    "Learning": {
+        "entropy (nats)": ["Multiline", [r"policy/entropy"]],
+        "loss": ["Multiline", [r"policy/loss"]],
+        "what does not fit (share)": ["Multiline", [r"rollout/infeasible_rate"]],
+    },
+    "Search": {
+        "what the chains' placements cost (s)": ["Multiline", [r"search/mean_s", r"step_time/best_s"]],
+        "which moves pay (weights)": ["Multiline", [r"search/weight/.+"]],
+    },
+}
+"""Charts by section, for the tab Custom Scalars: patterns of the tags that share one."""
 
-    def __init__(self, run_dir: Path, *, first_update: int) -> None:
+
+class Telemetry:
+    """Writes one run's TensorBoard events into its directory.
+
+    Args:
+        run_dir: The directory.
+        first_update: The number of the next update.
+        reference_s: Step times to compare with, by their tags, written at every update: `step_time/other_s` and
+            `step_time/lower_bound_s`.
+        settings: What tells the run from others, for the tab HParams; empty leaves the run out there.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        first_update: int,
+        reference_s: Mapping[str, float] | None = None,
+        settings: Mapping[str, str | int | float] | None = None,
+    ) -> None:
         _wait_for_a_later_name(run_dir)
         self._hook = threading.excepthook
         threading.excepthook = self._without_writer_errors
@@ -69,6 +112,13 @@ class Telemetry:
         except OSError:
             threading.excepthook = self._hook
             raise
+        self._reference_s = {tag: value for tag, value in (reference_s or {}).items() if math.isfinite(value)}
+        self._writer.add_custom_scalars(LAYOUT)
+        self._end: Any = None
+        if settings:
+            experiment, begin, self._end = hparams(dict(settings), {"step_time/best_s": 0.0})
+            for summary in (experiment, begin):
+                self._writer.file_writer.add_summary(summary)
 
     def write_update(self, stats: UpdateStats) -> None:
         """One update's numbers; what is not finite (no feasible sample, say) is left out."""
@@ -76,6 +126,8 @@ class Telemetry:
             value = getattr(stats, key)
             if math.isfinite(value):
                 self._writer.add_scalar(tag, value, stats.update)
+        for tag, value in self._reference_s.items():
+            self._writer.add_scalar(tag, value, stats.update)
         for feature, weight in stats.search_weights.items():
             self._writer.add_scalar(f"search/weight/{feature}", weight, stats.update)
 
@@ -86,6 +138,8 @@ class Telemetry:
         for d, name in enumerate(problem.cluster.device_names):
             self._writer.add_scalar(f"device/{name}/busy", busy[d], update)
             self._writer.add_scalar(f"device/{name}/peak_memory_bytes", float(trace.peak_memory_bytes[d]), update)
+            share = trace.peak_memory_bytes[d] / max(int(problem.cluster.memory_bytes[d]), 1)
+            self._writer.add_scalar(f"device/{name}/memory_share", float(share), update)
 
     def write_trace(self, problem: PlacementProblem, placement: NDArray[np.int64], update: int) -> None:
         """A picture of the step under the best placement so far, ``int64[G]``; drawing it takes part of a second.
@@ -104,6 +158,8 @@ class Telemetry:
     def close(self) -> None:
         """Write what is left and close the file."""
         try:
+            if self._end is not None:
+                self._writer.file_writer.add_summary(self._end)
             self._writer.close()
         finally:
             threading.excepthook = self._hook

@@ -393,7 +393,7 @@ def _learn(
     spent_s = time.perf_counter() - began_s
     plan = TrainingPlan(others, resumed, trainer.updates, updates, time_limit_s, spent_s)
     with observer.training(plan), stop_on_sigterm() as stop:
-        record = None if run_dir is None else TrainingRecord(trainer, run_dir)
+        record = None if run_dir is None else TrainingRecord(trainer, run_dir, reference_s=_references(others))
         trainer.run(
             updates=updates,
             time_limit_s=None if time_limit_s is None else max(time_limit_s - spent_s, 0.0),
@@ -423,6 +423,15 @@ def _learn(
         interrupted=interrupted,
         explanation=explanation,
     )
+
+
+def _references(others: Comparison) -> dict[str, float]:
+    """The other placers' best step time and the lower bound, by their TensorBoard tags."""
+    best = others.best
+    found = {"step_time/lower_bound_s": others.lower_bound_s}
+    if best is not None and best.step_time_s is not None:
+        found["step_time/other_s"] = best.step_time_s
+    return found
 
 
 def _explain(trainer: Trainer, others: Comparison, observer: RunObserver, run_dir: Path) -> Explanation | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -292,6 +293,41 @@ def test_every_documented_tag_is_written_at_every_update(tmp_path: Path) -> None
         assert busy == pytest.approx(busy_s / trainer.best_s, rel=1e-6)
         peak = problem.evaluate_one(trainer.best_placement).peak_memory_bytes[0, d]
         assert written.Scalars(f"device/{name}/peak_memory_bytes")[-1].value == pytest.approx(float(peak), rel=1e-6)
+
+
+def test_tensorboard_has_charts_of_what_belongs_together_and_settings_to_compare(tmp_path: Path) -> None:
+    from tensorboard.plugins.custom_scalar import layout_pb2
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    problem = branches(3, 2)
+    trainer = Trainer(problem, config=SMALL, seed=7)
+    reference_s = {"step_time/other_s": 0.25, "step_time/lower_bound_s": 0.125}
+    trainer.run(updates=2, observer=TrainingRecord(trainer, tmp_path, reference_s=reference_s))
+    written = events(tmp_path)
+    for tag, value in reference_s.items():
+        assert [event.value for event in written.Scalars(tag)] == [value, value]
+    (name,) = written.PluginTagToContent("custom_scalars")
+    layout = layout_pb2.Layout.FromString(written.Tensors(name)[-1].tensor_proto.string_val[0])
+    known = written.Tags()["scalars"]
+    shown: dict[str, set[str]] = {}
+    for category in layout.category:
+        for chart in category.chart:
+            shown[chart.title] = {tag for tag in known for p in chart.multiline.tag if re.fullmatch(p, tag)}
+            assert shown[chart.title], chart.title
+    devices = problem.cluster.device_names
+    assert shown["busy (share of the step)"] == {f"device/{device}/busy" for device in devices}
+    assert shown["memory (share of each device's)"] == {f"device/{device}/memory_share" for device in devices}
+    assert set(reference_s) < shown["step time (s)"]
+    begin = plugin_data_pb2.HParamsPluginData.FromString(
+        written.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    )
+    settings = begin.session_start_info.hparams
+    assert settings["seed"].number_value == 7
+    assert settings["cluster"].string_value == problem.cluster.name
+    for d, device in enumerate(devices):
+        peak = written.Scalars(f"device/{device}/peak_memory_bytes")[-1].value
+        share = written.Scalars(f"device/{device}/memory_share")[-1].value
+        assert share == pytest.approx(peak / problem.cluster.memory_bytes[d], rel=1e-6)
 
 
 def test_the_default_preset_is_never_behind_what_it_starts_from() -> None:
