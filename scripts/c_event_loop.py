@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,7 @@ def loop_in_c(library: ctypes.CDLL, problem: SimulatorInput) -> Simulate:
     if problem.num_devices > MOST_DEVICES:
         raise ValueError(f"{problem.num_devices} devices; the loop in C knows at most {MOST_DEVICES}")
     edge_tensor = np.repeat(np.arange(len(problem.tensor_bytes)), np.diff(problem.consumer_offsets))
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "tensor_offsets": problem.tensor_offsets.astype(np.int32),
         "consumer_offsets": problem.consumer_offsets.astype(np.int32),
         "consumers": problem.consumers.astype(np.int32),

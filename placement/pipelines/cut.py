@@ -81,7 +81,8 @@ def cut(model: nn.Module, stages: Stages, args: tuple[Any, ...], kwargs: dict[st
     of_one: Any = tree_map_only(torch.Tensor, lambda tensor: tensor[:rows], (args, kwargs))
     with _forward_restored(known[path] for path in first), _quiet():
         try:
-            pipe = trace_pipeline(model, *of_one, split_spec=dict.fromkeys(first, SplitPoint.BEGINNING))
+            split_at = dict.fromkeys(first, SplitPoint.BEGINNING)
+            pipe = trace_pipeline(model, of_one[0], of_one[1], split_spec=split_at)
         except Exception as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise InputError(

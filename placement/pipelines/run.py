@@ -154,7 +154,7 @@ def pipeline(
     homes = [stage.rank for stage in plan.stages]
     if any(before == after for before, after in itertools.pairwise(homes)):
         for stage in made.values():  # PyTorch would greet every neighbour, and a process cannot greet itself
-            stage._get_init_p2p_neighbors_ops = list
+            stage._get_init_p2p_neighbors_ops = list  # type: ignore[method-assign]
     has_target = bool(targets)
 
     def of_micro_batch(output: Any, target: torch.Tensor) -> torch.Tensor:

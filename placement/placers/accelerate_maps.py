@@ -104,7 +104,10 @@ def _ask(model: Any, memory: dict[int, int], *, balanced: bool) -> dict[str, Any
     from accelerate.utils import get_balanced_memory
 
     whole = list(getattr(model, "_no_split_modules", None) or [])
-    limits: dict[int | str, int] = {**memory, "cpu": 2**62}
+    limits: dict[int | str, int] = {}
+    for number, size in memory.items():
+        limits[number] = size
+    limits["cpu"] = 2**62  # last: Accelerate fills them in this order
     logger = logging.getLogger("accelerate.utils.modeling")  # it warns of devices that this machine lacks
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -118,7 +118,11 @@ class Telemetry:
         if settings:
             experiment, begin, self._end = hparams(dict(settings), {"step_time/best_s": 0.0})
             for summary in (experiment, begin):
-                self._writer.file_writer.add_summary(summary)
+                self._add(summary)
+
+    def _add(self, summary: Any) -> None:
+        assert self._writer.file_writer is not None, "it is there until the writer is closed"
+        self._writer.file_writer.add_summary(summary)
 
     def write_update(self, stats: UpdateStats) -> None:
         """One update's numbers; what is not finite (no feasible sample, say) is left out."""
@@ -159,7 +163,7 @@ class Telemetry:
         """Write what is left and close the file."""
         try:
             if self._end is not None:
-                self._writer.file_writer.add_summary(self._end)
+                self._add(self._end)
             self._writer.close()
         finally:
             threading.excepthook = self._hook

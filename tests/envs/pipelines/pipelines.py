@@ -19,6 +19,7 @@ def switch(ports: int, latency_s: float, bytes_per_s: float, *, shared: bool = F
         np.where(same, np.inf, bytes_per_s),
         np.cumsum([0, *map(len, crossed)]).astype(np.int32),
         np.array([d for row in crossed for d in row], dtype=np.int32),
+        np.zeros_like(same),
     )
 
 

@@ -59,6 +59,7 @@ def test_a_pipeline_worked_by_hand() -> None:
                 np.array([[np.inf, 1000.0], [1000.0, np.inf]]),
                 np.array([0, 0, 1, 2, 2], dtype=np.int32),
                 np.array([0, 1], dtype=np.int32),
+                np.zeros((2, 2), dtype=np.bool_),
             ),
         }
     )

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import cast
 
 import torch
 import torch.distributed.pipelining.schedules
 from torch import nn
 
 import placement
-from envs.pipelines.orders import Action
+from envs.pipelines.orders import Action, Order
 from placement.exports.stages import Stage, Stages
 
 BATCH = 8
@@ -97,8 +98,8 @@ def stages_of(case: str) -> Stages:
                 lists[stages[s].rank] += [str(Action(s, kind, m)) for kind in ((2, 3) if s else (1,))]
         actions = tuple(map(tuple, lists))
     return Stages(
-        graph=name, cluster="cpus", ranks=tuple(f"cpu:{i}" for i in range(ranks)), stages=tuple(stages), order=order,
-        batch=BATCH, micro_batches=count, actions=actions,
+        graph=name, cluster="cpus", ranks=tuple(f"cpu:{i}" for i in range(ranks)), stages=tuple(stages),
+        order=cast(Order, order), batch=BATCH, micro_batches=count, actions=actions,
     )  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def check(case: str) -> None:
 
 def die_in_step() -> None:
     """End this process, without a word, when it first computes its stage."""
-    torch.distributed.pipelining.schedules.Schedule1F1B.step = lambda *_, **__: os._exit(3)  # type: ignore[assignment]
+    torch.distributed.pipelining.schedules.Schedule1F1B.step = lambda *_, **__: os._exit(3)  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
