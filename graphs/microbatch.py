@@ -303,6 +303,8 @@ def _tensors(
     stays = [graph.tensor_resident[alone], np.repeat(graph.tensor_resident[copied], count)]
     sizes.append(np.repeat(graph.tensor_bytes[summed], count - 1))
     stays.append(np.zeros(len(sizes[2]), dtype=np.bool_))
+    given_s = graph.tensor_transfer_s
+    takes_s = [given_s[alone], np.repeat(given_s[copied], count), np.repeat(given_s[summed], count - 1)]
 
     to_sum = np.full(graph.num_tensors, -1, dtype=np.int64)
     to_sum[summed] = np.arange(len(summed))
@@ -329,6 +331,7 @@ def _tensors(
         "tensor_producer": new_producer[order].astype(np.int32),
         "tensor_bytes": np.concatenate(sizes)[order],
         "tensor_resident": np.concatenate(stays)[order],
+        "tensor_transfer_s": np.concatenate(takes_s)[order],
         "consumer_offsets": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         "consumers": (keys % most).astype(np.int32),
     }

@@ -216,6 +216,7 @@ def split_convolutions(graph: ComputationGraph, parts: Parts) -> tuple[Computati
         tensor_producer=new_producer[tensor_order].astype(np.int32),
         tensor_bytes=graph.tensor_bytes[tensor_order],
         tensor_resident=graph.tensor_resident[tensor_order],
+        tensor_transfer_s=graph.tensor_transfer_s[tensor_order],
         consumer_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         consumers=reader[order].astype(np.int32),
         colocation=bound[origin].astype(np.int32),
@@ -328,6 +329,7 @@ def scaled_graph(
         resident_bytes=resident,
         output_shapes=shapes,
         tensor_bytes=np.where(tensor_scales, -(-graph.tensor_bytes // count), graph.tensor_bytes),
+        tensor_transfer_s=np.where(tensor_scales, graph.tensor_transfer_s / count, graph.tensor_transfer_s),
         time_s={spec: np.where(op_scales, times / count, times) for spec, times in graph.time_s.items()},
     )
 

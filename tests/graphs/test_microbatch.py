@@ -260,3 +260,21 @@ def test_a_hundred_thousand_ops_times_eight() -> None:
     began_s = time.process_time()
     made = microbatch(graph, 8)
     print(f"{graph.num_ops:,} ops x 8 = {made.graph.num_ops:,} ops in {time.process_time() - began_s:.2f} s of a core")
+
+
+def test_seconds_of_transfers_are_scaled_and_copied() -> None:
+    """A transfer of a batch that takes 1 s takes a quarter for a quarter; that of a weight takes what it took."""
+    ops = [
+        OpRecord("x", "input", batch=8, output_shapes=[(8, 4)]),
+        OpRecord("w", "parameter", resident_bytes={"parameter": 64}, output_shapes=[(4, 4)]),
+        OpRecord("mm", "mm", flops=256, bytes_accessed=320, batch=8, output_shapes=[(8, 4)]),
+        OpRecord("relu", "relu", bytes_accessed=256, batch=8, output_shapes=[(8, 4)]),
+    ]
+    tensors = [
+        TensorRecord(0, 128, [2], transfer_s=1.0),
+        TensorRecord(1, 64, [2], resident=True, transfer_s=0.5),
+        TensorRecord(2, 128, [3]),
+    ]
+    graph = microbatch(build("timed", ops, tensors), 4).graph
+    found = Counter(np.nan_to_num(graph.tensor_transfer_s, nan=-1.0).tolist())
+    assert found == {0.25: 4, 0.5: 1, -1.0: 4}
