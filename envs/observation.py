@@ -66,7 +66,7 @@ class Observer:
         tensor, reader = once // count, once % count
         sender = group[graph.tensor_producer[tensor]]
         pair, inverse = np.unique(sender * count + reader, return_inverse=True)
-        size = np.bincount(inverse, graph.tensor_bytes[tensor].astype(np.float64), len(pair))
+        size = np.bincount(inverse, graph.weighed_bytes[tensor].astype(np.float64), len(pair))
         return pair // count, pair % count, size.astype(np.float64)
 
     @cached_property

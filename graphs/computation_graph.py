@@ -53,6 +53,9 @@ DEVICE_KINDS = ("cpu", "gpu", "tpu", "npu", "fpga")
 ANY_KIND = (1 << len(DEVICE_KINDS)) - 1
 """The value of `ComputationGraph.allowed_kinds` that allows every kind of device."""
 
+_WEIGHED_BYTES_PER_S = 1e10
+"""The link that seconds are turned into bytes by, where cuts are weighed without links."""
+
 _KINDS_AT_FIRST = 3
 """How many kinds there were when digests began."""
 
@@ -101,9 +104,12 @@ class ComputationGraph:
         consumer_offsets: ``int64[T + 1]``; tensor ``t`` is read by the ops from entry ``consumer_offsets[t]`` of
             `consumers` up to, without, entry ``consumer_offsets[t + 1]``.
         consumers: ``int32[E]``, ascending and unique within a tensor.
+        tensor_transfer_s: ``float64[T]``, seconds that the tensor takes from any device to any other, whatever lies
+            between them; NaN where its bytes and the links decide.
         colocation: ``int32[N]``, ops with the same number that is not -1 must share a device.
         time_s: Profiled seconds by device spec name, ``float64[N]`` each, NaN where not profiled.
         aliases: Other names in the model's ``state_dict`` of what an op stands for (tied weights), by name the op's.
+        tokens: How many tokens a step of a language model reads or makes, so that its rate can be told; 0: unknown.
 
     Raises:
         InputError: A check failed; the message names the op.
@@ -129,9 +135,11 @@ class ComputationGraph:
     tensor_resident: NDArray[np.bool_]
     consumer_offsets: NDArray[np.int64]
     consumers: NDArray[np.int32]
+    tensor_transfer_s: NDArray[np.float64]
     colocation: NDArray[np.int32]
     time_s: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -180,6 +188,13 @@ class ComputationGraph:
         return self.tensor_producer[self.edge_tensor]
 
     @cached_property
+    def weighed_bytes(self) -> NDArray[np.int64]:
+        """``int64[T]``: what to weigh a cut by before any links are known: bytes, or seconds in terms of them."""
+        timed = ~np.isnan(self.tensor_transfer_s)
+        as_bytes = np.minimum(np.where(timed, self.tensor_transfer_s, 0.0) * _WEIGHED_BYTES_PER_S, 2.0**53)
+        return np.where(timed, as_bytes.astype(np.int64), self.tensor_bytes)
+
+    @cached_property
     def input_tensors(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """``(offsets int64[N + 1], tensors int32[E])``: the tensors that each op reads, in tensor order."""
         order = np.argsort(self.consumers, kind="stable")
@@ -188,11 +203,16 @@ class ComputationGraph:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of all that can change a result: every column, name and size, but not the graph's own and aliases."""
+        """Digest of all that can change a result: every column, name and size.
+
+        Not of the graph's own name, aliases and number of tokens.
+        """
         digest = hashlib.sha256()
         for key, value in sorted(vars(self).items()):
-            if key in ("name", "aliases") or key not in self.__dataclass_fields__:
+            if key in ("name", "aliases", "tokens") or key not in self.__dataclass_fields__:
                 continue
+            if key == "tensor_transfer_s" and np.isnan(value).all():
+                continue  # so that digests stay what they were
             digest.update(key.encode())
             if key == "allowed_kinds":
                 value = _digested_kinds(value)
@@ -210,7 +230,9 @@ class ComputationGraph:
     @cached_property
     def untimed(self) -> ComputationGraph:
         """The graph without profiled times, which belong to a machine: what placements refer to."""
-        return replace(self, time_s={}) if self.time_s else self
+        if not self.time_s and np.isnan(self.tensor_transfer_s).all():
+            return self
+        return replace(self, time_s={}, tensor_transfer_s=np.full(self.num_tensors, np.nan))
 
     @cached_property
     def is_sent_input(self) -> NDArray[np.bool_]:
@@ -250,12 +272,16 @@ class OpRecord:
 
 @dataclass
 class TensorRecord:
-    """One tensor on its way into a graph; ops are given by their position in the list of ops."""
+    """One tensor on its way into a graph; ops are given by their position in the list of ops.
+
+    `transfer_s` is what `ComputationGraph.tensor_transfer_s` is; NaN where bytes decide.
+    """
 
     producer: int
     bytes: int
     consumers: Sequence[int]
     resident: bool = False
+    transfer_s: float = math.nan
 
 
 def build(
@@ -264,6 +290,7 @@ def build(
     tensors: Sequence[TensorRecord],
     colocation: Sequence[Sequence[int]] = (),
     aliases: Mapping[str, str] | None = None,
+    tokens: int = 0,
 ) -> ComputationGraph:
     """Make a graph from records in any order.
 
@@ -274,6 +301,7 @@ def build(
         tensors: The tensors; `TensorRecord` refers to positions in `ops`.
         colocation: Sets of ops (positions in `ops`) that must share a device; sets that overlap are merged.
         aliases: See `ComputationGraph`.
+        tokens: See `ComputationGraph`.
 
     Raises:
         InputError: An op or tensor is not valid, or the graph has a cycle; the message names the op.
@@ -327,9 +355,11 @@ def build(
         tensor_resident=np.array([t.resident for _, _, t, _ in kept], dtype=np.bool_),
         consumer_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         consumers=np.array([c for _, _, _, consumers in kept for c in consumers], dtype=np.int32),
+        tensor_transfer_s=np.array([t.transfer_s for _, _, t, _ in kept], dtype=np.float64),
         colocation=group_of,
         time_s=_time_columns(ordered),
         aliases=dict(sorted((aliases or {}).items())),
+        tokens=tokens,
     )
 
 
@@ -512,6 +542,7 @@ _COLUMNS = {
     "allowed_kinds": (np.uint8, 1),
     "resident_bytes": (np.int64, 2),
     "tensor_resident": (np.bool_, 1),
+    "tensor_transfer_s": (np.float64, 1),
 }
 """Type and number of dimensions of each column; NumPy would wrap or round other types only when they are used."""
 
@@ -535,6 +566,8 @@ def _check(graph: ComputationGraph) -> None:
         column = getattr(graph, key)
         if column.dtype != dtype or column.ndim != dimensions:
             fail(f"column {key} is {column.dtype} in {column.ndim} dimensions, not {np.dtype(dtype)} in {dimensions}")
+    if not is_whole(graph.tokens):
+        fail(f"it has {graph.tokens} tokens; that must be a whole number that is not negative")
     known_names = set(graph.op_names)
     for alias, op_name in graph.aliases.items():
         if op_name not in known_names:
@@ -578,7 +611,7 @@ def _check(graph: ComputationGraph) -> None:
 def _check_tensors(graph: ComputationGraph, num_ops: int, num_tensors: int, fail: Any) -> None:
     """The part of `_check` that looks at tensors and edges."""
     offsets = graph.consumer_offsets
-    if len(graph.tensor_bytes) != num_tensors or len(graph.tensor_resident) != num_tensors:
+    if any(len(c) != num_tensors for c in (graph.tensor_bytes, graph.tensor_resident, graph.tensor_transfer_s)):
         fail(f"its tensor columns differ in length from the {num_tensors} producers")
     if len(offsets) != num_tensors + 1 or offsets[0] != 0 or offsets[-1] != len(graph.consumers):
         fail("consumer_offsets does not match the tensors and consumers")
@@ -594,6 +627,12 @@ def _check_tensors(graph: ComputationGraph, num_ops: int, num_tensors: int, fail
     bad = np.flatnonzero(graph.tensor_bytes < 0)
     if bad.size:
         fail(f"op '{graph.op_names[producer[bad[0]]]}' makes a tensor of {graph.tensor_bytes[bad[0]]} bytes")
+    bad = np.flatnonzero((graph.tensor_transfer_s < 0) | np.isinf(graph.tensor_transfer_s))
+    if bad.size:
+        fail(
+            f"op '{graph.op_names[producer[bad[0]]]}' makes a tensor whose transfer takes "
+            f"{graph.tensor_transfer_s[bad[0]]} s; it must be finite, not negative"
+        )
     if len(graph.consumers) == 0:
         return
     if graph.consumers.min() < 0 or graph.consumers.max() >= num_ops:

@@ -59,6 +59,10 @@ class NoFeasiblePlacementError(RuntimeError):
         super().__init__(sentence(message))
 
 
+_MANY, _NEAREST = 60, 12
+"""Of more than so many names an error lists so many of the nearest."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Make the error for a name that is not in a list of names.
 
@@ -68,9 +72,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
         known: The names that exist.
 
     Returns:
-        An error whose message holds the name, the nearest match and the whole list.
+        An error whose message holds the name, the nearest match and the list; of a list that is long, what is nearest.
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
-    return InputError(f"unknown {kind} '{name}'{hint}; known: {', '.join(names)}")
+    shown = names
+    if len(names) > _MANY:
+        shown = difflib.get_close_matches(name, names, n=_NEAREST, cutoff=0.5) or names[:_NEAREST]
+    rest = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    return InputError(f"unknown {kind} '{name}'{hint}; known: {', '.join(shown)}{rest}")

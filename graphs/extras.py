@@ -21,6 +21,15 @@ def check_plots(what: str) -> None:
     check_extra(what, module="matplotlib", package="Matplotlib", extra="plots")
 
 
+def check_ray(what: str) -> None:
+    """Raise where Ray is missing; `what` needs it, as in `check_extra`.
+
+    Raises:
+        NotServedError: It is not installed; the message says how to install it.
+    """
+    check_extra(what, module="ray", package="Ray", extra="ray")
+
+
 def check_extra(what: str, *, module: str, package: str, extra: str) -> None:
     """Raise where a package is missing, before the work that needs it begins.
 

@@ -9,9 +9,10 @@ A graph file is one JSON object. It carries what the simulator needs and nothing
      "tensors": [{"producer": "x", "bytes": 128, "consumers": ["mm"]}, ...],
      "colocation": [["weight", "update"], ...]}
 
-The fields are those of `graphs.computation_graph.ComputationGraph`, with ops, types and modules by name. Three are
+The fields are those of `graphs.computation_graph.ComputationGraph`, with ops, types and modules by name. Four are
 written only where they say something: an op's ``allowed_kinds`` (absent: any kind of device) and ``time_s`` (profiled
-seconds by device spec; absent: none), and a tensor's ``resident`` (absent: false). `graph_file_schema` gives the JSON
+seconds by device spec; absent: none), and a tensor's ``resident`` (absent: false) and ``seconds`` (what sending it
+takes between any two devices; absent: what its bytes take over the links). `graph_file_schema` gives the JSON
 Schema. The same graph gives the same bytes.
 """
 
@@ -86,12 +87,13 @@ class _Op(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
 
 
 class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    """One tensor: the op that makes it, its size, and the ops that read it."""
+    """One tensor: the op that makes it, its size, the ops that read it, and seconds where bytes do not say them."""
 
     producer: str
     bytes: _Size
     consumers: tuple[str, ...]
     resident: bool = False
+    seconds: _Seconds | UnsetType = UNSET
 
 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,6 +106,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensors: list[_Tensor]
     colocation: list[list[str]]
     aliases: dict[str, str] = {}
+    tokens: Annotated[int, Meta(ge=0)] = 0
 
 
 _DECODER = msgspec.json.Decoder(_Document)
@@ -185,10 +188,16 @@ def encode_graph(graph: ComputationGraph) -> bytes:
     names = graph.op_names
     readers = [names[i] for i in graph.consumers.tolist()]
     offsets = graph.consumer_offsets.tolist()
-    columns = (graph.tensor_producer, graph.tensor_bytes, graph.tensor_resident)
+    columns = (graph.tensor_producer, graph.tensor_bytes, graph.tensor_resident, graph.tensor_transfer_s)
     tensors = [
-        _Tensor(names[producer], size, tuple(readers[offsets[t] : offsets[t + 1]]), resident)
-        for t, (producer, size, resident) in enumerate(zip(*(c.tolist() for c in columns), strict=True))
+        _Tensor(
+            names[producer],
+            size,
+            tuple(readers[offsets[t] : offsets[t + 1]]),
+            resident,
+            UNSET if math.isnan(seconds) else seconds,
+        )
+        for t, (producer, size, resident, seconds) in enumerate(zip(*(c.tolist() for c in columns), strict=True))
     ]
     bound: dict[int, list[str]] = {}
     for i, number in enumerate(graph.colocation.tolist()):
@@ -201,6 +210,7 @@ def encode_graph(graph: ComputationGraph) -> bytes:
         "name": _ENCODER.encode(graph.name),
         "ops": _lines(ops),
         "tensors": _lines(tensors),
+        **({"tokens": _ENCODER.encode(graph.tokens)} if graph.tokens else {}),
         "version": _ENCODER.encode(VERSION),
     }
     return b"{" + b",\n".join(b'"%s":%s' % (key.encode(), value) for key, value in parts.items()) + b"}\n"
@@ -236,6 +246,7 @@ def decode_graph(data: bytes) -> ComputationGraph:
             int(t.bytes),
             [position(c, f"tensor number {number} (of op '{t.producer}'), field consumers,") for c in t.consumers],
             t.resident,
+            math.nan if t.seconds is UNSET else t.seconds,
         )
         for number, t in enumerate(document.tensors)
     ]
@@ -243,7 +254,8 @@ def decode_graph(data: bytes) -> ComputationGraph:
         [position(name, f"colocation set number {number}") for name in names]
         for number, names in enumerate(document.colocation)
     ]
-    return build(document.name, [_op_record(op) for op in document.ops], tensors, colocation, document.aliases)
+    ops = [_op_record(op) for op in document.ops]
+    return build(document.name, ops, tensors, colocation, document.aliases, document.tokens)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

@@ -22,14 +22,16 @@ Of a node (see `graphs.computation_graph.ComputationGraph` for the exact meaning
 ``time_s``            measured seconds by name of device spec (`placement list devices`), ``{"k80": 2.1e-5}``; they win
                       over `flops` and `bytes_accessed`; without those two, the op runs only on the specs named here
 ``output_bytes``      size of the tensor that its edges carry, where they do not say it themselves
+``output_seconds``    what sending that tensor takes between any two devices, in place of its bytes over the links
 ``tensors``           sizes of its tensors where it makes several: ``[4096, 64]``, or ``[{"bytes": 4096, "resident":
-                      True}]`` where one is resident; edges then say which they read
+                      True, "seconds": 1e-4}]`` where one is resident or takes given seconds; edges then say which
+                      they read
 ====================  ================================================================================================
 
-Of an edge: ``bytes``, the size of the tensor that is read (edges from one node with the same size are the same tensor,
-sent once to a device), or ``tensors``, positions in the tail's ``tensors``. Without either, and without the node's
-``output_bytes``, an edge only orders: it carries 0 bytes. Of the graph: ``name``, and ``colocation``, lists of nodes
-that must share a device.
+Of an edge: ``bytes``, the size of the tensor that is read, and ``seconds``, what sending it takes where that is known
+(edges from one node with the same of both are the same tensor, sent once to a device), or ``tensors``, positions in the
+tail's ``tensors``. Without any of them, and without the node's ``output_bytes`` and ``output_seconds``, an edge only
+orders: it carries 0 bytes. Of the graph: ``name``, and ``colocation``, lists of nodes that must share a device.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ from graphs.errors import InputError, unknown_name
 from graphs.files import op_record
 
 _OP_FIELDS = tuple(f.name for f in fields(OpRecord) if f.name != "name")
-_NODE_ATTRIBUTES = (*_OP_FIELDS, "output_bytes", "tensors")
+_NODE_ATTRIBUTES = (*_OP_FIELDS, "output_bytes", "output_seconds", "tensors")
 
 
 def to_networkx(graph: ComputationGraph) -> nx.DiGraph:
@@ -76,7 +78,9 @@ def to_networkx(graph: ComputationGraph) -> nx.DiGraph:
             del attributes["allowed_kinds"]
         first, end = graph.tensor_offsets[op : op + 2].tolist()
         attributes["tensors"] = [
-            {"bytes": int(graph.tensor_bytes[t]), "resident": bool(graph.tensor_resident[t])} for t in range(first, end)
+            {"bytes": int(graph.tensor_bytes[t]), "resident": bool(graph.tensor_resident[t])}
+            | ({} if np.isnan(graph.tensor_transfer_s[t]) else {"seconds": float(graph.tensor_transfer_s[t])})
+            for t in range(first, end)
         ]
         made.add_node(name, **attributes)
     offsets = graph.consumer_offsets.tolist()
@@ -110,9 +114,9 @@ def from_networkx(graph: nx.DiGraph, *, name: str | None = None) -> ComputationG
     position = {node: i for i, node in enumerate(graph)}
     ops = [_op(node, attributes) for node, attributes in graph.nodes(data=True)]
     tensors = [
-        TensorRecord(position[node], size, [position[reader] for reader in readers], resident)
+        TensorRecord(position[node], size, [position[reader] for reader in readers], resident, seconds)
         for node in graph
-        for size, readers, resident in _tensors(graph, node)
+        for size, readers, resident, seconds in _tensors(graph, node)
     ]
     return build(called or "networkx", ops, tensors, _colocation(graph.graph.get("colocation", ()), position))
 
@@ -146,7 +150,7 @@ def _op(node: Any, attributes: Mapping[str, Any]) -> OpRecord:
         if key in given:
             if not isinstance(given[key], Mapping) or not all(isinstance(name, str) for name in given[key]):
                 raise InputError(f"node '{node}' has {key} {_shown(given[key])}; it must be a dict")
-            read = _seconds if key == "time_s" else _bytes
+            read = _spec_seconds if key == "time_s" else _bytes
             given[key] = {str(name): read(value, node, key, name) for name, value in given[key].items()}
     if given.get("allowed_kinds") is not None:
         kinds = _listed(given["allowed_kinds"], f"node '{node}' has allowed_kinds", f"a list of {DEVICE_KINDS}")
@@ -164,13 +168,28 @@ def _bytes(value: Any, node: Any, key: str, part: str) -> int:
     return _whole(value, f"node '{node}' has {key} of '{part}' ")
 
 
-def _seconds(value: Any, node: Any, key: str, spec: str) -> float:
+def _spec_seconds(value: Any, node: Any, key: str, spec: str) -> float:
+    return _seconds(value, f"node '{node}' has {key} {_shown(value)} on '{spec}'")
+
+
+def _seconds(value: Any, what: str) -> float:
+    """Seconds as a float; `what` names the value, and begins the message where it is no number."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-        raise InputError(f"node '{node}' has {key} {_shown(value)} on '{spec}'; it must be seconds")
+        raise InputError(f"{what}; it must be seconds")
     try:
         return float(value)
     except OverflowError:  # an integer beyond the largest float
         return math.inf
+
+
+def _transfer_s(attributes: Mapping[str, Any], key: str, what: str) -> float:
+    """The seconds under a key, NaN where there are none."""
+    if key not in attributes:
+        return math.nan
+    seconds = _seconds(attributes[key], f"{what} has {key} {_shown(attributes[key])}")
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"{what} has {key} {_shown(attributes[key])}; it must be finite seconds, not negative")
+    return seconds
 
 
 def _whole(value: Any, what: str) -> int:
@@ -195,40 +214,54 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _tensors(graph: nx.DiGraph, node: Any) -> Iterable[tuple[int, list[Any], bool]]:
-    """Size, readers and residence of each tensor that a node makes."""
+def _tensors(graph: nx.DiGraph, node: Any) -> Iterable[tuple[int, list[Any], bool, float]]:
+    """Size, readers, residence and seconds (NaN where bytes decide) of each tensor that a node makes."""
     attributes = graph.nodes[node]
     if "tensors" in attributes:
-        listed = [
-            t if isinstance(t, Mapping) else {"bytes": t}
-            for t in _listed(attributes["tensors"], f"node '{node}' has tensors", "a list of sizes")
-        ]
-        readers: list[list[Any]] = [[] for _ in listed]
-        for reader, edge in graph[node].items():
-            for number in _read_positions(node, reader, edge, len(listed)):
-                readers[number].append(reader)
-        for tensor, reading in zip(listed, readers, strict=True):
-            resident = tensor.get("resident", False)
-            if "bytes" not in tensor or not set(tensor) <= {"bytes", "resident"}:
-                raise InputError(
-                    f"node '{node}' has a tensor {_shown(dict(tensor))}; it must hold bytes, and may hold resident"
-                )
-            if not isinstance(resident, bool | np.bool_):
-                raise InputError(
-                    f"node '{node}' has a tensor with resident {_shown(resident)}; it must be True or False"
-                )
-            yield _whole(tensor["bytes"], f"node '{node}' has a tensor of bytes "), reading, bool(resident)
+        yield from _listed_tensors(graph, node, attributes["tensors"])
         return
-    by_size: dict[int, list[Any]] = {}
+    found: dict[tuple[int, float], list[Any]] = {}
     usual = _whole(attributes.get("output_bytes", 0), f"node '{node}' has output_bytes ")
-    if "output_bytes" in attributes:
-        by_size[usual] = []
+    usual_s = _transfer_s(attributes, "output_seconds", f"node '{node}'")
+    if "output_bytes" in attributes or "output_seconds" in attributes:
+        found[usual, _key(usual_s)] = []
     for reader, edge in graph[node].items():
-        _check_edge(node, reader, edge, ("bytes",))
+        _check_edge(node, reader, edge, ("bytes", "seconds"))
         size = _whole(edge["bytes"], f"edge '{node}' -> '{reader}' has bytes ") if "bytes" in edge else usual
-        by_size.setdefault(size, []).append(reader)
-    for size, reading in by_size.items():
-        yield size, reading, False
+        seconds = _transfer_s(edge, "seconds", f"edge '{node}' -> '{reader}'") if "seconds" in edge else usual_s
+        if "bytes" in edge and "seconds" not in edge:
+            seconds = math.nan  # the edge says its own cost
+        found.setdefault((size, _key(seconds)), []).append(reader)
+    for (size, seconds), reading in found.items():
+        yield size, reading, False, seconds if seconds >= 0 else math.nan
+
+
+def _key(seconds: float) -> float:
+    """Seconds as part of a dict's key: NaN, which equals nothing, is -1."""
+    return -1.0 if math.isnan(seconds) else seconds
+
+
+def _listed_tensors(graph: nx.DiGraph, node: Any, tensors: Any) -> Iterable[tuple[int, list[Any], bool, float]]:
+    """As `_tensors`, of a node that lists them."""
+    listed = [
+        t if isinstance(t, Mapping) else {"bytes": t}
+        for t in _listed(tensors, f"node '{node}' has tensors", "a list of sizes")
+    ]
+    readers: list[list[Any]] = [[] for _ in listed]
+    for reader, edge in graph[node].items():
+        for number in _read_positions(node, reader, edge, len(listed)):
+            readers[number].append(reader)
+    for tensor, reading in zip(listed, readers, strict=True):
+        resident = tensor.get("resident", False)
+        if "bytes" not in tensor or not set(tensor) <= {"bytes", "resident", "seconds"}:
+            raise InputError(
+                f"node '{node}' has a tensor {_shown(dict(tensor))}; it must hold bytes, and may hold resident and "
+                "seconds"
+            )
+        if not isinstance(resident, bool | np.bool_):
+            raise InputError(f"node '{node}' has a tensor with resident {_shown(resident)}; it must be True or False")
+        seconds = _transfer_s(tensor, "seconds", f"a tensor of node '{node}'")
+        yield _whole(tensor["bytes"], f"node '{node}' has a tensor of bytes "), reading, bool(resident), seconds
 
 
 def _read_positions(node: Any, reader: Any, edge: Mapping[str, Any], count: int) -> list[int]:

@@ -93,6 +93,7 @@ def replicate(graph: ComputationGraph, replicas: int, *, bucket_bytes: int = BUC
         [made.ops[i] for i in order],
         tensors,
         [[rank[copy.op[i]] for i in members] for copy in copies for members in _bound(graph)],
+        tokens=replicas * graph.tokens,
     )
 
 
@@ -225,6 +226,7 @@ def _copy(graph: ComputationGraph, updates: Sequence[_Update], made: _Made, repl
                 int(graph.tensor_bytes[tensor]),
                 [first_op + reader for reader in readers if (tensor, reader) not in own_gradient],
                 resident=bool(graph.tensor_resident[tensor]),
+                transfer_s=float(graph.tensor_transfer_s[tensor]),
             )
         )
     return _Copy(range(first_op, len(made.ops)), range(first_tensor, len(made.tensors)))

@@ -26,6 +26,9 @@ from graphs.zoo import load as load_zoo
 PYTHON_PREFIX = "python:"
 """How a source begins that runs a function of the user's; no other source runs anything."""
 
+HF_PREFIX = "hf:"
+"""How a source begins that is a configuration of the Transformers library; see `graphs.huggingface`."""
+
 _SIZE = re.compile(r"(.+?)=(-?[0-9]{1,18}|[0-9]{1,18}(?:x[0-9]{1,18})+)(?:,|$)")
 """A size behind the name of an ONNX file: of one dimension, or of all dimensions of a tensor."""
 
@@ -34,7 +37,7 @@ CAPTURE_OPTIONS = ("loss", "training", "optimizer", "name")
 
 _READABLE = (
     f"a workload of the zoo ({', '.join(sorted(ZOO))}; sizes may follow, as in nmt:layers=4), a file that ends in "
-    f"{', '.join(SUFFIXES)} or {ONNX_SUFFIX}, or {PYTHON_PREFIX}package.module:function"
+    f"{', '.join(SUFFIXES)} or {ONNX_SUFFIX}, {HF_PREFIX}FOLDER, or {PYTHON_PREFIX}package.module:function"
 )
 
 
@@ -48,6 +51,7 @@ def load_graph(source: str) -> ComputationGraph:
     ``step.graph.json[.gz]``      a graph file; see `graphs.files.load_graph_file`
     ``model.onnx``                an ONNX model's inference step; see `graphs.onnx_import.importer.load_onnx_file`
     ``model.onnx:batch=8,x.1=4``  the same, with sizes for dimensions that the file leaves open
+    ``hf:PATH:phase=decode``      a step of a language model from its ``config.json``; see `graphs.huggingface`
     ``python:pkg.mod:function``   the model that a function returns, captured; the only source that runs user code
     ============================  ====================================================================================
 
@@ -65,6 +69,10 @@ def load_graph(source: str) -> ComputationGraph:
     """
     if source.startswith(PYTHON_PREFIX):
         return _from_function(source)
+    if source.startswith(HF_PREFIX):
+        from graphs.huggingface import load_huggingface  # imports torch, so not before it is needed
+
+        return load_huggingface(source)
     if source.endswith(SUFFIXES):
         return load_graph_file(source)
     onnx_path, onnx_sizes = _split_onnx(source)
@@ -109,6 +117,11 @@ def check_can_run(source: str) -> None:
     Raises:
         InputError: It is a file.
     """
+    if source.startswith(HF_PREFIX):
+        raise InputError(
+            f"graph '{source}' is a configuration without weights, which describes a step but cannot be run; name a "
+            f"workload of the zoo or {PYTHON_PREFIX}package.module:function"
+        )
     if not source.startswith(PYTHON_PREFIX) and (source.endswith(SUFFIXES) or _split_onnx(source)[0]):
         raise InputError(
             f"graph '{source}' is a file, which describes a step but cannot be run; name a workload of the zoo or "

@@ -1,9 +1,9 @@
 """Placers, learned and not; training, results, comparison, and the command `placement`.
 
-Every verb of the command is a function here: `train`, `train_measured`, `compare`, `simulate`, `run`, `profile`,
-`import_graph` and `export`. `make_problem` makes what most of them take, `load_problem` takes it from a run; and there
-are `read_placement`, `write_placement`, `check_placement`, `make_result`, and `apply`, which runs a model by its
-placement. They are imported when they are first asked for; only training and running load torch.
+Every verb of the command is a function here: `train`, `train_measured`, `compare`, `what_if`, `simulate`, `run`,
+`profile`, `machine`, `import_graph` and `export`. `make_problem` makes what most take, `load_problem` a run's problem;
+and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, and `apply`, which runs a model by
+its placement. They are imported when they are first asked for; only training and running load torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         export,
         import_graph,
         load_problem,
+        machine,
         profile,
         run,
         simulate,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
     from placement.apply_placement import apply
     from placement.results.placement_file import check_placement, make_result, read_placement, write_placement
+    from placement.scenarios import what_if
 
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it from here
 
@@ -36,6 +38,7 @@ _HOME = {
     "export": "placement.api",
     "import_graph": "placement.api",
     "load_problem": "placement.api",
+    "machine": "placement.api",
     "make_problem": "envs.make_problem",
     "make_result": "placement.results.placement_file",
     "profile": "placement.api",
@@ -44,6 +47,7 @@ _HOME = {
     "simulate": "placement.api",
     "train": "placement.api",
     "train_measured": "placement.api",
+    "what_if": "placement.scenarios",
     "write_placement": "placement.results.placement_file",
 }
 
@@ -55,6 +59,7 @@ __all__ = [
     "export",
     "import_graph",
     "load_problem",
+    "machine",
     "make_problem",
     "make_result",
     "profile",
@@ -63,6 +68,7 @@ __all__ = [
     "simulate",
     "train",
     "train_measured",
+    "what_if",
     "write_placement",
 ]
 

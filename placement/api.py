@@ -1,4 +1,4 @@
-"""The verbs of the command as functions: train, compare, simulate, run, profile, import_graph and export.
+"""The verbs of the command as functions: train, compare, simulate, run, profile, machine, import_graph, export.
 
 The whole job::
 
@@ -16,6 +16,7 @@ Importing this loads no torch; what needs it loads it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from envs.clusters.catalog import DEVICE_SPECS
 from envs.clusters.cluster import Cluster
+from envs.clusters.file import CLUSTER_FILE_SUFFIXES, cluster_to_yaml
+from envs.machine import MachineCluster, load_topology, this_machine
 from envs.make_problem import DEFAULT_GROUPS, make_problem
 from envs.problem import PlacementProblem
 from graphs.computation_graph import ComputationGraph
@@ -45,7 +49,9 @@ from placement.results.simulated import Simulated, simulate_ops
 from placement.runs import directory, training
 from placement.runs.observer import RunObserver, UpdateObserver
 from placement.runs.plain import Plain
+from placement.runs.row_jobs import row_source
 from placement.runs.steps import MeasuredSteps, ProfiledMachine, encode_steps, profile_steps, run_steps
+from placement.workers import Workers, open_workers
 
 if TYPE_CHECKING:
     from placement.learning.stats import UpdateStats
@@ -57,6 +63,7 @@ __all__ = [
     "export",
     "import_graph",
     "load_problem",
+    "machine",
     "make_problem",
     "profile",
     "run",
@@ -200,6 +207,7 @@ def compare(
     start: StartAt = "heuristics",
     json: str | Path | None = None,
     restart: bool = False,
+    workers: Workers | str | int | None = None,
     on_start: Callable[[str], None] | None = None,
     on_row: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
@@ -216,7 +224,9 @@ def compare(
         json: A file for the rows, written whole after each: a comparison that was killed and is started again with the
             same settings takes the finished rows from there.
         restart: Do not look at what is in that file.
-        on_start: Called with a placer's name before it runs.
+        workers: Run placers at the same time: see `placement.workers.open_workers`; None runs one after the other, each
+            on all cores.
+        on_start: Called with a placer's name before it runs; with workers once, with all names.
         on_row: Called after each finished row with the comparison so far, whose last row is the new one; and at first
             where finished rows were taken over.
 
@@ -234,22 +244,35 @@ def compare(
     if path is not None and not restart:
         finished = read_finished(path, problem, seed=seed, budget=budget, options=options)
 
+    from placement.runs.compile_ahead import compile_for
+
+    compile_for([info for info in chosen if info.name not in {row.placer for row in finished}], problem.schedule)
+
     def after_row(comparison: Comparison) -> None:
         if path is not None:
             write_atomically(path, encode_comparison(comparison))
         if on_row is not None:
             on_row(comparison)
 
-    return compare_placers(
-        problem,
-        chosen,
-        budget=budget,
-        seed=seed,
-        options=options,
-        finished=finished,
-        on_start=on_start,
-        on_row=after_row,
-    )
+    with contextlib.ExitStack() as opened:
+        source = None
+        if workers is not None:
+            held = opened.enter_context(open_workers(workers)) if isinstance(workers, str | int) else workers
+            source = row_source(held)
+        comparison = compare_placers(
+            problem,
+            chosen,
+            budget=budget,
+            seed=seed,
+            options=options,
+            finished=finished,
+            on_start=on_start,
+            on_row=after_row,
+            source=source,
+        )
+    if path is not None:
+        write_atomically(path, encode_comparison(comparison))
+    return comparison
 
 
 def simulate(
@@ -388,6 +411,45 @@ def profile(
         time_limit_s=time_limit_s,
         observer=observer or RunObserver(),
     )
+
+
+def machine(
+    *,
+    topology: str | None = None,
+    again: bool = False,
+    out: str | Path | None = None,
+    on_measure: Callable[[], None] = lambda: None,
+) -> MachineCluster:
+    """This machine as a cluster, or another by its saved outputs.
+
+    This machine is measured once, which takes less than a minute; what was measured of the same hardware with the same
+    PyTorch is kept in the user's cache.
+
+    Args:
+        topology: Saved outputs of another machine, as after ``--topology``: ``"topo.txt:gpu=rtx_3090"``.
+        again: Measure this machine again.
+        out: The cluster file to write.
+        on_measure: Called before it is measured.
+
+    Returns:
+        The cluster (`MachineCluster.cluster`, for `make_problem`), and what was found, measured and assumed.
+
+    Raises:
+        InputError: An output cannot be read, a device is not known, or measuring failed.
+
+    Example:
+        ``placement.make_problem("nmt", placement.machine().cluster)``
+    """
+    path = None if out is None else Path(out)
+    if path is not None:
+        check_ends("out", path, "cluster file", CLUSTER_FILE_SUFFIXES)
+        check_can_write(path)
+    if topology is not None and again:
+        raise InputError("another machine cannot be measured from here; leave out again, or the topology")
+    made = this_machine(again=again, on_measure=on_measure) if topology is None else load_topology(topology)
+    if path is not None:
+        write_atomically(path, cluster_to_yaml(made.cluster, DEVICE_SPECS).encode())
+    return made
 
 
 def import_graph(

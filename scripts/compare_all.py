@@ -13,6 +13,7 @@ others are kept. Another budget is refused unless --restart is given.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import sys
@@ -31,9 +32,11 @@ from graphs.zoo import ZOO
 from placement.api import make_problem
 from placement.placers.base import Budget
 from placement.registry import PLACERS, choose_placers
-from placement.results.comparison import SINGLE_DEVICE, Comparison, compare_placers
+from placement.results.comparison import SINGLE_DEVICE, Comparison, RowSource, compare_placers
 from placement.results.comparison_file import ComparisonRecord, RowRecord, finished_rows, make_record
+from placement.runs.row_jobs import row_source
 from placement.text import clock, seconds
+from placement.workers import open_workers
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results" / "results.md"
@@ -78,6 +81,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--schedule", default="priority", help="the simulator's: %(default)s")
     parser.add_argument("--out", type=Path, default=PAGE, help="the page to write: %(default)s")
     parser.add_argument("--rerun", default="", help="placers, separated by commas, whose finished rows are run again")
+    parser.add_argument("--workers", help="run placers at the same time: a number of processes, ray, ray://HOST:PORT")
     parser.add_argument("--restart", action="store_true", help="forget what the results file holds")
     return parser.parse_args(args)
 
@@ -100,6 +104,26 @@ def _run(asked: argparse.Namespace) -> int:
                 "now; start anew with --restart, or give another --out"
             )
     again = choose_placers(asked.rerun) if asked.rerun else []
+    with contextlib.ExitStack() as opened:
+        source = row_source(opened.enter_context(open_workers(asked.workers))) if asked.workers else None
+        _fill(asked, results, raw=raw, placers=placers, seeds=seeds, budget=budget, again=again, source=source)
+    print(f"{out}, {raw}")
+    return 0
+
+
+def _fill(
+    asked: argparse.Namespace,
+    results: Results,
+    *,
+    raw: Path,
+    placers: Sequence[str],
+    seeds: Sequence[int],
+    budget: Budget,
+    again: Sequence[str],
+    source: RowSource | None,
+) -> None:
+    """Run what is missing, and write the rows after each, and the page after each cell."""
+    out: Path = asked.out
     began = time.perf_counter()
     for graph, cluster in _cells(asked):
         problem = make_problem(graph, cluster, schedule=asked.schedule)
@@ -125,12 +149,11 @@ def _run(asked: argparse.Namespace) -> int:
                     finished=[row for row in finished if row.placer not in again],
                     on_start=say,
                     on_row=keep,
+                    source=source,
                 )
             except NoFeasiblePlacementError as error:
                 print(f"{name}: left out, {error}", flush=True)
         write_atomically(out, page(results, os.path.relpath(raw, out.parent)).encode())
-    print(f"{out}, {raw}")
-    return 0
 
 
 def _cells(asked: argparse.Namespace) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 `load_cluster` turns what a user writes after ``--cluster`` into a `Cluster`: a known name (``k80x4``), a known name
 with overrides (``k80x4:link_bytes_per_s=2.5e9``), or a cluster file (see `envs.clusters.file`). The figures stand in
-`envs.clusters.device_specs` and `envs.clusters.known`.
+`envs.clusters.device_specs`, `envs.clusters.known` and ``data/machines.yaml``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ from dataclasses import replace
 from envs.clusters.cluster import Cluster
 from envs.clusters.device_specs import DEVICE_SPECS
 from envs.clusters.file import CLUSTER_FILE_SUFFIXES, load_cluster_file
-from envs.clusters.known import CLUSTERS, cpu_cores
+from envs.clusters.known import CLUSTERS as _KNOWN
+from envs.clusters.known import cpu_cores
+from envs.clusters.machines import load_machines
 from graphs.errors import InputError, unknown_name
 
 __all__ = ["CLUSTERS", "DEVICE_SPECS", "OVERRIDES", "load_cluster"]
+
+CLUSTERS: dict[str, Cluster] = _KNOWN | load_machines(_KNOWN)
+"""Known clusters by name, servers and cloud instances among them; of ``cpu_cores:K`` one as an example."""
 
 OVERRIDES = {
     "link_bytes_per_s": "bandwidth of every link, each way",
@@ -61,7 +66,8 @@ def load_cluster(spec: str) -> Cluster:
     elif name in CLUSTERS:
         cluster = CLUSTERS[name]
     else:
-        raise unknown_name("cluster", name or spec, [*_NAMES, "a path to a .yaml file"])
+        error = unknown_name("cluster", name or spec, _NAMES)
+        raise InputError(f"{error}; see: placement list clusters, or give a path to a .yaml file")
     return _override(cluster, spec, text) if colon else cluster
 
 

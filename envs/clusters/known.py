@@ -33,10 +33,11 @@ _ETHERNET_25G = (2.94e9, 30e-6)
 # A core that copies from memory to memory reads and writes; waking the other core is taken to cost 2 us.
 _CORE_TO_CORE_LATENCY_S = 1e-6
 
-_DGX1_NVLINK_BRICKS = {
+DGX1_NVLINK_BRICKS = {
     (0, 1): 1, (0, 2): 1, (0, 3): 2, (0, 4): 2, (1, 2): 2, (1, 3): 1, (1, 5): 2, (2, 3): 2,
     (2, 6): 1, (3, 7): 1, (4, 5): 1, (4, 6): 1, (4, 7): 2, (5, 6): 2, (5, 7): 1, (6, 7): 2,
 }  # fmt: skip
+"""NVLink 2 bricks between the GPUs of a DGX-1 with V100, whose source is that of cluster v100x8."""
 
 
 def _devices(cpu: str, *gpus: str) -> tuple[Device, ...]:
@@ -64,7 +65,7 @@ def _k80(dies: int) -> Cluster:
 def _v100x8() -> Cluster:
     nvlinks = [
         Link(f"gpu:{a}", f"gpu:{b}", bricks * _NVLINK_BYTES_PER_S, _NVLINK_LATENCY_S)
-        for (a, b), bricks in _DGX1_NVLINK_BRICKS.items()
+        for (a, b), bricks in DGX1_NVLINK_BRICKS.items()
     ]
     up = [Link("cpu:0", f"plx:{switch}", *_PCIE3_TO_SWITCH) for switch in range(4)]
     down = [Link(f"plx:{gpu // 2}", f"gpu:{gpu}", *_PCIE3_TO_SWITCH) for gpu in range(8)]
@@ -140,7 +141,7 @@ def _two_hosts() -> Cluster:
         devices += [Device(f"gpu:{first + gpu}", DEVICE_SPECS["v100"]) for gpu in range(4)]
         links += [
             Link(f"gpu:{first + a}", f"gpu:{first + b}", bricks * _NVLINK_BYTES_PER_S, _NVLINK_LATENCY_S)
-            for (a, b), bricks in _DGX1_NVLINK_BRICKS.items()
+            for (a, b), bricks in DGX1_NVLINK_BRICKS.items()
             if b < 4
         ]
         links += [Link(f"cpu:{host}", f"plx:{2 * host + switch}", *_PCIE3_TO_SWITCH) for switch in range(2)]

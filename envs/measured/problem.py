@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.clusters.device_specs import CPU_CORES, DEVICE_SPECS, cpu_core
+from envs.clusters.memories import Memories
 from envs.evaluators import Evaluation
 from envs.measured.machine import RealDevice, parse_devices
 from envs.measured.process import MeasuringProcess
@@ -155,7 +156,7 @@ class Measurer:
         given: SimulatorInput,
         ops: NDArray[np.int32],
         allowed: NDArray[np.bool_],
-        memory_bytes: NDArray[np.int64],
+        memories: Memories,
         *,
         threads: int | None = None,
         abort_above_s: float | NDArray[np.float64] | None = None,
@@ -175,7 +176,7 @@ class Measurer:
             peak[row] = found.peak_memory_bytes
             if not found.reason:
                 step_time_s[row] = found.step_time_s
-                feasible[row] = (peak[row] <= memory_bytes).all()
+                feasible[row] = memories.fits(peak[row : row + 1])[0]
         return Evaluation(step_time_s, peak, feasible)
 
     def remember(self, op_placement: NDArray[np.integer], schedule: str, found: Measurement) -> None:

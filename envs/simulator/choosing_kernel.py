@@ -49,6 +49,8 @@ EPSILON = 2.0**-52
 """Sums of ``n`` times in two orders differ by less than ``2 n`` times this share of them."""
 _0, _1, _6, _63 = np.uint64(0), np.uint64(1), np.uint64(6), np.uint64(63)
 
+_OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False, "error_model": "numpy"}
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -61,16 +63,22 @@ def compiled(function: F) -> F:
     The cache is the `__pycache__` beside this file; where that cannot be written, the user's cache directory, or
     ``NUMBA_CACHE_DIR``. Where none of them can be written numba refuses to cache, and we compile in every process.
     """
-    options: dict[str, Any] = {"nogil": True, "_nrt": False, "error_model": "numpy"}
+    options: dict[str, Any] = {**_OPTIONS, "no_cfunc_wrapper": True}
     try:
         return cast(F, numba.njit(cache=True, **options)(function))
     except RuntimeError:
         return cast(F, numba.njit(**options)(function))
 
 
+def called(function: F) -> F:
+    """Compile for compiled callers only; a way in from Python would cost a quarter of the time that compiling takes."""
+    options: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast(F, numba.njit(**options)(function))
+
+
 def inlined(function: F) -> F:
-    """Compile into the callers."""
-    options: dict[str, Any] = {"nogil": True, "_nrt": False, "error_model": "numpy"}
+    """As `called`, and compile into the callers."""
+    options: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     return cast(F, numba.njit(forceinline=True, **options)(function))
 
 
@@ -243,19 +251,20 @@ def _close_instant(schedule, first_word, ops, devices, bits, touched, state, pea
 @inlined
 def _reserve(
     route_directions, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
-    tensor, size, source, destination, now,
+    tensor, size, priced_as, source, destination, now,
 ):  # fmt: skip
-    """Reserve the route for a transfer."""
+    """Reserve the route for a transfer; `priced_as` is the entry of `routes` that says what it takes, 0 for its own."""
     number = state[_0].transfers
     state[_0].transfers += 1
     route = routes[source * np.uint64(len(devices)) + destination]
+    price = route if priced_as == 0 else routes[priced_as]
     start_s, blocker = now, NONE
     for i in range(route.begin, route.end):
         direction = directions[route_directions[i]]
         if direction.free_s > start_s:
             start_s = direction.free_s
             blocker = direction.last_transfer
-    end_s = start_s + (route.latency_s + size / route.bytes_per_s)
+    end_s = start_s + (price.latency_s + size / price.bytes_per_s)
     for i in range(route.begin, route.end):
         direction = directions[route_directions[i]]
         direction.free_s = end_s
@@ -279,7 +288,7 @@ def _reserve(
     queue = queues[route.queue]
     if queue.first == NONE:
         queue.first = number
-        _advance_slot(slot_s, block_s, np.uint64(len(devices)) + route.queue, end_s)
+        _advance_slot(slot_s, block_s, np.uint64(len(devices)) + np.uint64(route.queue), end_s)
     else:
         transfers[queue.last].next_arrival = number
     queue.last = number
@@ -320,7 +329,7 @@ def _send(
     for i in range(remote):
         _reserve(
             route_directions, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
-            tensor_number, tensor.bytes, source, destinations[i], now,
+            tensor_number, tensor.bytes, tensor.priced_as, source, destinations[i], now,
         )  # fmt: skip
         devices[destinations[i]].readers = 0
 

@@ -39,6 +39,7 @@ TENSOR = np.dtype(
         ("first_edge", np.uint32),  # up to the next tensor's
         ("uses", np.int32),  # readers at home and departures that have not ended
         ("producer", np.uint32),
+        ("priced_as", np.uint32),  # entry of `Work.routes` that says what sending it takes; 0 for that of its route
     ],
     align=True,
 )
@@ -125,7 +126,7 @@ class Work(NamedTuple):
     home_holders: NDArray[np.uint32]  # [E], the same where nothing is sent
     transfers: NDArray[Any]  # TRANSFER[E]
     devices: NDArray[Any]  # DEVICE[D]
-    routes: NDArray[Any]  # ROUTE[D * D]
+    routes: NDArray[Any]  # ROUTE[D * D + tensors of given seconds]; see `SimulatorInput.priced_routes`
     directions: NDArray[Any]  # DIRECTION[directions]
     queues: NDArray[Any]  # QUEUE[queues]
     bits: NDArray[np.uint64]  # [D, words], ready ops by rank
@@ -167,6 +168,7 @@ def make_work(problem: SimulatorInput) -> Work:
     tensors["local_bytes"][:-1] = np.where(problem.tensor_resident, 0, problem.tensor_bytes)
     tensors["first_edge"] = problem.consumer_offsets
     tensors["producer"][:-1] = problem.tensor_producer
+    tensors["priced_as"][:-1], latency_s, bytes_per_s = problem.priced_routes()
     np.add.at(ops["output_bytes"], problem.tensor_producer, tensors["local_bytes"][:-1])
     edges = np.zeros(num_edges, dtype=EDGE)
     edges["reader"] = problem.consumers
@@ -174,10 +176,10 @@ def make_work(problem: SimulatorInput) -> Work:
     devices = np.zeros(num_devices, dtype=DEVICE)
     devices["spec"] = problem.device_spec
 
-    routes = np.zeros(num_devices * num_devices, dtype=ROUTE)
-    routes["latency_s"] = problem.route_latency_s.ravel()
-    routes["bytes_per_s"] = problem.route_bytes_per_s.ravel()
-    routes["begin"], routes["end"] = problem.route_offsets[:-1], problem.route_offsets[1:]
+    routes = np.zeros(len(latency_s), dtype=ROUTE)
+    routes["latency_s"], routes["bytes_per_s"] = latency_s, bytes_per_s
+    begin, end = problem.route_offsets[:-1], problem.route_offsets[1:]
+    routes["begin"][: num_devices**2], routes["end"][: num_devices**2] = begin, end
     between = np.flatnonzero(routes["end"] > routes["begin"])
     last_direction = problem.route_directions[routes["end"][between] - 1]
     queue_directions, routes["queue"][between] = np.unique(last_direction, return_inverse=True)

@@ -46,8 +46,9 @@ OP = np.dtype(
     ],
     align=True,
 )
-TENSOR = np.dtype([("last_reader", np.uint32), ("departures", np.int32)], align=True)
-"""The last op to use a tensor at home (its producer, at least), and its transfers that have not ended."""
+TENSOR = np.dtype([("last_reader", np.uint32), ("departures", np.int32), ("priced_as", np.uint32)], align=True)
+"""The last op to use a tensor at home (its producer, at least), its transfers that have not ended, and the entry of
+`Work.routes` that says what sending it takes, 0 for that of its route."""
 TRANSFER = np.dtype(
     [
         ("start_s", np.float64),
@@ -100,7 +101,7 @@ class Work(NamedTuple):
     readers: NDArray[np.uint32]  # [E]
     tensor_bytes: NDArray[np.int64]  # [T]
     local_bytes: NDArray[np.int64]  # [T], 0 where the tensor is resident
-    routes: NDArray[Any]  # ROUTE[D * D]
+    routes: NDArray[Any]  # ROUTE[D * D + tensors of given seconds]; see `SimulatorInput.priced_routes`
     route_directions: NDArray[np.uint32]
     into_offsets: NDArray[np.uint32]  # [D + 1]; the directions with which routes to a device end are
     into: NDArray[np.uint32]  # entries `into_offsets[d]` to `into_offsets[d + 1]` of this
@@ -126,10 +127,12 @@ def make_work(problem: SimulatorInput) -> Work:
     np.add.at(output_bytes, problem.tensor_producer, local_bytes)
     devices = np.zeros(num_devices, dtype=DEVICE)
     devices["spec"] = problem.device_spec
-    routes = np.zeros(num_devices * num_devices, dtype=ROUTE)
-    routes["latency_s"] = problem.route_latency_s.ravel()
-    routes["bytes_per_s"] = problem.route_bytes_per_s.ravel()
-    routes["begin"], routes["end"] = problem.route_offsets[:-1], problem.route_offsets[1:]
+    tensors = np.zeros(num_tensors, dtype=TENSOR)
+    tensors["priced_as"], latency_s, bytes_per_s = problem.priced_routes()
+    routes = np.zeros(len(latency_s), dtype=ROUTE)
+    routes["latency_s"], routes["bytes_per_s"] = latency_s, bytes_per_s
+    begin, end = problem.route_offsets[:-1], problem.route_offsets[1:]
+    routes["begin"][: num_devices**2], routes["end"][: num_devices**2] = begin, end
     into: list[list[int]] = []
     out: list[list[int]] = []
     for d in range(num_devices):
@@ -158,7 +161,7 @@ def make_work(problem: SimulatorInput) -> Work:
         out_offsets=offsets(out),
         out=np.array([x for row in out for x in row], dtype=np.uint32),
         ops=np.zeros(num_ops, dtype=OP),
-        tensors=np.zeros(num_tensors, dtype=TENSOR),
+        tensors=tensors,
         transfers=np.zeros(num_edges, dtype=TRANSFER),
         devices=devices,
         directions=np.zeros(problem.num_directions, dtype=DIRECTION),
@@ -274,16 +277,17 @@ def _next_sender(devices, slot_s):
 
 
 @inlined
-def _reserve(route_directions, tensor_bytes, transfers, devices, routes, directions, counts,
+def _reserve(route_directions, tensor_bytes, tensors, transfers, devices, routes, directions, counts,
              tensor, source, destination, now):  # fmt: skip
     """Reserve the route for a transfer, and return its number."""
     number = counts[_0]
     counts[_0] += 1
     route = routes[source * np.uint64(len(devices)) + destination]
+    price = route if tensors[tensor].priced_as == 0 else routes[tensors[tensor].priced_as]
     start_s = now
     for i in range(route.begin, route.end):
         start_s = max(start_s, directions[route_directions[i]].free_s)
-    end_s = start_s + (route.latency_s + tensor_bytes[tensor] / route.bytes_per_s)
+    end_s = start_s + (price.latency_s + tensor_bytes[tensor] / price.bytes_per_s)
     for i in range(route.begin, route.end):
         directions[route_directions[i]].free_s = end_s
     transfer = transfers[number]
@@ -330,7 +334,7 @@ def _send(first_edge, readers, tensor_bytes, route_directions, ops, tensors, tra
     for i in range(count):
         target = destinations[i]
         devices[target].transfer = _reserve(
-            route_directions, tensor_bytes, transfers, devices, routes, directions, counts,
+            route_directions, tensor_bytes, tensors, transfers, devices, routes, directions, counts,
             tensor, source, target, now,
         )  # fmt: skip
     for e in range(begin, end):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster
 from envs.simulator import choosing_kernel
+from graphs.colocation.module_visits import ModuleVisits, module_visits
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 
@@ -35,6 +36,7 @@ class SimulatorInput:
         tensor_offsets: ``int32[N + 1]``; op ``i`` makes tensors ``tensor_offsets[i]`` to ``tensor_offsets[i + 1]``.
         tensor_bytes: ``int64[T]``.
         tensor_resident: ``bool[T]``.
+        tensor_transfer_s: ``float64[T]``, seconds of a transfer whatever its route; NaN where bytes decide.
         consumer_offsets: ``int32[T + 1]`` and
         consumers: ``int32[E]``, as in the graph.
         route_latency_s: ``float64[D, D]``.
@@ -43,6 +45,7 @@ class SimulatorInput:
         route_directions: ``int32[...]``, as in `envs.clusters.cluster.Routes`.
         receive_s_per_byte: ``float64[D, D]``, seconds of the receiver that a byte takes where it copies itself; 0 where
             it does not.
+        visits: Which reads share a copy under the schedule ``sequential``; None under the others.
     """
 
     schedule: str
@@ -56,6 +59,7 @@ class SimulatorInput:
     tensor_offsets: NDArray[np.int32]
     tensor_bytes: NDArray[np.int64]
     tensor_resident: NDArray[np.bool_]
+    tensor_transfer_s: NDArray[np.float64]
     consumer_offsets: NDArray[np.int32]
     consumers: NDArray[np.int32]
     route_latency_s: NDArray[np.float64]
@@ -63,6 +67,7 @@ class SimulatorInput:
     route_offsets: NDArray[np.int32]
     route_directions: NDArray[np.int32]
     receive_s_per_byte: NDArray[np.float64]
+    visits: ModuleVisits | None
 
     def __post_init__(self) -> None:
         for value in vars(self).values():
@@ -89,10 +94,43 @@ class SimulatorInput:
         """``int32[T]``."""
         return np.repeat(np.arange(self.num_ops, dtype=np.int32), np.diff(self.tensor_offsets))
 
+    def priced_routes(self) -> tuple[NDArray[np.uint32], NDArray[np.float64], NDArray[np.float64]]:
+        """What the kernels look the time of a transfer up by: ``latency + bytes / rate`` of an entry.
+
+        Returns:
+            ``(entry uint32[T], latency_s, bytes_per_s)``: the entries 0 to ``D * D - 1`` are the routes, which count
+            where a tensor's entry is 0; behind them is one of the seconds, at an infinite rate, for each tensor whose
+            transfers take a given time.
+        """
+        timed = np.flatnonzero(~np.isnan(self.tensor_transfer_s))
+        entry = np.zeros(len(self.tensor_bytes), dtype=np.uint32)
+        entry[timed] = self.num_devices**2 + np.arange(len(timed))
+        latency_s = np.concatenate([self.route_latency_s.ravel(), self.tensor_transfer_s[timed]])
+        return entry, latency_s, np.concatenate([self.route_bytes_per_s.ravel(), np.full(len(timed), np.inf)])
+
+    @cached_property
+    def edge_tensor(self) -> NDArray[np.int32]:
+        """``int32[E]``."""
+        return np.repeat(np.arange(len(self.tensor_bytes), dtype=np.int32), np.diff(self.consumer_offsets))
+
+    def with_schedule(self, schedule: str, graph: ComputationGraph) -> SimulatorInput:
+        """The same under another schedule.
+
+        Args:
+            schedule: One of `SCHEDULES`.
+            graph: The graph that this was laid out from.
+        """
+        return replace(self, schedule=schedule, visits=_visits(graph, schedule))
+
     @cached_property
     def receives(self) -> bool:
         """Whether any device copies what it receives itself, which is lowered as `envs.simulator.receiving` says."""
         return self.schedule != "sequential" and bool(self.receive_s_per_byte.any())
+
+    @cached_property
+    def copied_bytes(self) -> NDArray[np.int64]:
+        """``int64[T]``: bytes of each tensor that a receiver copies; 0 of one whose transfers take a given time."""
+        return np.where(np.isnan(self.tensor_transfer_s), self.tensor_bytes, 0)
 
     @cached_property
     def reading_order(self) -> NDArray[np.int64]:
@@ -153,7 +191,7 @@ def make_input(
         raise InputError(
             f"graph '{graph.name}': op '{graph.op_names[nowhere[0]]}' may run on no device of cluster '{cluster.name}'"
         )
-    _check_magnitudes(graph, cluster, times)
+    _check_magnitudes(graph, cluster, times, schedule)
     routes = cluster.routes
     order = np.argsort(graph.consumers, kind="stable").astype(np.int32)
     num_inputs = np.bincount(graph.consumers, minlength=graph.num_ops).astype(np.int32)
@@ -175,6 +213,7 @@ def make_input(
         tensor_offsets=tensor_offsets,
         tensor_bytes=np.array(graph.tensor_bytes),
         tensor_resident=np.array(graph.tensor_resident),
+        tensor_transfer_s=np.array(graph.tensor_transfer_s),
         consumer_offsets=consumer_offsets,
         consumers=np.array(graph.consumers),
         route_latency_s=np.array(routes.latency_s),
@@ -182,16 +221,24 @@ def make_input(
         route_offsets=np.array(routes.offsets),
         route_directions=np.array(routes.directions),
         receive_s_per_byte=np.where(routes.receiver_copies, 1.0 / routes.bytes_per_s, 0.0),
+        visits=_visits(graph, schedule),
     )
 
 
-def _check_magnitudes(graph: ComputationGraph, cluster: Cluster, times: NDArray[np.float64]) -> None:
+def _visits(graph: ComputationGraph, schedule: str) -> ModuleVisits | None:
+    return module_visits(graph) if schedule == "sequential" else None
+
+
+def _check_magnitudes(graph: ComputationGraph, cluster: Cluster, times: NDArray[np.float64], schedule: str) -> None:
     """Raise where a step could overflow: then no event could be told from "never", nor a size from a negative one."""
     routes = cluster.routes
     with np.errstate(over="ignore"):  # a sum that becomes infinite is refused below
         slowest_s = times.max(axis=0)  # [N]
         crossing_s = float(routes.latency_s.max(initial=0.0)) + graph.tensor_bytes / float(routes.bytes_per_s.min())
-        copies = np.minimum(np.diff(graph.consumer_offsets), cluster.num_devices)
+        crossing_s = np.where(np.isnan(graph.tensor_transfer_s), crossing_s, graph.tensor_transfer_s)
+        copies = np.diff(graph.consumer_offsets).astype(np.int64)
+        if schedule != "sequential":
+            copies = np.minimum(copies, cluster.num_devices)
         longest_s = slowest_s.sum() + (crossing_s * copies).sum()
     if not np.isfinite(longest_s):
         raise InputError(
@@ -199,7 +246,8 @@ def _check_magnitudes(graph: ComputationGraph, cluster: Cluster, times: NDArray[
             f"'{graph.op_names[int(slowest_s.argmax())]}' alone {slowest_s.max():.3g} s, a transfer "
             f"{crossing_s.max(initial=0.0):.3g} s); look for a huge op time or latency, or a bandwidth near zero"
         )
-    total = sum(map(int, graph.tensor_bytes)) * (cluster.num_devices + 1) + sum(map(int, graph.resident_bytes.ravel()))
+    in_memory = sum((1 + n) * size for n, size in zip(copies.tolist(), graph.tensor_bytes.tolist(), strict=True))
+    total = in_memory + sum(map(int, graph.resident_bytes.ravel()))
     if total > np.iinfo(np.int64).max:
         made = np.bincount(graph.tensor_producer, graph.tensor_bytes, graph.num_ops)
         largest = int(np.argmax(made + graph.resident_bytes.astype(np.float64).sum(axis=1)))

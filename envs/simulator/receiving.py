@@ -4,11 +4,11 @@ Between cores that share memory nobody moves bytes but the core that wants them,
 a link with `envs.clusters.cluster.Link.receiver_copies` a transfer therefore takes the link's latency alone, and the
 seconds of its bytes are added to the first op on the receiving device that reads the tensor: the one of highest
 priority, under the other schedules the one that comes first in the program. A copy thus takes the receiver's time
-once, however many ops read it. What is simplified: a receiver that waits for another input of that op does not copy
-meanwhile.
+once, however many ops read it. A tensor whose transfers take a given time costs the receiver nothing. What is
+simplified: a receiver that waits for another input of that op does not copy meanwhile.
 
-Searches that simulate in compiled code of their own, or go on from checkpoints, use the link model, in which a copy
-overlaps; `PlacementProblem.evaluate` and what is reported use this one.
+Searches that simulate in compiled code of their own use the link model, in which a copy overlaps;
+`PlacementProblem.evaluate` and what is reported use this one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def lowered(problem: SimulatorInput, work: Any) -> Any:
     view = times.view()
     view.setflags(write=False)  # as the kernels are compiled for
     work.devices["spec"] = np.arange(problem.num_devices)
-    work.routes["bytes_per_s"] = lowered_bytes_per_s(problem).ravel()
+    # Behind the routes are the prices of tensors whose transfers take a given time.
+    work.routes["bytes_per_s"][: problem.num_devices**2] = lowered_bytes_per_s(problem).ravel()
     return work._replace(op_time_s=view)
 
 
@@ -51,7 +52,7 @@ def charge(problem: SimulatorInput, work: Any, placement: NDArray[np.int32]) -> 
         problem.reading_order,
         problem.receive_s_per_byte,
         problem.tensor_producer,
-        problem.tensor_bytes,
+        problem.copied_bytes,
         problem.consumer_offsets,
         problem.consumers,
         placement,
@@ -71,7 +72,7 @@ def op_times_s(problem: SimulatorInput, placement: NDArray[np.int32]) -> NDArray
             first[device] = min(known, int(reader), key=lambda op: int(problem.reading_order[op]))
         for device, reader in first.items():
             if device != home:
-                times[reader] += float(problem.tensor_bytes[tensor]) * problem.receive_s_per_byte[home, device]
+                times[reader] += float(problem.copied_bytes[tensor]) * problem.receive_s_per_byte[home, device]
     return times
 
 

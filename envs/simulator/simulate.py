@@ -26,8 +26,9 @@ def simulate(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trac
         tensor, destination = (transfers[key].astype(np.int32) for key in ("tensor", "destination"))
         start_s, end_s = transfers["start_s"].copy(), transfers["end_s"].copy()
         op_start_s, op_end_s = (work.ops[key][: problem.num_ops].copy() for key in ("start_s", "end_s"))
+        copies = kernel_of(problem).copies_of(work)
     memory_time_s, memory_bytes = memory_steps(
-        problem, placements[0], op_start_s, op_end_s, tensor, destination, start_s, end_s
+        problem, placements[0], op_start_s, op_end_s, tensor, destination, start_s, end_s, copies
     )
     return Trace(
         step_time_s=float(step_time_s[0]),

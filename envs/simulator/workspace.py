@@ -21,11 +21,16 @@ class Kernel(NamedTuple):
     make_work: Callable[[SimulatorInput], Any]
     simulate_many: Callable[..., None]
     transfers_of: Callable[[Any], NDArray[Any]]
+    copies_of: Callable[[Any], tuple[NDArray[Any], NDArray[Any]] | None]  # as `envs.simulator.trace.memory_steps` asks
 
 
-_CHOOSING = Kernel(choosing_work.make_work, choosing_kernel.simulate_many, choosing_work.transfers_of)
-_IN_ORDER = Kernel(in_order.make_work, in_order.simulate_many, in_order.transfers_of)
-_SEQUENTIAL = Kernel(sequential.make_work, sequential.simulate_many, sequential.transfers_of)
+def _one_a_device(work: Any) -> None:
+    """One copy of a tensor for each device, so none is numbered."""
+
+
+_CHOOSING = Kernel(choosing_work.make_work, choosing_kernel.simulate_many, choosing_work.transfers_of, _one_a_device)
+_IN_ORDER = Kernel(in_order.make_work, in_order.simulate_many, in_order.transfers_of, _one_a_device)
+_SEQUENTIAL = Kernel(sequential.make_work, sequential.simulate_many, sequential.transfers_of, sequential.copies_of)
 _KERNELS = {"priority": _CHOOSING, "fifo": _CHOOSING, "program_order": _IN_ORDER, "sequential": _SEQUENTIAL}
 
 

@@ -84,7 +84,7 @@ def make_atoms(graph: ComputationGraph) -> Atoms:
     source, target = of_op[graph.edge_producer], of_op[graph.consumers]
     reads: list[list[tuple[int, int, bool]]] = [[] for _ in range(count)]
     readers: list[list[int]] = [[] for _ in range(count)]
-    columns = (source, target, graph.tensor_bytes[graph.edge_tensor], is_parameter_op[graph.edge_producer])
+    columns = (source, target, graph.weighed_bytes[graph.edge_tensor], is_parameter_op[graph.edge_producer])
     for a, b, size, of_parameter in zip(*(c.tolist() for c in columns), strict=True):
         if a != b:
             reads[b].append((a, size, of_parameter))

@@ -33,10 +33,18 @@ def run(verb: verbs.Verb) -> int:
         from placement.cli.compare import compare
 
         return compare(verb)
+    if isinstance(verb, verbs.WhatIf):
+        from placement.cli.what_if import what_if
+
+        return what_if(verb)
     if isinstance(verb, verbs.Simulate):
         from placement.cli.simulate import simulate
 
         return simulate(verb)
+    if isinstance(verb, verbs.Machine):
+        from placement.cli.machine import machine
+
+        return machine(verb)
     if isinstance(verb, verbs.Import):
         from placement.cli.files import import_graph
 

@@ -9,7 +9,7 @@ from placement.arguments import check_can_plot, check_can_write, check_positive
 from placement.cli import verbs
 from placement.cli.progress import ComparisonDisplay
 from placement.cli.report import comparison_report, problem_heading
-from placement.cli.shared import load, make_console
+from placement.cli.shared import chosen_cluster, load, make_console
 from placement.registry import PLACERS, choose_placers
 from placement.results.comparison import Comparison, check_seed
 from placement.results.comparison_file import encode_comparison, encode_comparison_csv
@@ -29,9 +29,9 @@ def compare(verb: verbs.Compare) -> int:
     check_can_write(verb.json, verb.csv, verb.plot)
     check_can_plot("--plot", verb.plot)
     out, err = make_console(), make_console(stderr=True)
-    problem = load(verb.graph, verb.cluster, verb.schedule, verb.groups)
+    problem = load(verb.graph, chosen_cluster(verb.cluster, verb.topology), verb.schedule, verb.groups)
     out.print(problem_heading(problem))
-    out.print(_plan(placers, verb.time_limit_s), style="dim")
+    out.print(_plan(placers, verb.time_limit_s, verb.workers), style="dim")
     with ComparisonDisplay(err, placers, time_limit_s=verb.time_limit_s) as display:
 
         def show(comparison: Comparison) -> None:
@@ -50,6 +50,7 @@ def compare(verb: verbs.Compare) -> int:
                 start=verb.start,
                 json=verb.json,
                 restart=verb.restart,
+                workers=verb.workers,
                 on_start=display.start,
                 on_row=show,
             )
@@ -76,11 +77,13 @@ def compare(verb: verbs.Compare) -> int:
     return 0
 
 
-def _plan(placers: list[str], time_limit_s: float) -> str:
+def _plan(placers: list[str], time_limit_s: float, workers: str | None) -> str:
     """What a comparison is about to do, and how long its searches will take."""
     searching = sum(PLACERS[name].searches for name in placers)
     said = f"placers: {len(placers)}"
-    if searching:
+    if searching and workers is not None:
+        said += f"; searches: {searching} x {time_limit_s:g} s on workers '{workers}', each on a share of their cores"
+    elif searching:
         said += (
             f"; searches: {searching} x {time_limit_s:g} s on the same {available_cores()} cores, "
             f"{clock(searching * time_limit_s)} in all"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,6 +12,7 @@ from rich.text import Text
 
 from envs.clusters.catalog import CLUSTERS, DEVICE_SPECS, OVERRIDES
 from envs.clusters.cluster import Cluster, DeviceSpec
+from graphs.errors import unknown_name
 from graphs.zoo import ZOO
 from graphs.zoo.figures import load_figures
 from placement.cli import verbs
@@ -17,23 +20,53 @@ from placement.cli.shared import make_console
 from placement.registry import PLACERS
 from placement.text import seconds, size, table
 
+_FEW = 12
+"""Of up to so many clusters or devices their sources are shown, too."""
+
+Thing = TypeVar("Thing")
+
 
 def show_list(verb: verbs.List) -> int:
-    """Print the list that a verb asks for."""
-    make_console().print(LISTS[verb.what]())
+    """Print the list that a verb asks for.
+
+    Raises:
+        InputError: Nothing in the list has such a name.
+    """
+    make_console().print(LISTS[verb.what](verb.name))
     return 0
 
 
-def graphs() -> RenderableType:
+def _called(name: str | None, things: Mapping[str, Thing], what: str) -> dict[str, Thing]:
+    """Those that have `name` in their name, or whose name is like it; without one all.
+
+    Raises:
+        InputError: There are none.
+    """
+    if name is None:
+        return dict(things)
+    found = {
+        key: thing
+        for key, thing in things.items()
+        if name.lower() in key.lower() or fnmatchcase(key.lower(), name.lower())
+    }
+    if not found:
+        raise unknown_name(what, name, things)
+    return found
+
+
+def graphs(name: str | None = None) -> RenderableType:
     """The zoo: what each workload is, and the sizes that its name may set."""
+    chosen = _called(name, ZOO, "graph")
     columns = ("batch", "ops", "groups", "parameters", "GFLOP a step", "memory")
     made = table("training step", *columns, right=columns)
-    for name, has in load_figures().items():
+    for known, has in load_figures().items():
+        if known not in chosen:
+            continue
         sizes = size(has.parameter_bytes), f"{has.flops / 1e9:,.0f}", size(has.peak_memory_bytes)
-        made.add_row(name, f"{ZOO[name].knobs['batch'].default:,}", f"{has.ops:,}", f"{has.groups:,}", *sizes)
+        made.add_row(known, f"{ZOO[known].knobs['batch'].default:,}", f"{has.ops:,}", f"{has.groups:,}", *sizes)
     memory = "Memory is the peak on one device without limit: parameters, the optimizer's state and activations."
     parts: list[RenderableType] = [made, "", Text(memory, style="dim"), ""]
-    for workload in ZOO.values():
+    for workload in chosen.values():
         parts.append(Text.assemble((workload.name, "bold"), f"  {workload.about}; trained with {workload.optimizer}"))
         knobs = Table.grid(padding=(0, 2, 0, 0))
         for key, knob in workload.knobs.items():
@@ -50,10 +83,11 @@ def graphs() -> RenderableType:
     return Group(*parts)
 
 
-def clusters() -> RenderableType:
+def clusters(name: str | None = None) -> RenderableType:
     """Known clusters with their devices, memory and links."""
+    chosen = _called(name, CLUSTERS, "cluster")
     made = table("cluster", "devices (usable memory of each)", "links", "bandwidth", "latency", right=("links",))
-    for cluster in CLUSTERS.values():
+    for cluster in chosen.values():
         made.add_row(
             cluster.name,
             _count_specs(cluster),
@@ -62,22 +96,24 @@ def clusters() -> RenderableType:
             _range([link.latency_s * 1e6 for link in cluster.links], "us"),
         )
     names_of: dict[str, list[str]] = {}
-    for cluster in CLUSTERS.values():
+    for cluster in chosen.values():
         names_of.setdefault(cluster.source, []).append(cluster.name)
     sources = [Text.assemble((f"{', '.join(names)}: ", "bold"), (source, "dim")) for source, names in names_of.items()]
     overrides = Table.grid(padding=(0, 2, 0, 0))
     for key, about in OVERRIDES.items():
         overrides.add_row(f"  {key}", Text(about, style="dim"))
     hint = "Change figures in the name, as in k80x4:link_bytes_per_s=2.5e9; a CLUSTER may also be a .yaml file."
-    return Group(made, "", *sources, "", Text(hint, style="dim"), overrides)
+    shown: list[RenderableType] = [*sources, ""] if len(chosen) <= _FEW else [_more("clusters", "dgx"), ""]
+    return Group(made, "", *shown, Text(hint, style="dim"), overrides)
 
 
-def devices() -> RenderableType:
+def devices(name: str | None = None) -> RenderableType:
     """Known models of device with the figures that the cost model uses, and where they are from."""
+    chosen = _called(name, DEVICE_SPECS, "device")
     made = table(
         "device", "kind", "memory", "peak float32", "memory speed", "an op at least", right=("memory", "memory speed")
     )
-    for spec in DEVICE_SPECS.values():
+    for spec in chosen.values():
         made.add_row(
             spec.name,
             spec.kind,
@@ -86,14 +122,19 @@ def devices() -> RenderableType:
             f"{spec.memory_bytes_per_s / 1e9:,.0f} GB/s",
             seconds(spec.launch_overhead_s),
         )
-    sources = [Text.assemble((f"{spec.name}: ", "bold"), (spec.source, "dim")) for spec in DEVICE_SPECS.values()]
-    return Group(made, "", *sources)
+    sources = [Text.assemble((f"{spec.name}: ", "bold"), (spec.source, "dim")) for spec in chosen.values()]
+    return Group(made, "", *(sources if len(chosen) <= _FEW else [_more("devices", "rtx_40")]))
 
 
-def placers() -> RenderableType:
+def _more(what: str, example: str) -> Text:
+    hint = f"With part of a name, as in placement list {what} {example}, also all figures and where they are from."
+    return Text(hint, style="dim")
+
+
+def placers(name: str | None = None) -> RenderableType:
     """Every placer and what it does."""
     made = table("placer", "what it does")
-    for info in PLACERS.values():
+    for info in _called(name, PLACERS, "placer").values():
         traits = [
             name for name, has in (("learns", info.learns), ("searches", info.searches), ("exact", info.exact)) if has
         ]
@@ -102,7 +143,7 @@ def placers() -> RenderableType:
     return Group(made, "", Text(hint, style="dim"))
 
 
-LISTS: dict[str, Callable[[], RenderableType]] = {
+LISTS: dict[str, Callable[[str | None], RenderableType]] = {
     "graphs": graphs,
     "clusters": clusters,
     "devices": devices,

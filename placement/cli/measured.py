@@ -189,6 +189,8 @@ def resume_measured(verb: verbs.Train, out: Console, err: Console) -> int:
 def _check_measured(verb: verbs.Train) -> None:
     if verb.updates is not None:
         raise InputError("a training on measured time is limited by --time-limit-s, not by --updates")
+    if verb.topology is not None:
+        raise InputError("a training on measured time runs on devices of this machine; leave out --topology")
     if verb.preset != "default":
         raise InputError("a training on measured time has the preset default alone; leave out --preset")
 

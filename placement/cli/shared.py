@@ -13,10 +13,11 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from graphs.errors import InputWarning, printable
+from graphs.errors import InputError, InputWarning, printable
 from placement.runs.observer import RunObserver
 
 if TYPE_CHECKING:
+    from envs.clusters.cluster import Cluster
     from envs.problem import PlacementProblem
 
 _PLAIN_WIDTH = 100
@@ -60,7 +61,38 @@ def status(err: Console, text: str) -> Iterator[None]:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def load(graph: str, cluster: str, schedule: str, groups: int) -> PlacementProblem:
+def chosen_cluster(cluster: str | None, topology: str | None) -> str | Cluster:
+    """What --cluster and --topology mean: a cluster, another machine's outputs, or this machine, which a line says.
+
+    Raises:
+        InputError: Both are given, or what is given cannot be read.
+    """
+    if cluster is not None and topology is not None:
+        raise InputError("--cluster and --topology both say where to; leave one of them out")
+    if cluster is not None:
+        return cluster
+    from placement import api
+
+    err = make_console(stderr=True)
+    measured_now = False
+    with contextlib.ExitStack() as measuring:
+
+        def on_measure() -> None:
+            nonlocal measured_now
+            measured_now = True
+            measuring.enter_context(status(err, "measuring this machine, once: less than a minute"))
+
+        made = api.machine(topology=topology, on_measure=on_measure)
+    if topology is None:
+        when = f", as measured on {made.measured.when}" if made.measured is not None else ""
+        said = f"no --cluster is given: this machine{when} ({made.cluster.summary}); see: placement machine"
+        err.print(Text(printable(said)), style="dim", soft_wrap=True)
+    for note in made.notes if topology is not None or measured_now else ():
+        err.print(Text(printable(note)), style="yellow", soft_wrap=True)
+    return made.cluster
+
+
+def load(graph: str, cluster: str | Cluster, schedule: str, groups: int) -> PlacementProblem:
     """The problem of a graph and a cluster; a status says that it is being read.
 
     Raises:

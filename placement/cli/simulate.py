@@ -11,7 +11,7 @@ from placement import api
 from placement.arguments import check_can_plot, check_can_write, check_positive
 from placement.cli import verbs
 from placement.cli.report import simulated_report
-from placement.cli.shared import load, make_console, status
+from placement.cli.shared import chosen_cluster, load, make_console, status
 from placement.results.comparison import check_seed
 from placement.results.simulated import encode_simulated
 from placement.runs.directory import run_of
@@ -56,16 +56,18 @@ def simulate(verb: verbs.Simulate) -> int:
 
 
 def _problem(verb: verbs.Simulate) -> PlacementProblem:
-    """What is simulated: the graph and cluster that are given, or those of the run that the placement is from.
+    """What is simulated: the graph that is given, or that of the run that the placement is from, with its cluster.
 
     Raises:
         InputError: Neither is given.
     """
-    if verb.graph is not None and verb.cluster is not None:
-        return load(verb.graph, verb.cluster, verb.schedule, verb.groups)
-    if verb.graph is None and verb.cluster is None and run_of(Path(verb.placement)) is not None:
+    is_of_run = verb.cluster is None and verb.topology is None and run_of(Path(verb.placement)) is not None
+    if verb.graph is not None:
+        if is_of_run:
+            raise InputError(f"missing --cluster; or leave out GRAPH, too: the run of {verb.placement} knows both")
+        return load(verb.graph, chosen_cluster(verb.cluster, verb.topology), verb.schedule, verb.groups)
+    if is_of_run:
         with status(make_console(stderr=True), f"reading the run of {verb.placement}"):
             problem = api.load_problem(verb.placement)
         return problem if verb.schedule == verbs.DEFAULT_SCHEDULE else problem.with_schedule(verb.schedule)
-    lacks = [name for name, given in (("GRAPH", verb.graph), ("--cluster CLUSTER", verb.cluster)) if given is None]
-    raise InputError(f"missing {' and '.join(lacks)}; see: placement simulate --help")
+    raise InputError("missing GRAPH; see: placement simulate --help")

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from envs.clusters.catalog import load_cluster
+from envs.clusters.cluster import Cluster
 from graphs.errors import InputError
 from graphs.extras import is_installed
 from graphs.sources import load_graph
@@ -19,7 +20,7 @@ from placement.cli import verbs
 from placement.cli.measured import resume_measured, train_measured
 from placement.cli.progress import ComparisonDisplay, TrainingDisplay
 from placement.cli.report import comparison_report, summary
-from placement.cli.shared import HeadingDisplay, load, make_console
+from placement.cli.shared import HeadingDisplay, chosen_cluster, load, make_console
 from placement.learning.stats import UpdateStats
 from placement.results.comparison import Comparison, check_seed
 from placement.runs import directory
@@ -45,6 +46,8 @@ def train(verb: verbs.Train) -> int:
     if verb.resume is not None:
         if verb.out is not None:
             raise InputError("--resume goes on in the run's own directory; leave out --out")
+        if verb.topology is not None:
+            raise InputError(f"the run in '{verb.resume}' knows its cluster; leave out --topology")
         config = directory.read_config(verb.resume)
         _check_agrees(verb, verb.resume, config)
         if config.measured is not None:
@@ -53,7 +56,12 @@ def train(verb: verbs.Train) -> int:
             raise InputError(f"the run in '{verb.resume}' does not learn from measured time; leave out --measured")
     elif verb.measured or verb.screen or verb.devices is not None or verb.profile is not None:
         return train_measured(verb, out, err)
-    run_dir = verb.resume or _new_directory(verb)
+    cluster: str | Cluster = ""
+    if verb.resume is None:
+        if verb.graph is None:
+            raise InputError("train needs a GRAPH (or --resume DIR); see: placement train --help")
+        cluster = chosen_cluster(verb.cluster, verb.topology)
+    run_dir = verb.resume or _new_directory(verb, cluster)
     display = _TrainDisplay(out, err)
     try:
         if verb.resume is not None:
@@ -62,9 +70,8 @@ def train(verb: verbs.Train) -> int:
             )
         else:
             assert verb.graph is not None
-            assert verb.cluster is not None
             trained = api.train(
-                load(verb.graph, verb.cluster, verb.schedule, verb.groups),
+                load(verb.graph, cluster, verb.schedule, verb.groups),
                 out=run_dir,
                 updates=verb.updates,
                 time_limit_s=verb.time_limit_s,
@@ -81,16 +88,15 @@ def train(verb: verbs.Train) -> int:
     return 0
 
 
-def _new_directory(verb: verbs.Train) -> Path:
+def _new_directory(verb: verbs.Train, cluster: str | Cluster) -> Path:
     """Where a new run goes.
 
     Raises:
-        InputError: GRAPH or --cluster is missing, the cluster is unknown, or the directory cannot be made.
+        InputError: The cluster is unknown, or the directory cannot be made.
     """
-    if verb.graph is None or verb.cluster is None:
-        raise InputError("train needs a GRAPH and a --cluster (or --resume DIR); see: placement train --help")
-    cluster = load_cluster(verb.cluster)
-    run_dir = verb.out or directory.free_directory(Path("runs"), f"{_file_name(verb.graph)}-{_file_name(cluster.name)}")
+    assert verb.graph is not None
+    name = load_cluster(cluster).name if isinstance(cluster, str) else cluster.name
+    run_dir = verb.out or directory.free_directory(Path("runs"), f"{_file_name(verb.graph)}-{_file_name(name)}")
     directory.check_free(run_dir)
     return run_dir
 

@@ -21,7 +21,17 @@ _CLUSTER = arg(
 GraphArg = Annotated[Positional[str], _GRAPH]
 OptionalGraphArg = Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless --resume)")]
 ClusterArg = Annotated[str, _CLUSTER]
-OptionalClusterArg = Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless --resume)")]
+_OR_HERE = "(this machine)"
+OptionalClusterArg = Annotated[str | None, _CLUSTER, arg(help_behavior_hint=_OR_HERE)]
+TopologyArg = Annotated[
+    str | None,
+    arg(
+        metavar="FILE[,FILE]",
+        help="In place of --cluster: another machine's saved outputs of nvidia-smi topo -m, nvidia-smi -q -x, lstopo "
+        "--of xml or rocm-smi --showtopo; what they do not say goes behind, as in topo.txt:gpu=rtx_3090.",
+        help_behavior_hint="",
+    ),
+]
 ScheduleArg = Annotated[
     Literal["priority", "fifo", "program_order", "sequential"],
     arg(help="Which ready op a device runs first; sequential is that of --target accelerate."),
@@ -61,6 +71,7 @@ class Train:
 
     graph: OptionalGraphArg = None
     cluster: OptionalClusterArg = None
+    topology: TopologyArg = None
     schedule: ScheduleArg = "priority"
     target: TargetArg = "engine"
     time_limit_s: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
@@ -131,7 +142,8 @@ class Compare:
     """Run several placers on one problem and compare their step times."""
 
     graph: GraphArg
-    cluster: ClusterArg
+    cluster: OptionalClusterArg = None
+    topology: TopologyArg = None
     placers: Annotated[str, arg(metavar="A,B,...")] = "all"
     """Which placers, separated by commas; see: placement list placers."""
     schedule: ScheduleArg = "priority"
@@ -143,6 +155,8 @@ class Compare:
     granularity: GranularityArg = "group"
     start: StartArg = "heuristics"
     groups: GroupsArg = 256
+    workers: Annotated[str | None, arg(metavar="N|ray|ray://HOST:PORT", help_behavior_hint="")] = None
+    """Run placers at the same time, each on its share of the cores: a number of processes, or Ray."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as JSON, after each of them; started again, finished rows are taken from there."""
     restart: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
@@ -160,7 +174,8 @@ class Simulate:
     placement: Annotated[str, arg(metavar="FILE|PLACER")]
     """A placement file, or the name of a placer to ask for one."""
     graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless FILE is a run's)")] = None
-    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless FILE is a run's)")] = None
+    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(a run's, or this machine)")] = None
+    topology: TopologyArg = None
     schedule: ScheduleArg = DEFAULT_SCHEDULE
     target: TargetArg = "engine"
     time_limit_s: Annotated[float, arg(metavar="S")] = 20.0
@@ -176,6 +191,34 @@ class Simulate:
     """Write the trace there, for ui.perfetto.dev or chrome://tracing."""
     plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
     """Draw the trace there."""
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """Place a graph for other batches, numbers of devices and speeds of links: a table, a chart, the Pareto front."""
+
+    graph: GraphArg
+    cluster: ClusterArg
+    batch: Annotated[str | None, arg(metavar="16,32,64", help_behavior_hint="")] = None
+    """Batch sizes, for a graph whose name takes one; by default the graph's own."""
+    devices: Annotated[str | None, arg(metavar="1..8", help_behavior_hint="")] = None
+    """Numbers of accelerators, the first ones of the cluster; by default all."""
+    links: Annotated[str, arg(metavar="0.5x,1x,2x")] = "1x"
+    """Factors of every link's bandwidth."""
+    time_limit_s: Annotated[float, arg(metavar="S")] = 3.0
+    """Seconds of search a cell."""
+    placer: Annotated[str, arg(metavar="NAME")] = "reinforce"
+    """Who places each cell; the learned placer starts from the best of the heuristics."""
+    schedule: EngineScheduleArg = "priority"
+    seed: Annotated[int, arg(metavar="K")] = 0
+    """Seeds each cell's random numbers."""
+    groups: GroupsArg = 256
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the cells there as JSON, after each of them; started again, finished cells are taken from there."""
+    restart: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
+    """Place every cell again, whatever the --json file holds."""
+    plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
+    """Draw the chart there."""
 
 
 @dataclass(frozen=True)
@@ -206,21 +249,46 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """Find out what this machine is made of, measure it, and write it as a cluster file."""
+
+    out: Annotated[Path | None, arg(metavar="FILE.yaml", help_behavior_hint="")] = None
+    """Write the cluster there: devices, links, and where each figure is from."""
+    topology: Annotated[
+        str | None,
+        arg(
+            metavar="FILE[,FILE]",
+            help="Another machine instead, by its saved outputs of nvidia-smi topo -m, nvidia-smi -q -x, lstopo --of "
+            "xml or rocm-smi --showtopo; what they do not say goes behind, as in topo.txt:gpu=rtx_3090.",
+            help_behavior_hint="",
+        ),
+    ] = None
+    again: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
+    """Measure again; otherwise what was measured of the same hardware is taken from the cache."""
+    diagram: Annotated[Path | None, arg(metavar="FILE.mmd", help_behavior_hint="")] = None
+    """Draw the topology there, as text for Mermaid, which GitHub and editors show as a picture."""
+
+
+@dataclass(frozen=True)
 class List:
     """List what is known: the zoo's graphs, clusters, devices with their figures, or placers."""
 
     what: Positional[Literal["graphs", "clusters", "devices", "placers"]]
     """Which list."""
+    name: Annotated[Positional[str | None], arg(metavar="NAME", help_behavior_hint="")] = None
+    """Only what has this in its name (rtx_40, p4d) or is like it (*x8); of few, also where the figures are from."""
 
 
-Verb = Train | Compare | Simulate | Run | Profile | Import | Export | List
+Verb = Train | Compare | WhatIf | Simulate | Run | Profile | Machine | Import | Export | List
 
 VERBS: dict[str, Callable[..., Verb]] = {
     "train": Train,
     "compare": Compare,
+    "what-if": WhatIf,
     "simulate": Simulate,
     "run": Run,
     "profile": Profile,
+    "machine": Machine,
     "import": Import,
     "export": Export,
     "list": List,

@@ -59,6 +59,9 @@ class Chain(NamedTuple):
 
     placed: NDArray[np.int64]  # [U]
     op_device: Ops  # [1, N]
+    simulated: (
+        Ops  # [1, N], the same memory, read-only, as everybody gives it to the simulator: compiled once, not twice
+    )
     best_ops: Ops  # [N]
     busy_s: NDArray[np.float64]  # [D]
     weights: NDArray[np.float64]  # [F]
@@ -127,11 +130,15 @@ class Walker:
         units, devices = field.allowed.shape
         ops_in, tensors = problem.graph.num_ops, problem.graph.num_tensors
         placed = field.from_ops(ops)
+        op_device = placed[field.unit_of_op][None].astype(np.int32)
+        simulated = op_device.view()
+        simulated.setflags(write=False)
         self.cycle, self.field = cycle, field
         self.counts[kernel.TRACED] = kernel.UNKNOWN
         self.chain = Chain(
             placed=placed,
-            op_device=placed[field.unit_of_op][None].astype(np.int32),
+            op_device=op_device,
+            simulated=simulated,
             best_ops=self.best_ops,
             busy_s=np.bincount(placed, field.time_s[np.arange(units), placed], devices).astype(np.float64),
             weights=self.weights,

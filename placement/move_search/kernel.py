@@ -17,7 +17,7 @@ import numpy as np
 from numba.extending import overload
 
 from envs.simulator import choosing_kernel, in_order, sequential
-from envs.simulator.choosing_kernel import compiled, inlined
+from envs.simulator.choosing_kernel import called, compiled, inlined
 from placement.placers import best
 from placement.placers.best import INFEASIBLE_RATIO
 
@@ -70,7 +70,7 @@ def _random(rng):
     return np.float64(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@compiled
+@called
 def _trace_back(
     unit_of_op, input_offsets, input_tensors, producer, op_device, start_s, end_s,
     sent_tensor, sent_to, sent_end_s, num_sent, arrival_s, bucket, next_in_bucket, critical_s, transfer_s, waited_s,
@@ -138,33 +138,27 @@ def _trace_back(
         op = cause
 
 
-@compiled
+@called
 def _sum_up_in_turn(
     unit_of_op, input_offsets, input_tensors, producer, op_device, start_s, end_s,
     sent_tensor, sent_to, sent_end_s, num_sent, arrival_s, bucket, next_in_bucket, critical_s, transfer_s, waited_s,
     delayed_s,
 ):  # fmt: skip
     """As `_trace_back`, under the schedule ``sequential``: all that happens is on the critical path, nothing waits."""
-    num_devices = transfer_s.shape[1]
     critical_s[:] = 0.0
     transfer_s[:] = 0.0
     waited_s[:] = 0.0
     delayed_s[:] = 0.0
-    for k in range(num_sent):
-        arrival_s[sent_tensor[k] * num_devices + sent_to[k]] = sent_end_s[k]
-    before_s = 0.0
+    before_s, k = 0.0, 0
     for op in range(len(unit_of_op)):
         device, unit = op_device[op], unit_of_op[op]
-        for i in range(input_offsets[op], input_offsets[op + 1]):
-            tensor = input_tensors[i]
-            maker = producer[tensor]
-            if op_device[maker] != device:
-                at_s = arrival_s[np.int64(tensor) * num_devices + device]
-                if at_s > before_s:  # sent for this op, in the order of its inputs
-                    half_s = 0.5 * (at_s - before_s)
-                    transfer_s[unit, op_device[maker]] += half_s
-                    transfer_s[unit_of_op[maker], device] += half_s
-                    before_s = at_s
+        while k < num_sent and sent_end_s[k] <= start_s[op]:  # sent for this op; others later, or in no time
+            maker = producer[sent_tensor[k]]
+            half_s = 0.5 * (sent_end_s[k] - before_s)
+            transfer_s[unit, op_device[maker]] += half_s
+            transfer_s[unit_of_op[maker], device] += half_s
+            before_s = sent_end_s[k]
+            k += 1
         critical_s[unit] += end_s[op] - start_s[op]
         before_s = end_s[op]
 
@@ -188,7 +182,7 @@ def _sum_up_compiled(work, *columns):
     return sum_up
 
 
-@compiled
+@called
 def _features(
     x, near_on_s, unit, placed, step_s, time_s, log_time, busy_s, near_offsets, near, near_s, orders, rank,
     critical_s, transfer_s, waited_s, delayed_s, rejected, log_probability,
@@ -283,7 +277,7 @@ def _take(moved, kept, count, unit, device, placed, allowed):
     return count
 
 
-@compiled
+@called
 def _select(kind, unit, device, order, u1, u2, moved, kept, placed, allowed, orders, rank):
     """Apply a move to `placed` ``[U]``; returns how many units it moves, which are in `moved`, and were at `kept`.
 
@@ -291,7 +285,7 @@ def _select(kind, unit, device, order, u1, u2, moved, kept, placed, allowed, ord
     units around it that are on its device; a swap trades devices with another unit; a boundary gives the units up to
     the next change of device along the order what is behind the change.
     """
-    count, units = 0, len(placed)
+    count, units = np.int64(0), len(placed)  # not a literal, for which `_take` would be compiled once more
     here, at = placed[unit], rank[order, unit]
     if kind == SWAP:
         # The other unit is the nearest on that device along the order, from a drawn place on.
@@ -357,11 +351,14 @@ def _simulate_compiled(work, op_device, bounds_s, step_time_s, peak):
 
 
 @inlined
-def _missing_share(peak, memory_bytes):
+def _missing_share(peak, memory_bytes, memory_offsets, memory_users):
     """As `placement.placers.best.missing_share`, of one placement that is everywhere where it may be."""
     missing = 0.0
-    for d in range(len(memory_bytes)):
-        missing += max(peak[d] - memory_bytes[d], 0) / max(memory_bytes[d], 1)
+    for m in range(len(memory_bytes)):
+        used = 0
+        for i in range(memory_offsets[m], memory_offsets[m + 1]):
+            used += peak[memory_users[i]]
+        missing += max(used - memory_bytes[m], 0) / max(memory_bytes[m], 1)
     return missing
 
 
@@ -371,7 +368,7 @@ def _charged_s(step_s, missing, reference_s):
     return step_s if missing == 0.0 else max(step_s, reference_s) * (INFEASIBLE_RATIO + missing)
 
 
-@compiled
+@called
 def _learn(weights, kinds, kind_share, kind, x, device, expected, reward, baseline, learning_rate, kind_rate):
     """One step of REINFORCE on the softmax over moves and on the softmax over kinds of move."""
     advantage = reward - baseline
@@ -426,11 +423,13 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
         for _ in range(moves):
             if counts[TRACED] <= RESTORED:
                 chain.bounds_s[0] = np.inf
-                _simulate(work, chain.op_device, chain.bounds_s, step_time_s, chain.peak)
+                _simulate(work, chain.simulated, chain.bounds_s, step_time_s, chain.peak)
                 counts[EVALUATIONS] += counts[TRACED] == UNKNOWN
                 counts[TRACED] = SIMULATED
                 scalars[STEP] = step_time_s[0]
-                scalars[MISSING] = _missing_share(chain.peak[0], field.memory_bytes)
+                scalars[MISSING] = _missing_share(
+                    chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users
+                )
                 scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
             if counts[TRACED] == SIMULATED:
                 # The workspace still holds the trace of the placement that was accepted last.
@@ -492,9 +491,9 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
             # Metropolis' rule with its random number drawn first: what is proven slower than that is not simulated on.
             limit_s = scalars[COST] - temperature_s * np.log(1.0 - _random(rng))
             chain.bounds_s[0] = limit_s
-            _simulate(work, chain.op_device, chain.bounds_s, step_time_s, chain.peak)
+            _simulate(work, chain.simulated, chain.bounds_s, step_time_s, chain.peak)
             counts[EVALUATIONS] += 1
-            missing = _missing_share(chain.peak[0], field.memory_bytes)
+            missing = _missing_share(chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users)
             cost_s = _charged_s(step_time_s[0], missing, reference_s)
             reward = 0.0
             if cost_s <= limit_s:

@@ -23,5 +23,5 @@ def exchanged_bytes(problem: PlacementProblem) -> tuple[NDArray[np.int64], NDArr
     sent = sent[maker[sent] != reader[sent]]
     low, high = np.minimum(maker[sent], reader[sent]), np.maximum(maker[sent], reader[sent])
     pair, inverse = np.unique(low * groups.num_groups + high, return_inverse=True)
-    sizes = np.bincount(inverse, graph.tensor_bytes[graph.edge_tensor[sent]], len(pair)).astype(np.float64)
+    sizes = np.bincount(inverse, graph.weighed_bytes[graph.edge_tensor[sent]], len(pair)).astype(np.float64)
     return pair // groups.num_groups, pair % groups.num_groups, sizes

@@ -174,7 +174,8 @@ class ExactModel:
             seconds = routes.latency_s[origin, target] + problem.graph.tensor_bytes[tensor] / float(
                 routes.bytes_per_s[origin, target]
             )
-            ticks = self._ticks(float(seconds))
+            given_s = float(problem.graph.tensor_transfer_s[tensor])
+            ticks = self._ticks(float(seconds) if math.isnan(given_s) else given_s)
             start = model.new_int_var(0, self.horizon, f"send_{tensor}_{origin}_{target}")
             end = model.new_int_var(0, self.horizon, f"sent_end_{tensor}_{origin}_{target}")
             interval = model.new_optional_interval_var(start, ticks, end, sent, f"transfer_{tensor}_{origin}_{target}")

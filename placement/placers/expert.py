@@ -246,7 +246,7 @@ def _follow_neighbours(problem: PlacementProblem, part: NDArray[np.int64]) -> ND
     graph, group_of_op = problem.graph, problem.groups.group_of_op
     a = group_of_op[graph.edge_producer]
     b = group_of_op[graph.consumers]
-    size = graph.tensor_bytes[graph.edge_tensor].astype(np.float64) + 1.0
+    size = graph.weighed_bytes[graph.edge_tensor].astype(np.float64) + 1.0
     part = part.copy()
     while (part == UNKNOWN).any():
         votes = np.zeros((problem.num_groups, int(part.max()) + 1))

@@ -6,7 +6,7 @@ What a placer claims is not believed: every placement is evaluated again by the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -119,9 +119,11 @@ class Comparison:
         return to_best, to_one, to_bound
 
     def short_bytes(self, row: Row) -> NDArray[np.int64]:
-        """``int64[D]``: by how much the row's peak exceeds each device's memory; zeros where it has no placement."""
-        memory = self.problem.cluster.memory_bytes
-        return np.zeros_like(memory) if row.peak_memory_bytes is None else np.maximum(row.peak_memory_bytes - memory, 0)
+        """``int64[M]``: what each memory, of a device or shared, is short of; zeros where the row has no placement."""
+        memories = self.problem.cluster.memories
+        if row.peak_memory_bytes is None:
+            return np.zeros_like(memories.limit_bytes)
+        return memories.lacking(row.peak_memory_bytes[None])[0]
 
     def check_feasible(self) -> None:
         """Raise where no row is feasible.
@@ -139,6 +141,13 @@ class Comparison:
             f"no placer found a placement that fits cluster '{self.problem.cluster.name}': the nearest, "
             f"{tried[0].placer}'s, {describe_short(self.problem, tried[0].peak_memory_bytes)}"
         )
+
+
+RowSource = Callable[
+    [PlacementProblem, Sequence[PlacerInfo], Budget, int, SearchOptions],
+    Iterator[tuple[PlacerInfo, Iterable[Row]]],
+]
+"""Makes the rows of some placers on a problem under a budget, from a seed; gives each placer's as they are done."""
 
 
 def quick_placers() -> list[PlacerInfo]:
@@ -166,8 +175,9 @@ def compare_placers(
     finished: Sequence[Row] = (),
     on_start: Callable[[str], None] | None = None,
     on_row: Callable[[Comparison], None] | None = None,
+    source: RowSource | None = None,
 ) -> Comparison:
-    """Run placers one after the other, each under the same budget, on the same cores and from the same seed.
+    """Run placers, each under the same budget and from the same seed.
 
     Args:
         problem: What to place.
@@ -180,6 +190,11 @@ def compare_placers(
         on_start: Called with a placer's name before it runs.
         on_row: Called after each finished row with the comparison so far, whose last row is the new one; and at first
             where there are `finished` rows.
+        source: Makes the rows, at the same time where it can; by default they are made here, one placer after the
+            other, on the same cores.
+
+    Returns:
+        The rows in the order of `placers`, those taken over first.
 
     Raises:
         InputError: The seed is out of range.
@@ -197,16 +212,31 @@ def compare_placers(
     if kept and on_row is not None:
         on_row(comparison)
     done = {row.placer for row in kept}
-    for info in placers:
-        if info.name in done:
-            continue
-        if on_start is not None:
-            on_start(info.name)
-        for row in _run(problem, info, budget, seed, options):
+    left = [info for info in placers if info.name not in done]
+    if source is None:
+        source = _one_after_the_other(on_start)
+    elif on_start is not None and left:
+        on_start(", ".join(info.name for info in left))
+    order = {info.name: i for i, info in enumerate(placers)}
+    for _, rows in source(problem, left, budget, seed, options):
+        for row in rows:
             comparison = comparison.with_row(row)
             if on_row is not None:
                 on_row(comparison)
-    return comparison
+    new = sorted(comparison.rows[len(kept) :], key=lambda row: order[row.placer.partition(":")[0]])
+    return replace(comparison, rows=(*kept, *new))
+
+
+def _one_after_the_other(on_start: Callable[[str], None] | None) -> RowSource:
+    def rows(
+        problem: PlacementProblem, placers: Sequence[PlacerInfo], budget: Budget, seed: int, options: SearchOptions
+    ) -> Iterator[tuple[PlacerInfo, Iterable[Row]]]:
+        for info in placers:
+            if on_start is not None:
+                on_start(info.name)
+            yield info, rows_of_placer(problem, info, budget, seed, options)
+
+    return rows
 
 
 def ask(
@@ -240,9 +270,13 @@ def make_row(problem: PlacementProblem, name: str, placed: Placed) -> Row:
     )
 
 
-def _run(
+def rows_of_placer(
     problem: PlacementProblem, info: PlacerInfo, budget: Budget, seed: int, options: SearchOptions
 ) -> Iterator[Row]:
+    """The rows of one placer: one, or for single devices one each.
+
+    Where the placer cannot serve the problem, its row says why.
+    """
     name = info.name
     started = time.perf_counter()
     if name == SINGLE_DEVICE:

@@ -145,7 +145,8 @@ def _check_optimizer(optimizer: Mapping[str, Any], parameters: Sequence[torch.Te
         for key, value in group.items():
             if key not in ("lr", "eps", "weight_decay", "betas", "params") and type(value) not in (bool, type(None)):
                 raise _bad(f"optimizer.param_groups.{key}")
-        if need(group, "params", list) != list(range(len(parameters))):
+        positions = need(group, "params", list)
+        if not all(type(position) is int for position in positions) or positions != list(range(len(parameters))):
             raise _bad("optimizer.param_groups.params")
 
 

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import numpy as np
 
 from envs.clusters.catalog import DEVICE_SPECS, load_cluster
 from envs.clusters.file import cluster_to_yaml
@@ -43,6 +42,7 @@ from graphs.errors import InputError
 from graphs.files import save_graph_file, write_atomically
 from graphs.reading import decode_json, exists, read_file
 from graphs.sources import load_graph
+from placement.runs.problem_content import decode_groups, encode_groups
 
 CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
 MEASUREMENTS, MEASURED, ONE_DEVICE = "measurements.jsonl", "measured.json", "one_device.json"
@@ -120,19 +120,6 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 _DECODER = msgspec.json.Decoder(RunConfig)
 
 
-class _GroupsRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Co-location groups as a file; the fields are those of `graphs.colocation.groups.Groups`."""
-
-    group_of_op: list[int]
-    names: tuple[str, ...]
-    family: list[int]
-    family_names: tuple[str, ...]
-    step: list[int]
-
-
-_GROUPS_DECODER = msgspec.json.Decoder(_GroupsRecord)
-
-
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
     """Keep other processes from working on a run, and clear away half-written files of one that was killed.
@@ -196,7 +183,7 @@ def create(
     if keeps_cluster:
         write_atomically(run_dir / CLUSTER, cluster_to_yaml(problem.cluster, DEVICE_SPECS).encode())
     if problem.names is None:
-        write_atomically(run_dir / GROUPS, _encode_groups(problem.groups))
+        write_atomically(run_dir / GROUPS, encode_groups(problem.groups))
     config = RunConfig(
         graph=names.graph or (problem.graph.name if measured is None else measured.source),
         graph_sha256=problem.graph.sha256,
@@ -306,13 +293,6 @@ def free_directory(parent: Path, name: str) -> Path:
     return parent / f"{name}-{number}"
 
 
-def _encode_groups(groups: Groups) -> bytes:
-    record = _GroupsRecord(
-        groups.group_of_op.tolist(), groups.names, groups.family.tolist(), groups.family_names, groups.step.tolist()
-    )
-    return msgspec.json.encode(record) + b"\n"
-
-
 def _read_groups(path: Path) -> Groups:
     """Read the groups of a run.
 
@@ -320,11 +300,7 @@ def _read_groups(path: Path) -> Groups:
         InputError: The file cannot be read or is damaged.
     """
     try:
-        record = decode_json(read_file(path, "groups of a run"), _GROUPS_DECODER)
-        columns = [np.array(values, dtype=np.int32) for values in (record.group_of_op, record.family, record.step)]
-        if columns[1].size and not 0 <= columns[1].min() <= columns[1].max() < len(record.family_names):
-            raise ValueError("a group is of a family that is not named")
-        return Groups(columns[0], record.names, columns[1], record.family_names, columns[2])
+        return decode_groups(read_file(path, "groups of a run"))
     except (msgspec.DecodeError, OverflowError, ValueError) as error:
         raise InputError(f"'{path}' does not hold the groups of a run ({error}); start a new run") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -134,6 +135,9 @@ def problems(draw: st.DrawFn, most_ops: int) -> PlacementProblem:
         resident_bytes=draw(st.sampled_from([0, 10**8])),
         seed=seed,
     )
+    if draw(st.booleans()):
+        seconds = rng.choice([np.nan, np.nan, 0.0, 1e-4, 1e-2], graph.num_tensors)
+        graph = replace(graph, tensor_transfer_s=seconds)
     name = draw(st.sampled_from(["k80x2", "k80x4", "mixed", "k80x2:link_bytes_per_s=1e8", "k80x2:memory_bytes=5e8"]))
     labels = np.sort(rng.integers(0, num_ops, num_ops)) if draw(st.booleans()) else np.arange(num_ops)
     blank = [""] * num_ops
@@ -165,6 +169,15 @@ def test_no_placement_on_allowed_devices_exceeds_the_upper_bound(problem: Placem
     placements = np.random.default_rng(seed).integers(0, problem.num_devices, (100, problem.num_groups))
     slowest = np.repeat(np.arange(problem.num_devices)[:, None], problem.num_groups, axis=1)
     assert problem.evaluate(np.concatenate([placements, slowest])).step_time_s.max() <= most
+
+
+def test_a_transfer_of_given_seconds_counts_by_them() -> None:
+    """Pinned ends on two devices: the tensor between them takes 3 s, whatever the link of 1 byte/s would take."""
+    ends = graph_of([2, 4], [(0, 1, 1000)], allowed_kinds={0: ["cpu"], 1: ["gpu"]})
+    ends = replace(ends, tensor_transfer_s=np.array([3.0]))
+    problem = PlacementProblem(ends, one_group_an_op(ends), cluster(spec("host", 1, kind="cpu"), spec("chip", 1)))
+    assert lower_bound_s(problem) == pytest.approx(2 + 3 + 4)
+    assert upper_bound_s(problem) == pytest.approx(2 + 3 + 4)
 
 
 def test_the_upper_bound_is_reached_by_a_chain_that_changes_its_device_at_every_op() -> None:

@@ -1,7 +1,7 @@
 """Mutated files of every kind: each answer is a result or one sentence, soon, in little memory, without side effects.
 
-A seed and a number name a case: `python -m pytest tests/fuzz -m slow` runs 100,000 of them, the plain suite a few
-hundred. The same cases run as a person would run them, in a process each, are a sample.
+A seed and a number name a case: `python -m pytest tests/fuzz -m slow` runs 100,000 of them, 5,000 a test, the plain
+suite a few hundred. The same cases run as a person would run them, in a process each, are a sample.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -45,6 +46,8 @@ from tests.fuzz.watching import watched
 from tests.placement.problems import with_settings
 
 MOST_S, MOST_BYTES = 20.0, 2 * 10**9
+MOST_WRONG = 10
+"""How many wrong answers a run collects before it gives up."""
 SMALL = with_settings(
     PRESETS["default"], hidden_size=8, samples=4, search_moves=64, search_chains=2, search_survivors=1, elites=2
 )
@@ -77,6 +80,7 @@ class Kind:
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
     folder = tmp_path_factory.mktemp("good")
     graph = random_graph(14, resident_bytes=100)
+    graph = replace(graph, tensor_transfer_s=np.where(np.arange(graph.num_tensors) % 3 == 0, 1e-5, np.nan))
     (folder / "good.graph.json").write_bytes(encode_graph(graph))
     problem = make_problem(str(folder / "good.graph.json"), "k80x2")
     console = Console(file=io.StringIO(), width=100)
@@ -158,6 +162,8 @@ links:
 - {between: ["pcie:0", "gpu:0-3"], bytes_per_s: 1.2e10, latency_s: 7.5e-06}
 - {between: ["cpu:0", "pcie:0"], bytes_per_s: 1.2e10, latency_s: 7.5e-06, back_bytes_per_s: 1.0e10}
 - {all: ["npu:*", "cpu:0"], bytes_per_s: 1.0e11, latency_s: 0.0, back_latency_s: 1.0e-6}
+shared_memories:
+- {name: unified, devices: ["cpu:0", "npu:0"], memory_bytes: 1.6e10}
 """
 
 NAMES = {"config": directory.CONFIG, "checkpoint": FILE_NAME, "graph": "f.graph.json", "gzip": "f.graph.json.gz"}
@@ -185,42 +191,55 @@ def small_onnx() -> bytes:
     return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
 
 
-def fuzz(kinds: dict[str, Kind], folder: Path, *, seed: int, count: int) -> None:
-    """Run `count` cases; the first that answers otherwise fails, with its bytes in `folder`."""
+def fuzz(kinds: dict[str, Kind], folder: Path, *, seed: int, first: int = 0, count: int) -> None:
+    """Run `count` cases from number `first` on, and fail with those that answer otherwise; their files stay there."""
     names, weights = list(SHARES), list(SHARES.values())
     answers = {"taken": 0, "refused": 0}
-    for number in range(count):
+    wrong: list[str] = []
+    for number in range(first, first + count):
         draw = random.Random(f"{seed}/{number}")
         kind = kinds[draw.choices(names, weights)[0]]
         path = folder / NAMES[kind.name]
         path.write_bytes(kind.mutate(kind.good, draw))
-        began = time.perf_counter()
+        began = time.process_time()
         with watched(folder) as seen, warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            complaint = ""
             try:
                 kind.use(path)
                 answers["taken"] += 1
             except (InputError, NoFeasiblePlacementError) as error:
                 said = str(error)
                 answers["refused"] += 1
-                assert said.isprintable(), (number, kind.name, said)
-                assert 10 < len(said) <= LONGEST, (number, kind.name, said)
+                complaint = "" if said.isprintable() and 10 < len(said) <= LONGEST else f"said {said!r}"
             except BaseException:
-                pytest.fail(f"case {seed}/{number}, a {kind.name} ({path}):\n{traceback.format_exc()[-3000:]}")
-        took_s = time.perf_counter() - began
-        assert not seen, (number, kind.name, seen)
-        assert took_s < MOST_S, (number, kind.name, took_s)
+                complaint = traceback.format_exc()[-3000:]
+        took_s = time.process_time() - began
+        complaint += f"did {seen}" if seen else ""
+        complaint += f"took {took_s} s" if took_s > MOST_S else ""
+        if complaint:
+            kept = path.rename(folder / f"case-{number}-{path.name}")
+            wrong.append(f"case {seed}/{number}, a {kind.name} ({kept}): {complaint}")
+            if len(wrong) == MOST_WRONG:
+                break
+    assert not wrong, "\n".join(wrong)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < MOST_BYTES
-    assert min(answers.values()) > count // 50, answers  # neither all good nor all bad
+    assert min(answers.values()) >= count // 50, answers  # neither all good nor all bad
 
 
 def test_some_mutated_files(kinds: dict[str, Kind], tmp_path: Path) -> None:
     fuzz(kinds, tmp_path, seed=0, count=400)
 
 
+@pytest.mark.parametrize("number", [8557])
+def test_cases_that_once_were_answered_otherwise(kinds: dict[str, Kind], tmp_path: Path, number: int) -> None:
+    fuzz(kinds, tmp_path, seed=1, first=number, count=1)
+
+
 @pytest.mark.slow
-def test_a_hundred_thousand_mutated_files(kinds: dict[str, Kind], tmp_path: Path) -> None:
-    fuzz(kinds, tmp_path, seed=1, count=100_000)
+@pytest.mark.parametrize("first", range(0, 100_000, 5_000))
+def test_a_hundred_thousand_mutated_files(kinds: dict[str, Kind], tmp_path: Path, first: int) -> None:
+    fuzz(kinds, tmp_path, seed=1, first=first, count=5_000)
 
 
 COMMAND = "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (4 * 10**9,) * 2); "

@@ -281,6 +281,7 @@ def test_the_digest_depends_on_all_but_the_name() -> None:
         {"tensor_producer": of([0, 0, 2, 2], np.int32)},
         {"tensor_bytes": of([10, 20, 30, 41], np.int64)},
         {"tensor_resident": of([False] * 4, np.bool_)},
+        {"tensor_transfer_s": of([np.nan, 0.0, np.nan, np.nan], np.float64)},
         {"consumers": of([2, 3, 2, 3, 3], np.int32)},
         {"consumer_offsets": of([0, 1, 3, 4, 5], np.int64), "consumers": of([1, 2, 3, 3, 3], np.int32)},
         {"colocation": of([0, 0, -1, 0], np.int32)},

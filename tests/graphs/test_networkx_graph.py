@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,7 @@ def rich_graph() -> ComputationGraph:
         TensorRecord(1, 64, [3, 5], resident=True),
         TensorRecord(2, 64, [3, 4]),
         TensorRecord(2, 64, [4]),
-        TensorRecord(3, 64, []),
+        TensorRecord(3, 64, [], transfer_s=2e-5),
         TensorRecord(4, 64, [5]),
     ]
     return build("rich", ops, tensors, [[1, 5]])
@@ -74,6 +75,41 @@ def test_edges_of_a_node_with_the_same_size_are_one_tensor() -> None:
     assert graph.consumer_offsets.tolist() == [0, 2, 3]
     assert graph.time_s["k80"][:2].tolist() == [1e-3, 2e-3]
     assert np.isnan(graph.time_s["k80"][2:]).all()
+
+
+def test_seconds_of_an_edge_of_a_node_and_of_a_tensor() -> None:
+    made: nx.DiGraph = nx.DiGraph()
+    made.add_node("a", output_bytes=100, output_seconds=0.5)
+    made.add_edge("a", "b")
+    made.add_edge("a", "c", seconds=np.float32(0.25))
+    made.add_edge("a", "d", bytes=100)  # by its bytes: it says what it costs itself
+    made.add_edge("a", "e", bytes=100, seconds=1)
+    made.add_edge("a", "f", seconds=0.25)
+    made.add_node("b", tensors=[{"bytes": 7, "seconds": 0}, 7])
+    made.add_edge("b", "f", tensors=[0, 1])
+    graph = from_networkx(made)
+    first = [[graph.op_names[i] for i in graph.consumers[a:b]] for a, b in itertools.pairwise(graph.consumer_offsets)]
+    assert first == [["b"], ["c", "f"], ["d"], ["e"], ["f"], ["f"]]
+    np.testing.assert_array_equal(graph.tensor_transfer_s, [0.5, 0.25, np.nan, 1.0, 0.0, np.nan])
+    assert graph.tensor_bytes.tolist() == [100] * 4 + [7] * 2
+    assert from_networkx(to_networkx(graph)).sha256 == graph.sha256
+
+
+@pytest.mark.parametrize("value", [-1.0, math.inf, math.nan, "1", None, True, 10**400])
+def test_seconds_that_have_no_sense(value: Any) -> None:
+    said = []
+    for node, edge in (
+        ({"output_seconds": value}, {}),
+        ({}, {"seconds": value}),
+        ({"tensors": [{"bytes": 1, "seconds": value}]}, {}),
+    ):
+        made: nx.DiGraph = nx.DiGraph()
+        made.add_node("a", **node)
+        made.add_edge("a", "b", **edge)
+        with pytest.raises(InputError, match="seconds") as refused:
+            from_networkx(made)
+        said.append(str(refused.value))
+    assert all("'a'" in text and len(text) < 160 for text in said)
 
 
 def edited(**attributes: Any) -> nx.DiGraph:

@@ -4,6 +4,7 @@ Letters: ``K`` tasks, ``U`` units, ``R`` tensors, ``E`` pairs of a tensor and a 
 """
 
 # numba compiles these functions, and their arguments' types are its own. They allocate nothing (see `compiled`).
+# Where they call each other, integers are all int64: numba would compile a function again for each other kind.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.choosing_kernel import compiled
+from envs.simulator.choosing_kernel import called, compiled
 
 
 class Picture(NamedTuple):
@@ -27,6 +28,8 @@ class Picture(NamedTuple):
         free_source: ``bool[K]``.
         producer: ``int32[R]``.
         tensor_bytes: ``float64[R]``.
+        by_links: ``float64[R]``.
+        added_s: ``float64[R]``.
         in_offsets: ``int64[K + 1]`` into `inputs`.
         inputs: ``int32[E]``, the tensors that each task reads.
         out_offsets: ``int64[K + 1]`` into `outputs`.
@@ -44,6 +47,8 @@ class Picture(NamedTuple):
     free_source: NDArray[np.bool_]
     producer: NDArray[np.int32]
     tensor_bytes: NDArray[np.float64]
+    by_links: NDArray[np.float64]
+    added_s: NDArray[np.float64]
     in_offsets: NDArray[np.int64]
     inputs: NDArray[np.int32]
     out_offsets: NDArray[np.int64]
@@ -163,7 +168,7 @@ def earliest_start_schedule(picture, state, priority, narrow, favourite, ports):
     num_tasks = len(picture.unit)
     free_s, ready_s, waiting = state.free_s, state.ready_s, state.waiting
     ready, kept_for = state.ready, state.kept_for
-    num_ready = 0
+    num_ready = np.int64(0)
     for task in range(num_tasks):
         if picture.in_offsets[task + 1] == picture.in_offsets[task] and not picture.free_source[task]:
             ready[num_ready] = task
@@ -190,7 +195,7 @@ def earliest_start_schedule(picture, state, priority, narrow, favourite, ports):
     _place_rest(picture, state)
 
 
-@compiled
+@called
 def _first_to_start(picture, state, num_ready, priority, narrow):
     """The (place in `ready`, device, start) that starts earliest; without memory (most urgent, -1, 0)."""
     ready, ready_s, free_s, kept_for = state.ready, state.ready_s, state.free_s, state.kept_for
@@ -230,7 +235,7 @@ def _first_to_start(picture, state, num_ready, priority, narrow):
     return best_at, best, best_s
 
 
-@compiled
+@called
 def _release(picture, state, task, num_ready, ports):
     """Take a placed task (or a free source) off its consumers' waits; those that wait for nothing become ready."""
     waiting, ready, ready_s = state.waiting, state.ready, state.ready_s
@@ -241,13 +246,13 @@ def _release(picture, state, task, num_ready, ports):
             waiting[consumer] -= 1
             if waiting[consumer] == 0:
                 for device in range(ready_s.shape[1]):
-                    ready_s[consumer, device] = _arrival(picture, state, consumer, device, ports)
+                    ready_s[consumer, device] = _arrival(picture, state, np.int64(consumer), device, ports)
                 ready[num_ready] = consumer
                 num_ready += 1
     return num_ready
 
 
-@compiled
+@called
 def _arrival(picture, state, task, device, ports):
     """Seconds when all inputs of a task are on a device; what has no device yet would be placed there, and is there."""
     latest, port_s = 0.0, state.in_free_s[device]
@@ -263,14 +268,14 @@ def _arrival(picture, state, task, device, ports):
             else:
                 if ports:
                     ready_s = max(ready_s, max(state.out_free_s[source], port_s))
-                ready_s += picture.latency_s[source, device]
+                ready_s += picture.latency_s[source, device] * picture.by_links[tensor] + picture.added_s[tensor]
                 ready_s += picture.tensor_bytes[tensor] * picture.s_per_byte[source, device]
                 port_s = ready_s
         latest = max(latest, ready_s)
     return latest
 
 
-@compiled
+@called
 def _commit(picture, state, task, device, start_s, ports):
     """Place a task: send its inputs as `_arrival` foresaw, bind its unit and the sources that follow it."""
     _bind(picture, state, picture.unit[task], device)
@@ -287,7 +292,7 @@ def _commit(picture, state, task, device, start_s, ports):
         ready_s = state.end_s[producer]
         if ports:
             ready_s = max(ready_s, max(state.out_free_s[source], state.in_free_s[device]))
-        ready_s += picture.latency_s[source, device]
+        ready_s += picture.latency_s[source, device] * picture.by_links[tensor] + picture.added_s[tensor]
         ready_s += picture.tensor_bytes[tensor] * picture.s_per_byte[source, device]
         state.copied_s[tensor, device] = ready_s
         state.out_free_s[source] = ready_s
@@ -296,7 +301,7 @@ def _commit(picture, state, task, device, start_s, ports):
     state.end_s[task] = start_s + picture.time_s[task, device]
 
 
-@compiled
+@called
 def _bind(picture, state, unit, device):
     """Give a unit a device, where it has none; -1 stands for the one with most room."""
     if state.unit_device[unit] < 0:
@@ -305,7 +310,7 @@ def _bind(picture, state, unit, device):
         state.bytes_left[home] -= picture.unit_bytes[unit]
 
 
-@compiled
+@called
 def _bytes_to_bind(picture, state, task):
     """Memory that placing a task would take: its unit's, and that of the sources that would follow it."""
     unit = picture.unit[task]
@@ -319,7 +324,7 @@ def _bytes_to_bind(picture, state, task):
     return need
 
 
-@compiled
+@called
 def _roomiest(picture, state, unit):
     """The device with most memory left among those that a unit may be on; its own where it has one."""
     if state.unit_device[unit] >= 0:
@@ -331,7 +336,7 @@ def _roomiest(picture, state, unit):
     return best
 
 
-@compiled
+@called
 def _gap(state, device, ready_s, time_s):
     """First moment from `ready_s` at which a device's schedule has room; and where in the schedule that is."""
     starts, ends = state.slot_start_s, state.slot_end_s
@@ -349,10 +354,10 @@ def _gap(state, device, ready_s, time_s):
     return start_s, low
 
 
-@compiled
+@called
 def _place_rest(picture, state):
     """Sources that nobody reads go where most room is left."""
     for task in range(len(state.placed)):
         if state.placed[task] < 0:
-            _bind(picture, state, picture.unit[task], -1)
+            _bind(picture, state, picture.unit[task], np.int64(-1))
             state.placed[task] = state.unit_device[picture.unit[task]]

@@ -10,6 +10,7 @@ that reads it, ``D`` devices.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,7 +32,9 @@ class TaskGraph:
         unit_allowed: ``bool[U, D]``.
         unit_bytes: ``float64[U]``, estimate of the memory that a unit needs where it is.
         producer: ``int32[R]``, smaller than each of the tensor's consumers.
-        tensor_bytes: ``float64[R]``.
+        tensor_bytes: ``float64[R]``, what goes over the links.
+        by_links: ``float64[R]``, 1 where sending takes a route's latency, 0 where no part of the tensor goes by bytes.
+        added_s: ``float64[R]``, seconds that sending takes besides, whatever the route.
         consumer_offsets: ``int64[R + 1]`` into `consumers`.
         consumers: ``int32[E]``.
     """
@@ -42,6 +45,8 @@ class TaskGraph:
     unit_bytes: NDArray[np.float64]
     producer: NDArray[np.int32]
     tensor_bytes: NDArray[np.float64]
+    by_links: NDArray[np.float64]
+    added_s: NDArray[np.float64]
     consumer_offsets: NDArray[np.int64]
     consumers: NDArray[np.int32]
 
@@ -94,13 +99,16 @@ def of_ops(problem: PlacementProblem) -> TaskGraph:
     graph = problem.graph
     units = one_group_an_op(graph)
     fine = problem.with_groups(units)
+    by_links = np.isnan(graph.tensor_transfer_s)
     return TaskGraph(
         time_s=np.where(problem.op_allowed, problem.op_time_s.T, np.inf),
         unit=units.group_of_op,
         unit_allowed=fine.allowed,
         unit_bytes=group_bytes(fine).astype(np.float64),
         producer=graph.tensor_producer,
-        tensor_bytes=graph.tensor_bytes.astype(np.float64),
+        tensor_bytes=np.where(by_links, graph.tensor_bytes, 0.0),
+        by_links=by_links.astype(np.float64),
+        added_s=np.where(by_links, 0.0, graph.tensor_transfer_s),
         consumer_offsets=graph.consumer_offsets,
         consumers=graph.consumers,
     )
@@ -122,14 +130,16 @@ def of_groups(problem: PlacementProblem) -> TaskGraph:
     num_tasks = len(order)
     times = np.stack([np.bincount(task_of_op, t, num_tasks) for t in problem.op_time_s], axis=1)  # [K, D]
     unit = (used[order] % groups.num_groups).astype(np.int32)
-    producer, sizes, offsets, consumers = _contract(problem, task_of_op)
+    producer, figures, offsets, consumers = _contract(problem, task_of_op)
     return TaskGraph(
         time_s=np.where(problem.allowed[unit], times, np.inf),
         unit=unit,
         unit_allowed=problem.allowed,
         unit_bytes=group_bytes(problem).astype(np.float64),
         producer=producer,
-        tensor_bytes=sizes,
+        tensor_bytes=figures[:, 0],
+        by_links=figures[:, 1],
+        added_s=figures[:, 2],
         consumer_offsets=offsets,
         consumers=consumers,
     )
@@ -148,24 +158,50 @@ def vote(problem: PlacementProblem, op_placement: NDArray[np.integer]) -> NDArra
 def _contract(
     problem: PlacementProblem, task_of_op: NDArray[np.int64]
 ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int64], NDArray[np.int32]]:
-    """Tensors between tasks: those that the same task sends to the same tasks become one."""
+    """Tensors between tasks: those that the same task sends to the same tasks become one.
+
+    Returns:
+        ``(producer int32[R], figures float64[R, 3], consumer_offsets int64[R + 1], consumers int32[E])``; the figures
+        are `TaskGraph.tensor_bytes`, `by_links` and `added_s`.
+    """
     graph = problem.graph
-    merged: dict[tuple[int, tuple[int, ...]], float] = {}
-    offsets = graph.consumer_offsets
-    for tensor in range(graph.num_tensors):
-        source = int(task_of_op[graph.tensor_producer[tensor]])
-        size = float(graph.tensor_bytes[tensor])
-        targets = np.unique(task_of_op[graph.consumers[offsets[tensor] : offsets[tensor + 1]]])
-        later = tuple(int(t) for t in targets if t > source)
-        if later:
-            merged[source, later] = merged.get((source, later), 0.0) + size
-        for target in targets[targets < source]:
-            merged[int(target), (source,)] = merged.get((int(target), (source,)), 0.0) + size
+    num_tasks = int(task_of_op.max()) + 1
+    tensor, target = np.divmod(
+        np.unique(graph.edge_tensor * np.int64(num_tasks) + task_of_op[graph.consumers]), num_tasks
+    )
+    source = task_of_op[graph.tensor_producer[tensor]]
+    merged: dict[tuple[int, tuple[int, ...]], list[float]] = {}
+
+    def merge(source: int, targets: tuple[int, ...], size: float, seconds: float) -> None:
+        figures = merged.setdefault((source, targets), [0.0, 0.0, 0.0])
+        if math.isnan(seconds):
+            figures[0] += size
+            figures[1] = 1.0
+        else:
+            figures[2] += seconds
+
+    later = target > source
+    tensors, first = np.unique(tensor[later], return_index=True)
+    ends = [*first[1:].tolist(), int(later.sum())]
+    targets = target[later].tolist()
+    sizes = graph.tensor_bytes[tensors].astype(np.float64).tolist()
+    given_s = graph.tensor_transfer_s[tensors].tolist()
+    for maker, size, seconds, a, b in zip(
+        source[later][first].tolist(), sizes, given_s, first.tolist(), ends, strict=True
+    ):
+        merge(maker, tuple(targets[a:b]), size, seconds)
+    earlier = target < source
+    sizes = graph.tensor_bytes[tensor[earlier]].astype(np.float64).tolist()
+    given_s = graph.tensor_transfer_s[tensor[earlier]].tolist()
+    for reader, maker, size, seconds in zip(
+        target[earlier].tolist(), source[earlier].tolist(), sizes, given_s, strict=True
+    ):
+        merge(reader, (maker,), size, seconds)
     keys = sorted(merged)
     counts = [len(targets) for _, targets in keys]
     return (
         np.array([source for source, _ in keys], dtype=np.int32),
-        np.array([merged[k] for k in keys], dtype=np.float64),
+        np.array([merged[k] for k in keys], dtype=np.float64).reshape(-1, 3),
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         np.array([t for _, targets in keys for t in targets], dtype=np.int32),
     )

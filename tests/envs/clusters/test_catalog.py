@@ -182,7 +182,8 @@ def test_the_order_of_overrides_does_not_change_the_name() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("k80x3", ["unknown cluster 'k80x3'", "k80x4", "mixed", ".yaml"]),
+        ("k80x3", ["unknown cluster 'k80x3'", "k80x4", " more; see: placement list clusters", ".yaml"]),
+        ("p4d24xlarge", ["did you mean 'p4d.24xlarge'"]),
         ("", ["unknown cluster ''"]),
         ("cpu_cores", ["unknown cluster 'cpu_cores'", "cpu_cores:K"]),
         ("cpu_cores:0", ["cpu_cores:0", "from 1 to 64 cores"]),

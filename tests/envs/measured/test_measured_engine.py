@@ -23,7 +23,7 @@ from graphs.errors import InputError
 from scripts.capture_models import MODELS
 from tests.envs.measured import measured_problems as steps
 from tests.envs.measured.measured_problems import NAMES, run_eager, run_placed, two_cores
-from tests.graphs.test_zoo import SMALL
+from tests.graphs.small_workloads import SMALL
 
 pytestmark = two_cores
 

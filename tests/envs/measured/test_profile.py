@@ -6,28 +6,10 @@ import pytest
 from envs.measured.machine import RealDevice
 from envs.measured.profile import Observation, calibration_placements, op_signatures, others_share, profile_of
 from graphs.colocation.groups import one_group_an_op
-from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
+from tests.envs.measured.branches import two_branches
 
 DEVICES = (RealDevice("cpu:0", "cpu", (0,)), RealDevice("cpu:1", "cpu", (1,)))
 US = 1e-6
-
-
-def two_branches() -> ComputationGraph:
-    """``x`` makes 10 MB, which ``left`` and ``right``, ops of the same kind, read; ``join`` reads 20 kB of each."""
-    kind = {"type": "mm", "flops": 100, "bytes_accessed": 100, "output_shapes": [(4, 4)]}
-    ops = [
-        OpRecord("x", "add", flops=1, bytes_accessed=8, output_shapes=[(8,)]),
-        OpRecord("left", **kind),  # type: ignore[arg-type]
-        OpRecord("right", **kind),  # type: ignore[arg-type]
-        OpRecord("join", "cat", bytes_accessed=8, output_shapes=[(8, 4)]),
-        OpRecord("nothing", "parameter"),
-    ]
-    tensors = [
-        TensorRecord(0, 10_000_000, [1, 2]),
-        TensorRecord(1, 20_000, [3]),
-        TensorRecord(2, 20_000, [3]),
-    ]
-    return build("branches", ops, tensors)
 
 
 def observation(op_device: list[int], tasks: dict[int, tuple[float, float]], copies: list[list[int]]) -> Observation:

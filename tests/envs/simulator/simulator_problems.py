@@ -1,6 +1,6 @@
 """Small graphs, clusters and comparisons that the tests of the simulator share."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -62,6 +62,13 @@ def graph_of(
     ]
     records = [TensorRecord(p, size, readers, n in resident_tensors) for n, (p, size, readers) in enumerate(tensors)]
     return build("hand-made", ops, records)
+
+
+def timed(graph: ComputationGraph, transfer_s: dict[int, float]) -> ComputationGraph:
+    """The graph in which transfers of some tensors take given seconds."""
+    seconds = np.full(graph.num_tensors, np.nan)
+    seconds[list(transfer_s)] = list(transfer_s.values())
+    return replace(graph, tensor_transfer_s=seconds)
 
 
 def problem_of(graph: ComputationGraph, cluster: Cluster, schedule: str = "priority") -> PlacementProblem:

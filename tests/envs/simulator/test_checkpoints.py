@@ -15,8 +15,8 @@ from graphs.colocation.groups import make_groups, one_group_an_op
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError
 from graphs.synthetic import random_graph
+from tests.envs.simulator.random_problems import FEW, MANY, placed, problems
 from tests.envs.simulator.simulator_problems import graph_of, hub, problem_of, star
-from tests.envs.simulator.test_simulator_properties import FEW, MANY, placed, problems
 
 
 def moved(placement: np.ndarray, num_devices: int, rng: np.random.Generator, count: int) -> np.ndarray:

@@ -5,70 +5,19 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
 from envs.simulator.input import SCHEDULES
 from envs.simulator.plain import simulate_plain
 from envs.simulator.simulate import simulate, simulate_batch
 from graphs.colocation.groups import one_group_an_op
-from graphs.computation_graph import OpRecord, TensorRecord, build
+from graphs.computation_graph import OpRecord, build
 from graphs.synthetic import random_graph
+from tests.envs.simulator.random_problems import FEW, MANY, SPECS, clusters, placed, problems
 from tests.envs.simulator.simulator_by_definition import simulate_by_definition
 from tests.envs.simulator.simulator_problems import assert_same_trace, star
-
-TIMES_S = (0.0, 0.0, 0.25, 1.0, 1.0, 2.0, 1 / 3, 0.1)  # ties, no time at all, and sums that round
-SIZES = (0, 1, 1, 2, 7, 1000)
-SPECS = tuple(DeviceSpec(f"spec{i}", kind, 500, {"float32": 1.0}, 1.0) for i, kind in enumerate(("gpu", "gpu", "cpu")))
-
-
-@st.composite
-def clusters(draw: st.DrawFn, specs: tuple[DeviceSpec, ...] = SPECS, complete: bool = False) -> Cluster:
-    """A row, a star, a tree over two switches, or a link for every pair; with and without latency."""
-    count = draw(st.integers(1, 5))
-    devices = tuple(Device(f"d{i}", draw(st.sampled_from(specs))) for i in range(count))
-    names = [d.name for d in devices]
-    shape = "complete" if complete else draw(st.sampled_from(["row", "star", "tree", "complete"]))
-    pairs = {
-        "row": list(itertools.pairwise(names)),
-        "star": [(name, "s") for name in names],
-        "tree": [(name, "st"[i % 2]) for i, name in enumerate(names)] + [("s", "t")],
-        "complete": list(itertools.combinations(names, 2)),
-    }[shape]
-    speeds, delays = st.sampled_from([0.5, 1.0, 3.0, 1e3]), st.sampled_from([0.0, 0.0, 0.25, 0.1])
-    same = draw(speeds), draw(delays)
-    links = tuple(Link(a, b, *(same if complete else (draw(speeds), draw(delays)))) for a, b in pairs)
-    return Cluster("random", devices, links, {"star": ("s",), "tree": ("s", "t")}.get(shape, ()))
-
-
-@st.composite
-def problems(
-    draw: st.DrawFn, cluster: st.SearchStrategy[Cluster] | None = None, restrict: bool = True
-) -> PlacementProblem:
-    machine = draw(clusters() if cluster is None else cluster)
-    count = draw(st.integers(1, 22))
-    kinds = sorted({d.spec.kind for d in machine.devices})
-    specs = sorted({d.spec.name for d in machine.devices})
-    ops, tensors = [], []
-    for op in range(count):
-        allowed = draw(st.sampled_from([None, None, None, *([kind] for kind in kinds)])) if restrict else None
-        resident = {"parameter": draw(st.sampled_from(SIZES))} if draw(st.booleans()) else {}
-        times = {spec: draw(st.sampled_from(TIMES_S)) for spec in specs}
-        ops.append(OpRecord(f"op{op}", "add", allowed_kinds=allowed, resident_bytes=resident, time_s=times))
-        for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 3]))):
-            readers = draw(st.sets(st.integers(op + 1, count - 1), max_size=4)) if op + 1 < count else set()
-            tensors.append(TensorRecord(op, draw(st.sampled_from(SIZES)), sorted(readers), draw(st.booleans())))
-    graph = build("random", ops, tensors)
-    return PlacementProblem(graph, one_group_an_op(graph), machine, draw(st.sampled_from(SCHEDULES)))
-
-
-@st.composite
-def placed(draw: st.DrawFn, problem: st.SearchStrategy[PlacementProblem]) -> tuple[PlacementProblem, np.ndarray]:
-    made = draw(problem)
-    device = st.integers(0, made.num_devices - 1)
-    return made, np.array(draw(st.lists(device, min_size=made.graph.num_ops, max_size=made.graph.num_ops)))
 
 
 def check_agreement(problem: PlacementProblem, placement: np.ndarray) -> None:
@@ -89,10 +38,11 @@ def check_feasible(problem: PlacementProblem, placement: np.ndarray) -> None:
         assert (trace.op_start_s[order[1:]] >= trace.op_end_s[order[:-1]]).all()
         # What a device does takes at least as long as it takes.
         assert trace.step_time_s >= taken_s[mine].sum() * (1 - 1e-12)
-    arrival_s = {}
+    in_turn = problem.schedule == "sequential"  # copies are those of visits, and some gradients travel with others
+    arrival_s = dict[tuple[int, int], float]()
     for k, (tensor, target) in enumerate(zip(trace.transfer_tensor, trace.transfer_destination, strict=True)):
-        assert (tensor, target) not in arrival_s  # sent there once
-        arrival_s[tensor, target] = trace.transfer_end_s[k]
+        assert in_turn or (tensor, target) not in arrival_s  # sent there once
+        arrival_s.setdefault((tensor, target), trace.transfer_end_s[k])
         assert trace.transfer_start_s[k] >= trace.op_end_s[graph.tensor_producer[tensor]]
     needed = set()
     for tensor, producer, reader in zip(graph.edge_tensor, graph.edge_producer, graph.consumers, strict=True):
@@ -100,8 +50,9 @@ def check_feasible(problem: PlacementProblem, placement: np.ndarray) -> None:
             assert trace.op_start_s[reader] >= trace.op_end_s[producer]
         else:
             needed.add((tensor, placement[reader]))
-            assert trace.op_start_s[reader] >= arrival_s[tensor, placement[reader]]
-    assert needed == set(arrival_s)
+            carried = in_turn and graph.phase[producer] > 0
+            assert carried or trace.op_start_s[reader] >= arrival_s[tensor, placement[reader]]
+    assert needed >= set(arrival_s) if in_turn else needed == set(arrival_s)
     on_direction: dict[int, list[tuple[float, float]]] = {}
     for k, directions in enumerate(trace.transfer_directions(problem.cluster)):
         for direction in directions:
@@ -126,10 +77,6 @@ def check_bounds(problem: PlacementProblem, placement: np.ndarray) -> None:
         end_s[reader] = max(end_s[reader], end_s[producer] + taken_s[reader])
     step_time_s = simulate(problem.simulator_input, placement).step_time_s
     assert step_time_s >= end_s.max() * (1 - 1e-12)
-
-
-FEW = settings(max_examples=120, suppress_health_check=list(HealthCheck))
-MANY = settings(FEW, max_examples=10_000)
 
 
 @FEW

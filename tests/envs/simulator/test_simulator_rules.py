@@ -12,6 +12,7 @@ import pytest
 
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
+from envs.simulator.input import SCHEDULES
 from envs.simulator.plain import simulate_plain
 from envs.simulator.simulate import simulate
 from envs.simulator.trace import Trace
@@ -19,7 +20,7 @@ from envs.simulator.trace_file import write_chrome_trace
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, build
 from tests.envs.simulator.simulator_by_definition import simulate_by_definition
-from tests.envs.simulator.simulator_problems import SPEC, graph_of, hub, line, problem_of
+from tests.envs.simulator.simulator_problems import SPEC, graph_of, hub, line, problem_of, timed
 
 A, B, C, D, E, F = range(6)
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -170,6 +171,20 @@ def test_a_tensor_of_no_bytes_still_takes_the_latency(run: Run) -> None:
     # Without latency it arrives in the round in which it leaves, and b starts at the same instant.
     trace = run(problem_of(graph_of([1, 1], [(A, 0, [B])]), hub(2)), [0, 1])
     assert trace.op_start_s.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_given_seconds_replace_latency_and_bytes_on_any_route(run: Run, schedule: str) -> None:
+    """gpu:0 to gpu:2 crosses two links of 1 s each: by bytes 2 + 8 = 10 s; the second tensor takes 0.5 s instead.
+
+    Both keep the link from gpu:0 busy meanwhile, and each holds its 8 bytes where it is and where it goes.
+    """
+    graph = timed(graph_of([1, 1], [(A, 8, [B]), (A, 8, [B])]), {1: 0.5})
+    trace = run(problem_of(graph, line(3, latency_s=1.0), schedule), [0, 2])
+    assert sent(trace) == [(0, 0, 2, 1, 11), (1, 0, 2, 11, 11.5)]
+    assert trace.peak_memory_bytes.tolist() == [16, 0, 16]
+    free = run(problem_of(timed(graph, {0: 0.0, 1: 0.0}), line(3, latency_s=1.0), schedule), [0, 2])
+    assert free.op_start_s.tolist() == [0, 1]
 
 
 def test_ops_that_end_together_reserve_by_op_index(run: Run) -> None:

@@ -105,8 +105,8 @@ def test_typed_packages_say_so(here: Path) -> None:
     ("what", "expected"),
     [
         ("graphs", ["rnnlm", "nmt", "3,294     125      432 MB", "steps=40"]),
-        ("clusters", ["k80x4", "4 x k80", "mixed", "link_bytes_per_s"]),
-        ("devices", ["v100", "720 GB/s", "datasheet"]),
+        ("clusters", ["k80x4", "4 x k80", "mixed", "link_bytes_per_s", "p4d.24xlarge", "8 x a100_40gb"]),
+        ("devices", ["v100", "720 GB/s", "rtx_4090", "mi355x", "list devices rtx_40"]),
         ("placers", ["single_device", "expert", "reinforce", "searches"]),
     ],
 )
@@ -115,6 +115,43 @@ def test_list(here: Path, capsys: pytest.CaptureFixture[str], what: str, expecte
     out = capsys.readouterr().out
     for text in expected:
         assert text in out
+
+
+def test_help_does_not_wait_for_numpy() -> None:
+    code = (
+        "import sys; from placement.cli.main import main; code = main(['--help']); "
+        "slow = {'numpy', 'scipy', 'networkx', 'numba', 'torch'} & sys.modules.keys(); "
+        "sys.exit(str(slow) if slow else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "expected", "absent"),
+    [
+        ("devices", "v100", ["720 GB/s", "NVIDIA, V100 datasheet, 2020", "v100_16gb"], ["k80", "rtx_4090"]),
+        ("devices", "RTX_50*", ["rtx_5090", "Blackwell"], ["rtx_4090"]),
+        ("clusters", "p4d", ["p4d.24xlarge", "8 x a100_40gb", "AWS EC2 P4d (2020)"], ["p100x4"]),
+        ("clusters", "k80x?", ["k80x2", "k80x8", "BD-07317-001"], ["p2.8xlarge"]),
+        ("placers", "heft", ["heft"], ["expert"]),
+        ("graphs", "nmt", ["nmt", "layers="], ["rnnlm"]),
+    ],
+)
+def test_a_list_shows_what_has_a_name(
+    here: Path, capsys: pytest.CaptureFixture[str], what: str, name: str, expected: list[str], absent: list[str]
+) -> None:
+    assert main(["list", what, name]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for text in expected:
+        assert text in out
+    for text in absent:
+        assert text not in out
+
+
+def test_a_list_of_nothing_says_what_is_near(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "devices", "rtx_3091"]) == 2
+    assert "'rtx_3091' (did you mean 'rtx_3090'?)" in capsys.readouterr().err
 
 
 def test_lists_help_and_typing_errors_load_no_torch(here: Path) -> None:
@@ -297,13 +334,13 @@ def test_a_killed_run_leaves_whole_files_and_can_be_resumed(here: Path) -> None:
 def test_arguments_that_are_missing_or_wrong(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bad_input(capsys, "trian").startswith("unknown verb 'trian' (did you mean 'train'?)")
     assert "expected one of {train" in bad_input(capsys)
-    assert bad_input(capsys, "compare", "nmt") == "missing --cluster CLUSTER; see: placement compare --help"
+    assert bad_input(capsys, "import", "nmt") == "missing --out FILE.graph.json.gz; see: placement import --help"
     assert bad_input(capsys, "train", "nmt", "--clustr", "x") == (
         "unrecognized options: --clustr, x; see: placement train --help"
     )
     assert "cannot read 'soon'" in bad_input(capsys, "train", "nmt", "--cluster", "k80x2", "--time-limit-s", "soon")
     assert "invalid choice 'latest'" in bad_input(capsys, "train", "nmt", "--cluster", "k80x2", "--preset", "latest")
-    assert "needs a GRAPH and a --cluster" in bad_input(capsys, "train", "nmt")
+    assert "needs a GRAPH (or --resume DIR)" in bad_input(capsys, "train", "--cluster", "k80x2")
     for option, value in (("--time-limit-s", "0"), ("--updates", "-1")):
         assert f"{option} is {value}" in bad_input(
             capsys, "train", "g.graph.json", "--cluster", "c.yaml", option, value
@@ -329,7 +366,7 @@ def test_arguments_that_are_missing_or_wrong(here: Path, capsys: pytest.CaptureF
 def test_on_a_terminal_an_error_is_the_same_sentence(here: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "placement.cli", "compare", "nmt"],
+        [sys.executable, "-m", "placement.cli", "import", "nmt"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"},
         stdout=theirs,
         stderr=theirs,
@@ -338,7 +375,7 @@ def test_on_a_terminal_an_error_is_the_same_sentence(here: Path) -> None:
     assert process.wait(timeout=60) == 2
     said = os.read(ours, 65536).decode()
     os.close(ours)
-    assert said == "placement: missing --cluster CLUSTER; see: placement compare --help\r\n"
+    assert said == "placement: missing --out FILE.graph.json.gz; see: placement import --help\r\n"
 
 
 def test_unknown_names(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from envs.clusters.catalog import load_cluster
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
-from graphs.computation_graph import OpRecord, build
+from graphs.computation_graph import OpRecord, TensorRecord, build
+from placement.placers.base import Budget
 from placement.placers.list_scheduling.schedule import (
     earliest_start_schedule,
     insertion_schedule,
@@ -21,6 +24,7 @@ from placement.placers.list_scheduling.schedule import (
 )
 from placement.placers.list_scheduling.task_graph import TaskGraph, of_groups, of_ops, vote
 from placement.placers.m_sct import favourite_children
+from placement.registry import get_placer
 from tests.placement.placer_problems import random_problem, training_problem
 
 
@@ -46,6 +50,8 @@ def tasks_of(
         unit_bytes=np.array(unit_bytes or [0.0] * count, dtype=np.float64),
         producer=np.array([a for a, _, _ in edges], dtype=np.int32),
         tensor_bytes=np.array([size for _, _, size in edges], dtype=np.float64),
+        by_links=np.ones(len(edges)),
+        added_s=np.zeros(len(edges)),
         consumer_offsets=np.arange(len(edges) + 1),
         consumers=np.array([b for _, b, _ in edges], dtype=np.int32),
     )
@@ -169,3 +175,20 @@ def test_lone_ops_are_placed_too() -> None:
     problem = random_problem(1, 2, seed=0)
     tasks = of_ops(problem)
     assert earliest_start_schedule(problem, tasks, np.ones(1)).tolist() == [0]
+
+
+@pytest.mark.parametrize("placer", ["heft", "peft", "etf", "m_etf", "m_sct", "exact"])
+def test_given_seconds_decide_whether_branches_are_parted(placer: str) -> None:
+    """Two branches of 10 ms: huge tensors that are sent in no time part them, empty ones that take 1 s do not."""
+    ops = [
+        OpRecord(name, "mm", flops=size, module=name) for name, size in zip("xlrj", (1, 10**9, 10**9, 1), strict=True)
+    ]
+    for size, seconds, devices in ((10**9, 1e-6, 2), (0, 1.0, 1), (10**9, math.nan, 1), (0, math.nan, 2)):
+        tensors = [TensorRecord(0, size, [1, 2], transfer_s=seconds)]
+        tensors += [TensorRecord(branch, size, [3], transfer_s=seconds) for branch in (1, 2)]
+        graph = build("fork", ops, tensors)
+        problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster("k80x2"))
+        if placer == "exact":
+            pytest.importorskip("ortools")
+        placed = get_placer(placer).function(problem, budget=Budget(time_limit_s=20.0), rng=np.random.default_rng(0))
+        assert len({int(placed.placement[i]) for i in (1, 2)}) == devices, (size, seconds)

@@ -4,23 +4,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import networkx as nx
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import placement
-from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
 from graphs.capture import capture
-from graphs.colocation.groups import make_groups
 from graphs.errors import InputError
 from graphs.files import save_graph_file
-from graphs.networkx_graph import from_networkx
 from graphs.synthetic import random_graph
 from placement.cli.main import main
 from placement.runs import directory
+from tests.placement.runs.nameless import of_a_networkx_graph, with_groups_of_its_own
 
 Make = Callable[[], PlacementProblem]
 
@@ -38,19 +35,6 @@ def of_a_module() -> PlacementProblem:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     return placement.make_problem(capture(model, torch.ones(3, 4), torch.sum, optimizer="sgd"), "k80x2", groups=3)
-
-
-def of_a_networkx_graph() -> PlacementProblem:
-    graph = nx.DiGraph([("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")], name="diamond")
-    for name, node in graph.nodes.items():
-        node |= {"flops": 10**9, "output_bytes": 1000, "module": name}
-    return placement.make_problem(from_networkx(graph), load_cluster("k80x2"))
-
-
-def with_groups_of_its_own() -> PlacementProblem:
-    graph = random_graph(10, seed=3, name="grouped")
-    groups = make_groups(np.arange(10) // 4, ["x", "y", "z"], ["x", "y", "z"], [0, 0, 0])
-    return PlacementProblem(graph, groups, load_cluster("k80x2"), "fifo")
 
 
 MADE = [of_a_graph_file, of_a_zoo_name, of_a_module, of_a_networkx_graph, with_groups_of_its_own]
@@ -169,8 +153,11 @@ def test_simulate_says_what_is_missing(here: Path, capsys: pytest.CaptureFixture
     placement.train(with_groups_of_its_own(), updates=1, out="run")
     Path("alone.json").write_bytes(Path("run/placement.json").read_bytes())
     for args, message in (
-        (["--placement", "alone.json"], "missing GRAPH and --cluster CLUSTER; see: placement simulate --help"),
-        (["nmt", "--placement", "run/placement.json"], "missing --cluster CLUSTER; see: placement simulate --help"),
+        (["--placement", "alone.json"], "missing GRAPH; see: placement simulate --help"),
+        (
+            ["nmt", "--placement", "run/placement.json"],
+            "missing --cluster; or leave out GRAPH, too: the run of run/placement.json knows both",
+        ),
         (["--cluster", "k80x2", "--placement", "heft"], "missing GRAPH; see: placement simulate --help"),
     ):
         assert main(["simulate", *args]) == 2

@@ -1,0 +1,171 @@
+"""What jobs are, and what all workers do with them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from graphs.errors import InputError, NoFeasiblePlacementError
+
+MOST_WORKERS = 4096
+"""More are a slip of the keyboard."""
+
+MOST_ATTEMPTS = 20
+"""Times that a job is begun before it is taken to be what ends its workers."""
+
+_KEPT = 8
+"""Shared contents that a worker keeps decoded."""
+
+Error = InputError | NoFeasiblePlacementError
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Something that many jobs read, known by its digest.
+
+    Attributes:
+        digest: SHA-256 of its bytes, in hexadecimal.
+        decoder: ``"package.module:function"``: turns the bytes into the object, once a worker.
+    """
+
+    digest: str
+    decoder: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call, as plain data.
+
+    Attributes:
+        key: By which whoever asks knows the result.
+        function: ``"package.module:function"`` of this project; called with what is shared, if anything, and the
+            arguments.
+        arguments: Keyword arguments: numbers, strings, arrays, and tuples, dicts and data classes of them.
+        shared: Its first argument; None for none.
+        time_limit_s: Seconds after which its worker is taken to hang: it is ended, and the job begun again. None for
+            no limit.
+    """
+
+    key: str
+    function: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    shared: Shared | None = None
+    time_limit_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job came to.
+
+    Attributes:
+        key: The job's.
+        value: What the function returned; None where it raised.
+        error: The error of its input that it raised; any other one is raised to whoever asked.
+        attempts: Times that it was begun.
+    """
+
+    key: str
+    value: Any = None
+    error: Error | None = None
+    attempts: int = 1
+
+    def result(self) -> Any:
+        """The value.
+
+        Raises:
+            InputError: The job raised it.
+            NoFeasiblePlacementError: Likewise.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class Workers(Protocol):
+    """Processes that do jobs.
+
+    Attributes:
+        count: How many jobs they do at the same time.
+    """
+
+    count: int
+
+    def share(self, content: bytes, decoder: str) -> Shared:
+        """Let jobs read some bytes; each worker gets them once."""
+        ...
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
+        """Do jobs, each exactly once in what comes back, and give each result as it is done.
+
+        Jobs are taken from the iterable as workers are free. Where the iterator is closed, what runs is ended.
+
+        Raises:
+            InputError: A job lost its worker `MOST_ATTEMPTS` times.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the workers."""
+        ...
+
+    def __enter__(self) -> Self:
+        """The workers."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the workers."""
+        ...
+
+
+def call(job: Job, read: Callable[[], bytes]) -> Done:
+    """Do a job in this process; called by workers.
+
+    Args:
+        job: The job.
+        read: Gives the bytes of what is shared; not called where the worker has decoded them before.
+    """
+    function = _find(job.function)
+    try:
+        if job.shared is None:
+            return Done(job.key, function(**job.arguments))
+        return Done(job.key, function(_decoded(job.shared, _Reader(read)), **job.arguments))
+    except (InputError, NoFeasiblePlacementError) as error:
+        return Done(job.key, error=error)
+
+
+def lost(job: Job, attempts: int, how: str) -> InputError:
+    """The error of a job that cannot be done."""
+    return InputError(f"job '{job.key}' lost its worker {attempts} times ({how}); give it more memory or time")
+
+
+class _Reader:
+    """Any two are equal, so that a cache goes by the digest alone."""
+
+    def __init__(self, read: Callable[[], bytes]) -> None:
+        self.read = read
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Reader)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _decoded(shared: Shared, reader: _Reader) -> Any:
+    return _find(shared.decoder)(reader.read())
+
+
+def _find(name: str) -> Callable[..., Any]:
+    """A function of this project by its name: a job cannot name any other."""
+    module, _, function = name.partition(":")
+    if module.partition(".")[0] not in ("placement", "envs", "graphs", "scripts", "tests"):
+        raise ValueError(f"a job names {name!r}, which is not a function of this project")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found

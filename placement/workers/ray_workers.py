@@ -1,0 +1,150 @@
+"""Workers that are Ray's: on this machine, or on all machines of a cluster that runs.
+
+A Ray that is started here listens on 127.0.0.1 alone, and has no dashboard. One that the program has started is used.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from envs.simulator.workspace import available_cores
+from graphs.errors import InputError
+from placement.workers.base import MOST_ATTEMPTS, Done, Job, Shared, call, lost
+
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""By default on these systems, and with this on Linux, too, what Ray starts listens on 127.0.0.1 alone."""
+
+_POLL_S = 1.0
+"""Time between two looks at the clock of jobs that have a limit."""
+
+_PATIENCE_S = 120.0
+"""A worker ends itself where a job hangs; where it has not so long after, its host is taken to hang."""
+
+
+class RayWorkers:
+    """Tasks of Ray, one core each.
+
+    Args:
+        count: Jobs at the same time; by default one a core of the cluster.
+        address: Of a cluster that runs, ``"auto"`` or ``"ray://HOST:PORT"``; None starts Ray here.
+
+    Raises:
+        InputError: Nothing answers there.
+    """
+
+    def __init__(self, count: int | None = None, *, address: str | None = None) -> None:
+        os.environ.update(_QUIET if address else _QUIET | _LOOPBACK)  # read when Ray is imported
+        import ray
+        import ray.exceptions as errors
+
+        self._ray = ray
+        self._lost = (
+            errors.WorkerCrashedError,
+            errors.NodeDiedError,
+            errors.OutOfMemoryError,
+            errors.ObjectLostError,
+            errors.TaskCancelledError,
+        )
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
+        self._is_ours = not ray.is_initialized()
+        try:
+            if self._is_ours and address is None:
+                ray.init(num_cpus=count or available_cores(), num_gpus=0, include_dashboard=False, **quiet)
+                self._check_loopback()
+            elif self._is_ours:
+                ray.init(address=address, **quiet)
+        except (ConnectionError, errors.RayError, TimeoutError, RuntimeError, ValueError) as error:
+            first = str(error).strip().split("\n")[0]
+            raise InputError(f"workers: Ray at '{address or 'this machine'}' does not answer: {first}") from error
+        self.count = count or max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        self._contents: dict[str, Any] = {}
+        # What Ray begins again by itself would not be counted.
+        self._do = ray.remote(_do).options(num_cpus=1, max_retries=0)
+
+    def _check_loopback(self) -> None:
+        """Raise where a Ray that was started here would be open to other machines."""
+        found = [node["NodeManagerAddress"] for node in self._ray.nodes()]
+        if found != ["127.0.0.1"]:
+            self._ray.shutdown()
+            raise InputError(
+                f"workers: Ray was imported before and would listen on {found[0]}, open to other machines; open the "
+                "workers before Ray is imported, or start Ray yourself"
+            )
+
+    def share(self, content: bytes, decoder: str) -> Shared:
+        """Put some bytes into Ray's store, from which each machine takes them once."""
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in self._contents:
+            self._contents[digest] = self._ray.put(content)
+        return Shared(digest, decoder)
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
+        """Do jobs; see `placement.workers.base.Workers.run`."""
+        left = iter(jobs)
+        again: list[tuple[Job, int]] = []
+        running: dict[Any, tuple[Job, int, float]] = {}
+        try:
+            while True:
+                while len(running) < self.count:
+                    job, attempt = again.pop() if again else (next(left, None), 1)
+                    if job is None:
+                        break
+                    content = None if job.shared is None else self._contents[job.shared.digest]
+                    running[self._do.remote(job, content)] = (job, attempt, time.monotonic())
+                if not running:
+                    return
+                finished, _ = self._ray.wait(list(running), num_returns=1, timeout=_POLL_S)
+                now = time.monotonic()
+                for reference, (job, _, began) in running.items():
+                    limit_s = np.inf if job.time_limit_s is None else job.time_limit_s + _PATIENCE_S
+                    if now - began > limit_s and reference not in finished:
+                        self._ray.cancel(reference, force=True)
+                for reference in finished:
+                    job, attempt, _ = running.pop(reference)
+                    try:
+                        done: Done = self._ray.get(reference)
+                    except self._lost as error:
+                        if attempt >= MOST_ATTEMPTS:
+                            raise lost(job, attempt, str(error).strip().split("\n")[0]) from error
+                        again.append((job, attempt + 1))
+                    except self._ray.exceptions.RayTaskError as error:
+                        raise error.as_instanceof_cause() from None
+                    else:
+                        yield Done(done.key, done.value, done.error, attempt)
+        finally:
+            for reference in running:
+                self._ray.cancel(reference, force=True)
+
+    def close(self) -> None:
+        """Leave the cluster; end it where it was started here."""
+        self._contents.clear()
+        if self._is_ours:
+            self._ray.shutdown()
+
+    def __enter__(self) -> Self:
+        """The workers."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the workers."""
+        self.close()
+
+
+def _do(job: Job, content: bytes | None) -> Done:
+    if job.time_limit_s is not None:  # by a thread in C, so that it ends a job that holds the interpreter's lock, too
+        faulthandler.dump_traceback_later(job.time_limit_s, exit=True)
+    try:
+        return call(job, lambda: content or b"")
+    finally:
+        faulthandler.cancel_dump_traceback_later()

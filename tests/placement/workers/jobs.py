@@ -1,0 +1,61 @@
+"""What workers are asked to do by their tests: things that can go wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from graphs.errors import InputError
+
+
+def decode(content: bytes) -> np.ndarray:
+    return np.frombuffer(content, dtype=np.int64)
+
+
+def total(shared: np.ndarray, *, plus: int) -> int:
+    return int(shared.sum()) + plus
+
+
+def double(*, x: int) -> int:
+    return 2 * x
+
+
+def begin(folder: str, x: int) -> int:
+    """How often a job was begun, this time included: a file for each."""
+    made = Path(folder) / f"{x}-{os.getpid()}-{time.monotonic_ns()}"
+    made.touch()
+    return len(list(Path(folder).glob(f"{x}-*")))
+
+
+def die_at_first(*, folder: str, x: int, how: str) -> int:
+    if begin(folder, x) == 1:
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "exit":
+            os._exit(3)
+        time.sleep(1000)
+    return 2 * x
+
+
+def always_die() -> None:
+    os._exit(3)
+
+
+def refuse(*, x: int) -> None:
+    raise InputError(f"{x} is no good; give another")
+
+
+def slip() -> None:
+    raise ZeroDivisionError("a fault of ours")
+
+
+def wait_s(*, seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
