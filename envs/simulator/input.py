@@ -43,9 +43,9 @@ class SimulatorInput:
         route_bytes_per_s: ``float64[D, D]``.
         route_offsets: ``int32[D * D + 1]`` and
         route_directions: ``int32[...]``, as in `envs.clusters.cluster.Routes`.
-        visits: Which reads share a copy under the schedule ``sequential``; None under the others.
         receive_s_per_byte: ``float64[D, D]``, seconds of the receiver that a byte takes where it copies itself; 0 where
             it does not.
+        visits: Which reads share a copy under the schedule ``sequential``; None under the others.
     """
 
     schedule: str
@@ -66,8 +66,8 @@ class SimulatorInput:
     route_bytes_per_s: NDArray[np.float64]
     route_offsets: NDArray[np.int32]
     route_directions: NDArray[np.int32]
-    visits: ModuleVisits | None
     receive_s_per_byte: NDArray[np.float64]
+    visits: ModuleVisits | None
 
     def __post_init__(self) -> None:
         for value in vars(self).values():
@@ -126,6 +126,11 @@ class SimulatorInput:
     def receives(self) -> bool:
         """Whether any device copies what it receives itself, which is lowered as `envs.simulator.receiving` says."""
         return self.schedule != "sequential" and bool(self.receive_s_per_byte.any())
+
+    @cached_property
+    def copied_bytes(self) -> NDArray[np.int64]:
+        """``int64[T]``: bytes of each tensor that a receiver copies; 0 of one whose transfers take a given time."""
+        return np.where(np.isnan(self.tensor_transfer_s), self.tensor_bytes, 0)
 
     @cached_property
     def reading_order(self) -> NDArray[np.int64]:
@@ -215,8 +220,8 @@ def make_input(
         route_bytes_per_s=np.array(routes.bytes_per_s),
         route_offsets=np.array(routes.offsets),
         route_directions=np.array(routes.directions),
-        visits=_visits(graph, schedule),
         receive_s_per_byte=np.where(routes.receiver_copies, 1.0 / routes.bytes_per_s, 0.0),
+        visits=_visits(graph, schedule),
     )
 
 

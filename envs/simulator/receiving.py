@@ -4,11 +4,11 @@ Between cores that share memory nobody moves bytes but the core that wants them,
 a link with `envs.clusters.cluster.Link.receiver_copies` a transfer therefore takes the link's latency alone, and the
 seconds of its bytes are added to the first op on the receiving device that reads the tensor: the one of highest
 priority, under the other schedules the one that comes first in the program. A copy thus takes the receiver's time
-once, however many ops read it. What is simplified: a receiver that waits for another input of that op does not copy
-meanwhile.
+once, however many ops read it. A tensor whose transfers take a given time costs the receiver nothing. What is
+simplified: a receiver that waits for another input of that op does not copy meanwhile.
 
-Searches that simulate in compiled code of their own, or go on from checkpoints, use the link model, in which a copy
-overlaps; `PlacementProblem.evaluate` and what is reported use this one.
+Searches that simulate in compiled code of their own use the link model, in which a copy overlaps;
+`PlacementProblem.evaluate` and what is reported use this one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def lowered(problem: SimulatorInput, work: Any) -> Any:
     view = times.view()
     view.setflags(write=False)  # as the kernels are compiled for
     work.devices["spec"] = np.arange(problem.num_devices)
+    # Behind the routes are the prices of tensors whose transfers take a given time.
     work.routes["bytes_per_s"][: problem.num_devices**2] = lowered_bytes_per_s(problem).ravel()
     return work._replace(op_time_s=view)
 
@@ -40,11 +41,6 @@ def lowered(problem: SimulatorInput, work: Any) -> Any:
 def lowered_bytes_per_s(problem: SimulatorInput) -> NDArray[np.float64]:
     """``float64[D, D]``: what is left of the routes' bandwidths for the transfers themselves."""
     return np.where(problem.receive_s_per_byte > 0, AT_ONCE, problem.route_bytes_per_s)
-
-
-def charged_bytes(problem: SimulatorInput) -> NDArray[np.int64]:
-    """``int64[T]``: what a receiver copies of each tensor; nothing of one whose transfers take seconds of their own."""
-    return np.where(np.isnan(problem.tensor_transfer_s), problem.tensor_bytes, 0)
 
 
 def charge(problem: SimulatorInput, work: Any, placement: NDArray[np.int32]) -> None:
@@ -56,7 +52,7 @@ def charge(problem: SimulatorInput, work: Any, placement: NDArray[np.int32]) -> 
         problem.reading_order,
         problem.receive_s_per_byte,
         problem.tensor_producer,
-        charged_bytes(problem),
+        problem.copied_bytes,
         problem.consumer_offsets,
         problem.consumers,
         placement,
@@ -67,7 +63,6 @@ def charge(problem: SimulatorInput, work: Any, placement: NDArray[np.int32]) -> 
 def op_times_s(problem: SimulatorInput, placement: NDArray[np.int32]) -> NDArray[np.float64]:
     """``float64[N]``: seconds of each op where it is placed, with the copies that it makes: the plain version."""
     times = problem.op_time_s[problem.device_spec[placement], np.arange(problem.num_ops)].copy()
-    sizes = charged_bytes(problem)
     for tensor, producer in enumerate(problem.tensor_producer.tolist()):
         home = int(placement[producer])
         first: dict[int, int] = {}
@@ -77,7 +72,7 @@ def op_times_s(problem: SimulatorInput, placement: NDArray[np.int32]) -> NDArray
             first[device] = min(known, int(reader), key=lambda op: int(problem.reading_order[op]))
         for device, reader in first.items():
             if device != home:
-                times[reader] += float(sizes[tensor]) * problem.receive_s_per_byte[home, device]
+                times[reader] += float(problem.copied_bytes[tensor]) * problem.receive_s_per_byte[home, device]
     return times
 
 
