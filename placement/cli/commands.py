@@ -21,6 +21,14 @@ def run(verb: verbs.Verb) -> int:
         from placement.cli.listing import show_list
 
         return show_list(verb)
+    if isinstance(verb, verbs.Train):
+        from placement.cli import pipeline
+
+        pipeline.check(verb)
+        if verb.target == "torch_pipeline":
+            from placement.cli.train import train_stages
+
+            return train_stages(verb)
     if isinstance(verb, verbs.Train | verbs.Compare | verbs.Simulate) and verb.target != "engine":
         given = None if verb.schedule == verbs.DEFAULT_SCHEDULE else verb.schedule
         schedule_for(verb.target, given)

@@ -17,7 +17,7 @@ from graphs.extras import is_installed
 from graphs.sources import load_graph
 from placement import api
 from placement.arguments import check_positive
-from placement.cli import verbs
+from placement.cli import pipeline, verbs
 from placement.cli.measured import resume_measured, train_measured
 from placement.cli.progress import ComparisonDisplay, TrainingDisplay
 from placement.cli.report import comparison_report, summary
@@ -107,6 +107,22 @@ def train(verb: verbs.Train) -> int:
         return 0
     _show_trained(out, trained)
     return 0
+
+
+def train_stages(verb: verbs.Train) -> int:
+    """Find the stages of a pipeline; nothing is learned.
+
+    Raises:
+        InputError: Bad input; one sentence.
+        NoFeasiblePlacementError: Nothing fits; one sentence.
+    """
+    check_positive("--time-limit-s", verb.time_limit_s)
+    check_seed(verb.seed)
+    if verb.graph is None:
+        raise InputError("train needs a GRAPH; see: placement train --help")
+    cluster = chosen_cluster(verb.cluster, verb.topology)
+    run_dir = _new_directory(verb, cluster)
+    return pipeline.train(verb, cluster, run_dir, make_console(), make_console(stderr=True))
 
 
 def _new_directory(verb: verbs.Train, cluster: str | Cluster) -> Path:

@@ -43,6 +43,17 @@ TargetArg = Annotated[
     Literal["engine", "accelerate"],
     arg(help="What will run the placement: our engine, op by op; or Hugging Face Accelerate, whole modules in turn."),
 ]
+TrainTargetArg = Annotated[
+    Literal["engine", "accelerate", "torch_pipeline"],
+    arg(help="What will run it: our engine; Accelerate; or PyTorch's pipelines, stages found by annealing."),
+]
+OrderArg = Annotated[
+    Literal["gpipe", "1f1b", "interleaved", "zb_h1", "list"] | None,
+    arg(
+        help="With --target torch_pipeline: in what order ranks run their actions; by default 1f1b.",
+        help_behavior_hint="",
+    ),
+]
 GranularityArg = Annotated[
     Literal["group", "op"],
     arg(help="What searches move: groups; or after them single ops, within the hard constraints."),
@@ -86,6 +97,8 @@ ReserveArg = Annotated[
 ]
 
 DEFAULT_SCHEDULE: Literal["priority"] = "priority"
+DEFAULT_MICRO_BATCHES = 8
+DEFAULT_ORDER = "1f1b"
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,10 @@ class Train:
     cluster: OptionalClusterArg = None
     topology: TopologyArg = None
     schedule: ScheduleArg = "priority"
-    target: TargetArg = "engine"
+    target: TrainTargetArg = "engine"
+    micro_batches: Annotated[int | None, arg(metavar="M", help_behavior_hint="")] = None
+    """With --target torch_pipeline: parts of the batch that go through the stages; by default 8."""
+    order: OrderArg = None
     time_limit_s: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
     """Seconds but for reading the graph and compiling; by default a minute without --updates. With --resume: more."""
     updates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None

@@ -50,9 +50,11 @@ from typing import Literal
 
 import msgspec
 
-from envs.pipelines.orders import Action, Order, check_lists, parse_action
+from envs.pipelines.cuts import Segments
+from envs.pipelines.orders import ORDERS, Action, Order, check_lists, parse_action
 from graphs.errors import InputError
 from graphs.reading import read_file
+from placement.placers.pipeline_stages import PlacedStages
 
 _MOST_BYTES = 2**26
 
@@ -90,6 +92,39 @@ class Stages(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 _DECODER = msgspec.json.Decoder(Stages)
+
+
+def to_stages(segments: Segments, placed: PlacedStages, *, graph: str, batch: int) -> Stages:
+    """What a search found, as the file says it.
+
+    Args:
+        segments: What was cut.
+        placed: The stages.
+        graph: The name of the step of one micro-batch.
+        batch: Samples a step.
+
+    Raises:
+        InputError: It cannot be said.
+    """
+    starts, ends = [0, *placed.cuts], [*placed.cuts, segments.num_segments]
+    used = list(dict.fromkeys(placed.devices))
+    order: Order = next(name for name in ORDERS if name == placed.order)
+    stages = Stages(
+        graph=graph,
+        cluster=segments.cluster.name,
+        ranks=tuple(segments.cluster.devices[d].name for d in used),
+        stages=tuple(
+            Stage(used.index(device), segments.modules_between(a, b))
+            for a, b, device in zip(starts, ends, placed.devices, strict=True)
+        ),
+        order=order,
+        batch=batch,
+        micro_batches=segments.micro_batches,
+        actions=tuple(tuple(map(str, row)) for row in placed.lists) if order == "list" else None,
+        step_time_s=placed.step_time_s,
+    )
+    check_stages(stages)
+    return stages
 
 
 def encode_stages(stages: Stages) -> bytes:

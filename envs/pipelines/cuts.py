@@ -1,0 +1,370 @@
+"""Where a step may be cut into the stages of a pipeline, and what the parts between two cuts take.
+
+A cut is before a module's first op, as PyTorch's tracing cuts (``SplitPoint.BEGINNING`` of
+`torch.distributed.pipelining`). It may be where
+
+- the module is called once, and no module begins inside of one that another cut begins with;
+- only one tensor that gradients flow to crosses it, and no earlier cut: PyTorch refuses a value that two later stages
+  read;
+- no parameter is read on both sides: tied weights stay in one stage.
+
+The parts between neighbouring cuts are *segments*; a stage is a run of them. A segment has its forward ops, the
+backward ops and parameters that belong to them, and their updates. The loss is in the last one. Inputs of the step are
+read by each rank for itself.
+
+Letters: ``K`` segments, ``D`` devices, ``M`` micro-batches, ``N`` ops, ``S`` stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.clusters.cluster import Cluster
+from envs.cost_model import op_times_s
+from envs.pipelines.actions import Pipeline
+from graphs.colocation.whole_modules import is_loss, prefixes
+from graphs.computation_graph import INPUT, RESIDENT_PARTS, ComputationGraph
+from graphs.errors import InputError
+from graphs.microbatch import KINDS, MicroBatches
+
+_FORWARD, _INPUT_GRADIENT, _WEIGHT_GRADIENT, _ACCUMULATE, _ONCE = range(len(KINDS))
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """A step cut wherever it may be.
+
+    Attributes:
+        cluster: The devices.
+        micro_batches: ``M``.
+        modules: Of each of ``K`` segments the outermost whole modules, in program order.
+        action_s: ``float64[D, K, 3]``: seconds of forward, input gradient and weight gradient of a micro-batch.
+        update_s: ``float64[D, K]``, once a step.
+        crossing_bytes: ``int64[K + 1]``: activations that cross before a segment; 0 at both ends.
+        gradient_bytes: ``int64[K + 1]``: gradients that cross there.
+        output_bytes: ``int64[K + 1]``: of the activations what is kept for nothing but being an output.
+        saved_bytes: ``int64[K]``: kept for the backward pass.
+        working_bytes: ``int64[K, 2]``: most that is alive besides, in the forward and in the backward pass.
+        fixed_bytes: ``int64[K]``: parameters, optimizer state and accumulated gradients.
+    """
+
+    cluster: Cluster
+    micro_batches: int
+    modules: tuple[tuple[str, ...], ...]
+    action_s: NDArray[np.float64]
+    update_s: NDArray[np.float64]
+    crossing_bytes: NDArray[np.int64]
+    gradient_bytes: NDArray[np.int64]
+    output_bytes: NDArray[np.int64]
+    saved_bytes: NDArray[np.int64]
+    working_bytes: NDArray[np.int64]
+    fixed_bytes: NDArray[np.int64]
+
+    @property
+    def num_segments(self) -> int:
+        """``K``."""
+        return len(self.modules)
+
+    def pipeline(self, cuts: Sequence[int], devices: Sequence[int]) -> Pipeline:
+        """The stages between cuts.
+
+        Args:
+            cuts: The first segment of each stage but the first, ascending.
+            devices: The device of each of ``S`` stages; the ranks are the distinct ones by first appearance.
+
+        Raises:
+            InputError: The cuts are not ascending inside the step, or do not fit the devices.
+        """
+        starts = [0, *cuts]
+        ends = [*cuts, self.num_segments]
+        if len(starts) != len(devices) or any(a >= b for a, b in zip(starts, ends, strict=True)):
+            raise InputError(f"cuts {list(cuts)} do not make {len(devices)} stages of {self.num_segments} segments")
+        ranks = list(dict.fromkeys(devices))
+        stages = range(len(devices))
+        spans = list(zip(starts, ends, devices, strict=True))
+        times = np.array([self.action_s[d, a:b].sum(axis=0) for a, b, d in spans])
+        forward, given, weight = times.T
+        buffers = self.micro_batches
+        working = np.array([self.working_bytes[a:b].max(axis=0) for a, b, _ in spans])
+        return Pipeline(
+            device_of_rank=np.array(ranks, dtype=np.int32),
+            rank_of_stage=np.array([ranks.index(d) for d in devices], dtype=np.int32),
+            action_s=np.stack([forward, given + weight, given, weight], axis=1),
+            update_s=np.array([self.update_s[d, a:b].sum() for a, b, d in spans]),
+            forward_bytes=np.array([self.crossing_bytes[ends[s]] for s in stages]),
+            backward_bytes=np.array([self.gradient_bytes[starts[s]] for s in stages]),
+            saved_bytes=np.array(
+                [self.saved_bytes[a:b].sum() + self.crossing_bytes[a] + self.output_bytes[b] for a, b, _ in spans]
+            ),
+            working_bytes=working[:, [0, 1, 1, 1]],
+            fixed_bytes=np.array(
+                [
+                    self.fixed_bytes[a:b].sum() + buffers * (self.crossing_bytes[a] + self.gradient_bytes[b])
+                    for a, b, _ in spans
+                ]
+            ),
+            routes=self.cluster.routes,
+        )
+
+    def modules_between(self, start: int, end: int) -> tuple[str, ...]:
+        """The outermost whole modules of some neighbouring segments, in program order."""
+        listed = [path for segment in self.modules[start:end] for path in segment]
+        return tuple(dict.fromkeys(listed))
+
+
+def find_segments(micro: MicroBatches, cluster: Cluster) -> Segments:
+    """Cut a training step wherever it may be.
+
+    Args:
+        micro: From `graphs.sources.load_microbatches`, of a PyTorch model.
+        cluster: Where to.
+
+    Raises:
+        InputError: The step is not one of training, or has no modules.
+    """
+    graph = micro.graph
+    if not (micro.kind == _WEIGHT_GRADIENT).any():
+        raise InputError(f"graph '{graph.name}' has no gradients of parameters; a pipeline is for a step of training")
+    segment, starts = _segment_of_op(micro)
+    count = len(starts)
+    op_s: dict[str, NDArray[np.float64]] = {}
+    for device in cluster.devices:
+        if device.spec.name not in op_s:
+            op_s[device.spec.name] = op_times_s(graph, device.spec)
+    first = micro.micro_batch == 0
+    chosen = [
+        (first & (micro.kind == _FORWARD), 0),
+        (first & (micro.kind == _INPUT_GRADIENT), 1),
+        (first & (micro.kind == _WEIGHT_GRADIENT), 2),
+        ((micro.micro_batch == 1) & (micro.kind == _ACCUMULATE), 2),
+    ]
+    action_s = np.zeros((cluster.num_devices, count, 3))
+    update_s = np.zeros((cluster.num_devices, count))
+    for d, device in enumerate(cluster.devices):
+        times = op_s[device.spec.name]
+        for mask, kind in chosen:
+            action_s[d, :, kind] += np.bincount(segment[mask], times[mask], count)
+        once = micro.kind == _ONCE
+        update_s[d] = np.bincount(segment[once], times[once], count)
+    fixed = graph.resident_bytes.sum(axis=1) + _gradients(graph)
+    kept = first | (micro.kind == _ONCE)
+    return Segments(
+        cluster=cluster,
+        micro_batches=micro.count,
+        modules=_modules(micro, segment, count),
+        action_s=action_s,
+        update_s=update_s,
+        fixed_bytes=np.bincount(segment[kept], fixed[kept], count).astype(np.int64),
+        **_sizes(micro, segment, count),
+    )
+
+
+def _gradients(graph: ComputationGraph) -> NDArray[np.int64]:
+    """``int64[N]``: bytes of the accumulated gradient of each parameter that is updated."""
+    updated = np.zeros(graph.num_ops, dtype=np.bool_)
+    updated[graph.edge_producer[graph.phase[graph.consumers] == 2]] = True
+    return np.where(updated, graph.resident_bytes[:, RESIDENT_PARTS.index("parameter")], 0)
+
+
+def _segment_of_op(micro: MicroBatches) -> tuple[NDArray[np.int64], list[int]]:
+    """``int64[N]`` and the first forward op of each segment."""
+    graph = micro.graph
+    works = (micro.kind == _FORWARD) & (micro.micro_batch == 0) & ~graph.is_type(INPUT)
+    forward = np.flatnonzero(works)
+    starts = [int(forward[0]), *_cuts(micro, works, forward)]
+    segment = np.full(graph.num_ops, -1, dtype=np.int64)
+    segment[forward] = np.searchsorted(starts, forward, side="right") - 1
+    # Backward ops go with the forward ops of their module, where these are in one segment.
+    paths = len(graph.module_names)
+    low, high = np.full(paths, len(starts)), np.full(paths, -1)
+    np.minimum.at(low, graph.module[forward], segment[forward])
+    np.maximum.at(high, graph.module[forward], segment[forward])
+    offsets, tensors = graph.input_tensors
+    last = len(starts) - 1
+    for op in np.flatnonzero((micro.micro_batch == 0) & ~works).tolist():
+        m = int(graph.module[op])
+        if is_loss(graph.module_names[m]):
+            segment[op] = last
+        elif low[m] == high[m] and not graph.is_type(INPUT)[op]:
+            segment[op] = low[m]
+    reads = np.split(graph.tensor_producer[tensors], offsets[1:-1])
+    parameters = np.flatnonzero(micro.kind == _ONCE).tolist()
+    edge_producer, consumer = graph.edge_producer, graph.consumers
+    by_forward = works[consumer]
+    owner = np.full(graph.num_ops, len(starts))
+    np.minimum.at(owner, edge_producer[by_forward], segment[consumer[by_forward]])
+    for op in range(graph.num_ops):
+        if segment[op] < 0 and micro.micro_batch[op] == 0:
+            known = [int(segment[p]) for p in reads[op].tolist() if segment[p] >= 0]
+            of_forward = [int(segment[p]) for p in reads[op].tolist() if works[p]]
+            segment[op] = max(of_forward) if of_forward else known[0] if known else last
+    for op in parameters:
+        of_parameter = [int(owner[p]) for p in reads[op].tolist() if owner[p] < len(starts) and micro.kind[p] == _ONCE]
+        segment[op] = owner[op] if owner[op] < len(starts) else of_parameter[0] if of_parameter else -1
+        if segment[op] < 0:
+            known = [int(segment[p]) for p in reads[op].tolist() if segment[p] >= 0]
+            segment[op] = known[0] if known else 0
+    inputs = np.flatnonzero(graph.is_type(INPUT))
+    segment[inputs] = np.where(owner[inputs] < len(starts), owner[inputs], 0)
+    # Copies of an op are where it is.
+    of_origin = np.full(int(micro.origin.max()) + 1, -1, dtype=np.int64)
+    placed = (micro.micro_batch <= 0) & (micro.kind != _ACCUMULATE)
+    of_origin[micro.origin[placed]] = segment[placed]
+    return np.where(placed, segment, of_origin[micro.origin]), starts
+
+
+def _cuts(micro: MicroBatches, works: NDArray[np.bool_], forward: NDArray[np.int64]) -> list[int]:
+    """The forward ops before which the step may be cut, ascending."""
+    graph = micro.graph
+    starts = _first_ops_of_modules(graph, forward)
+    edges = np.flatnonzero(works[graph.consumers])
+    producer, consumer = graph.edge_producer[edges], graph.consumers[edges]
+    trained = _trained(graph, works)
+    # Tensors that gradients flow to, from their producer to their last reader; parameters from first to last reader.
+    flows = works[producer] & trained[producer]
+    count = np.zeros(graph.num_ops + 1, dtype=np.int64)
+    marker = np.zeros(graph.num_ops + 1, dtype=np.int64)
+    last = np.zeros(graph.num_tensors, dtype=np.int64)
+    np.maximum.at(last, graph.edge_tensor[edges[flows]], consumer[flows])
+    tensors = np.unique(graph.edge_tensor[edges[flows]])
+    made = graph.tensor_producer[tensors]
+    for sums, amount in ((count, np.ones(len(tensors), dtype=np.int64)), (marker, tensors + 1)):
+        np.add.at(sums, made + 1, amount)
+        np.subtract.at(sums, last[tensors] + 1, amount)
+        np.cumsum(sums, out=sums)
+    shared = np.zeros(graph.num_ops + 1, dtype=np.int64)
+    own = np.flatnonzero((micro.kind == _ONCE)[producer] & (graph.resident_bytes[producer, 0] > 0))
+    begin, end = np.full(graph.num_ops, graph.num_ops), np.full(graph.num_ops, -1)
+    np.minimum.at(begin, producer[own], consumer[own])
+    np.maximum.at(end, producer[own], consumer[own])
+    used = np.flatnonzero(end >= 0)
+    np.add.at(shared, begin[used] + 1, 1)
+    np.subtract.at(shared, end[used] + 1, 1)
+    shared = np.cumsum(shared)
+    cuts: list[int] = []
+    inside, crossed = starts[0][1] if starts else -1, set[int]()  # the first stage has a whole module, too
+    for op, module_end in starts:
+        if op <= inside or op == forward[0] or count[op] != 1 or shared[op] or marker[op] in crossed:
+            continue
+        cuts.append(op)
+        crossed.add(int(marker[op]))
+        inside = module_end
+    return cuts
+
+
+def _first_ops_of_modules(graph: ComputationGraph, forward: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """The first and last op of each module that is called once and begins with an op of its own, ascending."""
+    bounds: dict[str, list[int]] = {}
+    for op in forward.tolist():
+        for path in prefixes(graph.module_names[graph.module[op]]):
+            bounds.setdefault(path, [op, op])[1] = op
+    often = {int(graph.module[op]) for op in forward.tolist() if graph.module_call[op] > 0}
+    found = []
+    for op in forward.tolist():
+        path = graph.module_names[graph.module[op]]
+        if path and not is_loss(path) and bounds[path][0] == op and int(graph.module[op]) not in often:
+            found.append((op, bounds[path][1]))
+    return found
+
+
+def _trained(graph: ComputationGraph, works: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """``bool[N]``: the forward ops that follow from a parameter that is updated: gradients flow to what they make."""
+    updated = np.zeros(graph.num_ops, dtype=np.bool_)
+    updated[graph.edge_producer[graph.phase[graph.consumers] == 2]] = True
+    trained = (updated & (graph.resident_bytes[:, 0] > 0)).tolist()
+    offsets = graph.consumer_offsets[graph.tensor_offsets].tolist()
+    consumers, forward = graph.consumers.tolist(), works.tolist()
+    for op in range(graph.num_ops):
+        if trained[op]:
+            for reader in consumers[offsets[op] : offsets[op + 1]]:
+                trained[reader] = trained[reader] or forward[reader]
+    return np.array(trained)
+
+
+def _sizes(micro: MicroBatches, segment: NDArray[np.int64], count: int) -> dict[str, NDArray[np.int64]]:
+    """The columns of `Segments` in bytes but for `fixed_bytes`."""
+    graph = micro.graph
+    own = micro.micro_batch == 0
+    forward = own & (micro.kind == _FORWARD) & ~graph.is_type(INPUT)
+    backward = own & ((micro.kind == _INPUT_GRADIENT) | (micro.kind == _WEIGHT_GRADIENT))
+    producer, consumer, tensor = graph.edge_producer, graph.consumers, graph.edge_tensor
+    made = graph.tensor_producer
+    by_forward, by_backward = (np.zeros(graph.num_tensors, dtype=np.bool_) for _ in range(2))
+    by_backward[tensor[backward[consumer]]] = True
+    by_forward[tensor[forward[consumer]]] = True
+    furthest = np.full(graph.num_tensors, -1, dtype=np.int64)
+    reached = forward[consumer] & forward[producer]
+    np.maximum.at(furthest, tensor[reached], segment[consumer[reached]])
+    size = np.where(graph.tensor_resident, 0, graph.tensor_bytes)
+    is_forward = forward[made]
+    saved = np.zeros(count, dtype=np.int64)
+    np.add.at(saved, segment[made[is_forward & by_backward]], size[is_forward & by_backward])
+
+    def crossing(which: NDArray[np.bool_]) -> NDArray[np.int64]:
+        sums = np.zeros(count + 2, dtype=np.int64)
+        np.add.at(sums, segment[made[which]] + 1, size[which])
+        np.subtract.at(sums, furthest[which] + 1, size[which])
+        crossed = np.cumsum(sums)[: count + 1]
+        crossed[[0, count]] = 0
+        return crossed
+
+    over = is_forward & (furthest > segment[made])
+    trained = _trained(graph, forward)
+    return {
+        "saved_bytes": saved,
+        "crossing_bytes": crossing(over),
+        "gradient_bytes": crossing(over & trained[made]),
+        "output_bytes": crossing(over & ~by_backward),
+        "working_bytes": np.stack(
+            [
+                _most_alive(graph, forward, is_forward & ~by_backward, size, segment, count),
+                _most_alive(graph, backward, backward[made], size, segment, count),
+            ],
+            axis=1,
+        ),
+    }
+
+
+def _most_alive(
+    graph: ComputationGraph,
+    ops: NDArray[np.bool_],
+    which: NDArray[np.bool_],
+    size: NDArray[np.int64],
+    segment: NDArray[np.int64],
+    count: int,
+) -> NDArray[np.int64]:
+    """``int64[K]``: the most bytes of some tensors that are alive at an op of each segment, in program order."""
+    last = graph.tensor_producer.astype(np.int64).copy()
+    inside = ops[graph.consumers]
+    np.maximum.at(last, graph.edge_tensor[inside], graph.consumers[inside])
+    alive = np.zeros(graph.num_ops + 1, dtype=np.int64)
+    np.add.at(alive, graph.tensor_producer[which], size[which])
+    np.subtract.at(alive, last[which] + 1, size[which])
+    alive = np.cumsum(alive)
+    most = np.zeros(count, dtype=np.int64)
+    chosen = np.flatnonzero(ops)
+    np.maximum.at(most, segment[chosen], alive[chosen])
+    return most
+
+
+def _modules(micro: MicroBatches, segment: NDArray[np.int64], count: int) -> tuple[tuple[str, ...], ...]:
+    """Of each segment the outermost modules all of whose forward ops are in it, in program order."""
+    graph = micro.graph
+    found: dict[str, set[int]] = {}
+    works = np.flatnonzero((micro.kind == _FORWARD) & (micro.micro_batch == 0) & ~graph.is_type(INPUT)).tolist()
+    for op in works:
+        for path in prefixes(graph.module_names[graph.module[op]]):
+            found.setdefault(path, set()).add(int(segment[op]))
+    listed: list[list[str]] = [[] for _ in range(count)]
+    for op in works:
+        path = graph.module_names[graph.module[op]]
+        if is_loss(path):
+            continue
+        whole = next((p for p in prefixes(path) if len(found[p]) == 1), None)
+        if whole is not None and whole not in listed[int(segment[op])]:
+            listed[int(segment[op])].append(whole)
+    return tuple(map(tuple, listed))

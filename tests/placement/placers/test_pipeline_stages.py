@@ -1,0 +1,105 @@
+"""Placers of pipelines: against brute force, each other, and what the file of stages says."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from envs.clusters.cluster import Cluster
+from envs.pipelines.actions import run
+from envs.pipelines.bound import lower_bound_s
+from envs.pipelines.orders import ORDERS
+from graphs.errors import InputError, NoFeasiblePlacementError
+from placement.exports.stages import to_stages
+from placement.placers.pipeline_stages import (
+    equal_parameters,
+    equal_segments,
+    evaluate,
+    heuristics,
+    pipedream,
+    search,
+)
+from tests.envs.pipelines.segments import any_segments
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_dynamic_programme_finds_the_smallest_largest_stage(seed: int) -> None:
+    segments = any_segments(seed, count=6, devices=3)
+
+    def largest_s(cuts: tuple[int, ...]) -> float:
+        bounds = [0, *cuts, 6]
+        routes = segments.cluster.routes
+        worst = 0.0
+        for s, device in enumerate((0, 1, 2)):
+            worst = max(worst, segments.action_s[device, bounds[s] : bounds[s + 1]].sum())
+            if s:
+                size = segments.crossing_bytes[bounds[s]]
+                worst = max(worst, routes.latency_s[s - 1, s] + size / routes.bytes_per_s[s - 1, s])
+        return worst
+
+    found = pipedream(segments, (0, 1, 2))
+    assert found is not None
+    assert largest_s(found) == pytest.approx(min(map(largest_s, itertools.combinations(range(1, 6), 2))))
+
+
+@pytest.mark.parametrize("order", ["gpipe", "1f1b", "zb_h1"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_search_finds_what_brute_force_finds(order: str, seed: int) -> None:
+    segments = any_segments(seed, count=6, devices=3)
+    found = search(segments, order, evaluations=1500, seed=seed)
+    best_s = min(
+        evaluate(segments, cuts, devices, order).step_time_s
+        for stages in (1, 2, 3)
+        for cuts in itertools.combinations(range(1, 6), stages - 1)
+        for devices in itertools.permutations(range(3), stages)
+    )
+    assert found.step_time_s <= best_s * 1.01
+    assert found.step_time_s >= lower_bound_s(segments)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_search_is_never_worse_than_its_opponents_and_says_what_it_simulated(order: str) -> None:
+    segments = any_segments(3, count=9, devices=3, micro_batches=6)
+    opponents = heuristics(segments, order)
+    assert set(opponents) == {"equal_segments", "equal_parameters", "pipedream"}
+    found = search(segments, order, evaluations=300)
+    assert found.step_time_s <= min(other.step_time_s for other in opponents.values())
+    again = search(segments, order, evaluations=300)
+    assert (again.cuts, again.devices, again.step_time_s) == (found.cuts, found.devices, found.step_time_s)
+    stages = to_stages(segments, found, graph="layers", batch=12)
+    assert [m for stage in stages.stages for m in stage.modules] == [f"layers.{k}" for k in range(9)]
+    lists = stages.lists() or found.lists
+    timed = run(segments.pipeline(found.cuts, found.devices), lists, 6)
+    assert timed.step_time_s == stages.step_time_s == found.step_time_s
+    assert stages.ranks == tuple(dict.fromkeys(segments.cluster.devices[d].name for d in found.devices))
+
+
+def with_memory(cluster: Cluster, memory_bytes: float) -> Cluster:
+    devices = tuple(replace(d, spec=replace(d.spec, memory_bytes=int(memory_bytes))) for d in cluster.devices)
+    return replace(cluster, devices=devices)
+
+
+def test_memory_counts() -> None:
+    segments = any_segments(5, count=6, devices=3)
+    free = search(segments, "gpipe", evaluations=300)
+    tight = replace(segments, cluster=with_memory(segments.cluster, float(free.peak_memory_bytes.max()) * 0.9))
+    found = search(tight, "gpipe", evaluations=1000)
+    assert found.feasible
+    assert found.step_time_s >= free.step_time_s
+    assert (found.peak_memory_bytes <= tight.cluster.memory_bytes[list(dict.fromkeys(found.devices))]).all()
+    none = replace(segments, cluster=with_memory(segments.cluster, 1000))
+    with pytest.raises(NoFeasiblePlacementError, match="no stages fit the memory"):
+        search(none, "1f1b", evaluations=10)
+
+
+def test_equal_cuts() -> None:
+    segments = replace(any_segments(0, count=6, devices=3), fixed_bytes=np.array([5, 1, 1, 1, 1, 1]))
+    assert equal_segments(segments, 3) == (2, 4)
+    assert equal_parameters(segments, 2) == (1,)
+    assert equal_parameters(segments, 6) == (1, 2, 3, 4, 5)
+
+
+def test_an_unknown_order_is_named() -> None:
+    with pytest.raises(InputError, match="1f1b"):
+        heuristics(any_segments(0, count=2, devices=2), "1f1")
