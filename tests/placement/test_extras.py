@@ -17,7 +17,7 @@ from placement.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
-HIDDEN = {"matplotlib": "plots", "pymetis": "partitioners", "ortools": "exact", "onnx": "onnx"}
+HIDDEN = {"matplotlib": "plots", "pymetis": "partitioners", "ortools": "exact", "onnx": "onnx", "bokeh": "report"}
 """Each module that only an extra installs, and the extra."""
 
 AS_IF_ABSENT = (
@@ -95,6 +95,10 @@ def test_training_goes_without_the_extras_and_says_that_there_are_no_pictures(he
         (
             ["compare", "g.graph.json", "--cluster", "k80x2", "--placers", "exact"],
             "placer 'exact' needs OR-tools, which is not installed: pip install 'device-placement[exact]'",
+        ),
+        (
+            ["explain", "p.json", "--html", "p.html"],
+            "a report needs Bokeh, which is not installed: pip install 'device-placement[report]'",
         ),
         (
             ["import", "model.onnx", "--out", "m.graph.json"],
