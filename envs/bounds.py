@@ -90,10 +90,11 @@ def upper_bound_s(problem: PlacementProblem) -> float:
     may, and a transfer that waits, waits for one that is under way on its route. (In program order the first op that
     has not run may start, once its inputs are there.) So the step takes no longer than all ops one after another, each
     where it is slowest, and all transfers one after another: each tensor once to every other group that reads it, or
-    to every other device if these are fewer, over the slowest route.
+    to every other device if these are fewer, over the slowest route. Under ``sequential`` it may be sent once to each
+    of its readers in another group.
 
     Args:
-        problem: What to bound; its schedule does not matter.
+        problem: What to bound; of its schedule it only matters whether it is ``sequential``.
     """
     slowest = np.where(problem.allowed[problem.groups.group_of_op], problem.op_time_s.T, 0.0).max(axis=1)
     graph, group = problem.graph, problem.groups.group_of_op
@@ -101,6 +102,8 @@ def upper_bound_s(problem: PlacementProblem) -> float:
     reader = graph.edge_tensor[elsewhere].astype(np.int64) * problem.num_groups + group[graph.consumers[elsewhere]]
     copies = np.bincount(np.unique(reader) // problem.num_groups, minlength=graph.num_tensors)
     copies = np.minimum(copies, problem.num_devices - 1)
+    if problem.schedule == SEQUENTIAL and problem.num_devices > 1:
+        copies = np.bincount(graph.edge_tensor[elsewhere], minlength=graph.num_tensors)
     latency, per_byte = _routes(problem)
     apart = ~np.eye(problem.num_devices, dtype=np.bool_)
     transfer_s = np.zeros(graph.num_tensors)
@@ -158,7 +161,8 @@ def _transfers(problem: PlacementProblem) -> Callable[[int], Floats]:
     def transfer_s(tensor: int) -> Floats:
         seconds = float(given_s[tensor])
         by_links: Floats = latency + sizes[tensor] * per_byte
-        return by_links if math.isnan(seconds) else apart * seconds
+        given: Floats = np.where(apart, seconds, 0.0)
+        return by_links if math.isnan(seconds) else given
 
     return transfer_s
 
@@ -173,7 +177,9 @@ class _Work:
         resident_bytes: ``float64[G]``.
         allowed: ``bool[G, C]``.
         devices: ``float64[C]``, how many devices each class has.
-        memory_bytes: ``int64[C]``, of one device.
+        whole_room_bytes: Bytes of all devices of each class together, as Python's integers.
+        limits_bytes: Whole bytes that some classes can hold together: pairs of classes and a limit. Each class is in
+            one of them.
     """
 
     op_time_s: Floats
@@ -181,19 +187,25 @@ class _Work:
     resident_bytes: Floats
     allowed: NDArray[np.bool_]
     devices: Floats
-    memory_bytes: NDArray[np.int64]
+    whole_room_bytes: list[int]
+    limits_bytes: list[tuple[list[int], int]]
 
     def group_time_s(self, ops: NDArray[np.bool_]) -> Floats:
         """``float64[G, C]``: op time of each group, of those of its ops that `ops`, ``bool[N]``, holds."""
         groups, count = self.group_of_op[ops], len(self.resident_bytes)
         return np.stack([np.bincount(groups, times[ops], count) for times in self.op_time_s], axis=1)
 
+    @property
+    def room_bytes(self) -> Floats:
+        """``float64[C]``: bytes of all devices of each class together."""
+        return np.array(self.whole_room_bytes, dtype=np.float64)
+
     def lagrangian_s(self, time_s: Floats, second: Floats, byte: Floats) -> float:
         """The bound at given prices of a second and of a byte on one device of each class, ``float64[C]`` each."""
         scale = float((self.devices * second).sum())
         cost = second * time_s + byte * self.resident_bytes[:, None]  # [G, C]
         total = np.where(self.allowed, cost, np.inf).min(axis=1).sum()
-        room = (byte * self.memory_bytes * self.devices).sum()
+        room = (byte * self.room_bytes).sum()
         # The two may nearly cancel, so each is rounded to the safe side.
         return float(total * (1 - _ROUNDING / 1000) - room * (1 + _ROUNDING / 1000)) / scale
 
@@ -219,18 +231,30 @@ def _work_bound_s(problem: PlacementProblem, head: Floats, tail: Floats) -> floa
 def _work(problem: PlacementProblem) -> _Work:
     """Gather the devices that are alike in speed, memory and what they are allowed to run."""
     spec = problem.simulator_input.device_spec
-    alike: dict[tuple[int, int, bytes], list[int]] = {}
+    cluster = problem.cluster
+    alike: dict[tuple[int, int, int, bytes], list[int]] = {}
     for device in range(problem.num_devices):
-        key = (int(spec[device]), int(problem.cluster.memory_bytes[device]), problem.allowed[:, device].tobytes())
-        alike.setdefault(key, []).append(device)
+        memory = (int(cluster.memory_bytes[device]), int(cluster.shared_by[device]))
+        alike.setdefault((int(spec[device]), *memory, problem.allowed[:, device].tobytes()), []).append(device)
     first = [devices[0] for devices in alike.values()]
+    rooms = [len(devices) * int(cluster.memory_bytes[devices[0]]) for devices in alike.values()]
+    limits: dict[int, list[int]] = {}  # by shared memory, or a number of its own
+    for which, device in enumerate(first):
+        shared = int(cluster.shared_by[device])
+        limits.setdefault(shared if shared >= 0 else -1 - which, []).append(which)
+        if shared >= 0:
+            rooms[which] = min(rooms[which], int(cluster.shared_memories[shared].memory_bytes))
     return _Work(
         op_time_s=problem.op_time_s[first],
         group_of_op=problem.groups.group_of_op,
         resident_bytes=problem.group_resident_bytes.astype(np.float64),
         allowed=problem.allowed[:, first],
         devices=np.array([len(devices) for devices in alike.values()], dtype=np.float64),
-        memory_bytes=problem.cluster.memory_bytes[first],
+        whole_room_bytes=rooms,
+        limits_bytes=[
+            (classes, int(cluster.shared_memories[key].memory_bytes) if key >= 0 else rooms[classes[0]])
+            for key, classes in limits.items()
+        ],
     )
 
 
@@ -250,9 +274,11 @@ def _check_residents(problem: PlacementProblem, work: _Work) -> None:
     for node, (where, need) in enumerate(zip(classes, needs, strict=True)):
         flow.add_edge("residents", ("groups", node), capacity=need)
         flow.add_edges_from((("groups", node), ("devices", device)) for device in np.flatnonzero(where).tolist())
-    rooms = [int(count) * size for count, size in zip(work.devices, work.memory_bytes.tolist(), strict=True)]
-    for device, room in enumerate(rooms):
-        flow.add_edge(("devices", device), "memory", capacity=room)
+    rooms = [room for _, room in work.limits_bytes]
+    for number, (members, room) in enumerate(work.limits_bytes):
+        flow.add_edge(("memory", number), "memory", capacity=room)
+        for member in members:
+            flow.add_edge(("devices", member), ("memory", number), capacity=work.whole_room_bytes[member])
     if needs and nx.maximum_flow_value(flow, "residents", "memory") < sum(needs):
         in_all_gb, room_gb = sum(needs) / 1e9, sum(rooms) / 1e9
         raise NoFeasiblePlacementError(
@@ -281,7 +307,7 @@ def _least_load(work: _Work, time_s: Floats) -> tuple[float, Floats, Floats]:
     if unit_s == 0:
         unit_s = max(float(times.max()), 1.0)
     scaled = np.minimum(times, unit_s * _FAR_LARGER) / unit_s
-    room = np.minimum(work.devices * work.memory_bytes, unit_bytes * _FAR_LARGER) / unit_bytes
+    room = np.minimum(work.room_bytes, unit_bytes * _FAR_LARGER) / unit_bytes
     column = np.arange(count * classes)  # share of row r on class c is variable r * classes + c; the load is the last
     in_class = sparse.csr_array((np.ones(column.size), (column % classes, column)), shape=(classes, column.size))
     load = sparse.hstack([in_class * scaled.ravel(), -work.devices[:, None]])

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.clusters.memories import Memories
 from envs.simulator.checkpoints import StepCheckpoints
 from envs.simulator.input import SimulatorInput
 from envs.simulator.simulate import simulate_batch
@@ -26,7 +27,7 @@ class Evaluation:
     Attributes:
         step_time_s: ``float64[B]``; the step time that an infeasible placement would have if memory were no limit.
         peak_memory_bytes: ``int64[B, D]``.
-        feasible: ``bool[B]``, True where no device's peak exceeds its memory and every op may run where it is.
+        feasible: ``bool[B]``, True where no memory, of a device or shared, is short and every op may run where it is.
 
     An evaluation that was given a bound (`PlacementProblem.evaluate`) may have stopped early: `aborted` says where.
     """
@@ -61,7 +62,7 @@ class Evaluator(Protocol):
         given: SimulatorInput,
         ops: NDArray[np.int32],
         allowed: NDArray[np.bool_],
-        memory_bytes: NDArray[np.int64],
+        memories: Memories,
         *,
         threads: int | None = None,
         abort_above_s: float | NDArray[np.float64] | None = None,
@@ -73,7 +74,7 @@ class Evaluator(Protocol):
             given: The problem's arrays.
             ops: ``int32[B, N]``, the device of each op.
             allowed: ``bool[B]``, True where every op may run where it is.
-            memory_bytes: ``int64[D]``, what each device has.
+            memories: What the devices have, and what they share.
             threads: Cores to use; by default all that this process may use.
             abort_above_s: Seconds, one figure or ``float64[B]``: a step that is proven slower may be given up.
             checkpoints: Steps to go on from, of the same arrays.
@@ -100,7 +101,7 @@ class Simulated:
         given: SimulatorInput,
         ops: NDArray[np.int32],
         allowed: NDArray[np.bool_],
-        memory_bytes: NDArray[np.int64],
+        memories: Memories,
         *,
         threads: int | None = None,
         abort_above_s: float | NDArray[np.float64] | None = None,
@@ -114,5 +115,4 @@ class Simulated:
             step_time_s, peak = simulate_batch(given, ops, threads=threads, abort_above_s=abort_above_s)
         else:
             step_time_s, peak = checkpoints.simulate_batch(ops, abort_above_s=abort_above_s)
-        fits = (peak <= memory_bytes).all(axis=1)
-        return Evaluation(step_time_s, peak, allowed & fits & np.isfinite(step_time_s))
+        return Evaluation(step_time_s, peak, allowed & memories.fits(peak) & np.isfinite(step_time_s))

@@ -148,7 +148,7 @@ class PlacementProblem:
         """The arrays that the simulator reads."""
         given = self.evaluator.given
         if given is not None:
-            return given if given.schedule == self.schedule else replace(given, schedule=self.schedule)
+            return given if given.schedule == self.schedule else given.with_schedule(self.schedule, self.graph)
         specs: list[DeviceSpec] = []
         for device in self.cluster.devices:
             if device.spec not in specs:
@@ -192,7 +192,7 @@ class PlacementProblem:
                 self.simulator_input,
                 self.groups.to_ops(placements[i : i + rows]),
                 allowed[i : i + rows],
-                self.cluster.memory_bytes,
+                self.cluster.memories,
                 threads=threads,
                 abort_above_s=None if bounds_s is None else bounds_s[i : i + rows],
                 checkpoints=checkpoints,
@@ -221,7 +221,7 @@ class PlacementProblem:
             self.simulator_input,
             placements.astype(np.int32),
             feasible,
-            self.cluster.memory_bytes,
+            self.cluster.memories,
             threads=threads,
             abort_above_s=abort_above_s,
         )
@@ -299,7 +299,7 @@ class PlacementProblem:
                     f"group '{self.groups.names[group]}' keeps {size / 1e9:.2f} GB resident, but the largest device it "
                     f"may be on has {best / 1e9:.2f} GB: short by {(size - best) / 1e9:.2f} GB"
                 )
-        need, have = int(self.group_resident_bytes.sum()), int(memory.sum())
+        need, have = int(self.group_resident_bytes.sum()), self.cluster.all_memory_bytes
         if need > have:
             raise NoFeasiblePlacementError(
                 f"graph '{self.graph.name}' keeps {need / 1e9:.2f} GB resident, but the {self.num_devices} devices of "

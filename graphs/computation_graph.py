@@ -109,6 +109,7 @@ class ComputationGraph:
         colocation: ``int32[N]``, ops with the same number that is not -1 must share a device.
         time_s: Profiled seconds by device spec name, ``float64[N]`` each, NaN where not profiled.
         aliases: Other names in the model's ``state_dict`` of what an op stands for (tied weights), by name the op's.
+        tokens: How many tokens a step of a language model reads or makes, so that its rate can be told; 0: unknown.
 
     Raises:
         InputError: A check failed; the message names the op.
@@ -138,6 +139,7 @@ class ComputationGraph:
     colocation: NDArray[np.int32]
     time_s: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -201,10 +203,13 @@ class ComputationGraph:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of all that can change a result: every column, name and size, but not the graph's own and aliases."""
+        """Digest of all that can change a result: every column, name and size.
+
+        Not of the graph's own name, aliases and number of tokens.
+        """
         digest = hashlib.sha256()
         for key, value in sorted(vars(self).items()):
-            if key in ("name", "aliases") or key not in self.__dataclass_fields__:
+            if key in ("name", "aliases", "tokens") or key not in self.__dataclass_fields__:
                 continue
             if key == "tensor_transfer_s" and np.isnan(value).all():
                 continue  # so that digests stay what they were
@@ -285,6 +290,7 @@ def build(
     tensors: Sequence[TensorRecord],
     colocation: Sequence[Sequence[int]] = (),
     aliases: Mapping[str, str] | None = None,
+    tokens: int = 0,
 ) -> ComputationGraph:
     """Make a graph from records in any order.
 
@@ -295,6 +301,7 @@ def build(
         tensors: The tensors; `TensorRecord` refers to positions in `ops`.
         colocation: Sets of ops (positions in `ops`) that must share a device; sets that overlap are merged.
         aliases: See `ComputationGraph`.
+        tokens: See `ComputationGraph`.
 
     Raises:
         InputError: An op or tensor is not valid, or the graph has a cycle; the message names the op.
@@ -352,6 +359,7 @@ def build(
         colocation=group_of,
         time_s=_time_columns(ordered),
         aliases=dict(sorted((aliases or {}).items())),
+        tokens=tokens,
     )
 
 
@@ -558,6 +566,8 @@ def _check(graph: ComputationGraph) -> None:
         column = getattr(graph, key)
         if column.dtype != dtype or column.ndim != dimensions:
             fail(f"column {key} is {column.dtype} in {column.ndim} dimensions, not {np.dtype(dtype)} in {dimensions}")
+    if not is_whole(graph.tokens):
+        fail(f"it has {graph.tokens} tokens; that must be a whole number that is not negative")
     known_names = set(graph.op_names)
     for alias, op_name in graph.aliases.items():
         if op_name not in known_names:
@@ -584,8 +594,9 @@ def _check(graph: ComputationGraph) -> None:
     bad = np.flatnonzero((graph.resident_bytes < 0).any(axis=1))
     if bad.size:
         fail(f"op '{graph.op_names[bad[0]]}' has negative resident bytes")
-    for i, shapes in enumerate(graph.output_shapes):
-        if any(d < 0 for shape in shapes for d in shape):
+    negative = {shapes for shapes in set(graph.output_shapes) if any(d < 0 for shape in shapes for d in shape)}
+    for i, shapes in enumerate(graph.output_shapes if negative else ()):
+        if shapes in negative:
             fail(f"op '{graph.op_names[i]}' has a negative dimension in its output shapes {shapes}")
     for spec, times in graph.time_s.items():
         if times.dtype != np.float64 or times.shape != (num_ops,):

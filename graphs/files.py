@@ -106,6 +106,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensors: list[_Tensor]
     colocation: list[list[str]]
     aliases: dict[str, str] = {}
+    tokens: Annotated[int, Meta(ge=0)] = 0
 
 
 _DECODER = msgspec.json.Decoder(_Document)
@@ -209,6 +210,7 @@ def encode_graph(graph: ComputationGraph) -> bytes:
         "name": _ENCODER.encode(graph.name),
         "ops": _lines(ops),
         "tensors": _lines(tensors),
+        **({"tokens": _ENCODER.encode(graph.tokens)} if graph.tokens else {}),
         "version": _ENCODER.encode(VERSION),
     }
     return b"{" + b",\n".join(b'"%s":%s' % (key.encode(), value) for key, value in parts.items()) + b"}\n"
@@ -252,7 +254,8 @@ def decode_graph(data: bytes) -> ComputationGraph:
         [position(name, f"colocation set number {number}") for name in names]
         for number, names in enumerate(document.colocation)
     ]
-    return build(document.name, [_op_record(op) for op in document.ops], tensors, colocation, document.aliases)
+    ops = [_op_record(op) for op in document.ops]
+    return build(document.name, ops, tensors, colocation, document.aliases, document.tokens)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

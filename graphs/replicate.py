@@ -93,6 +93,7 @@ def replicate(graph: ComputationGraph, replicas: int, *, bucket_bytes: int = BUC
         [made.ops[i] for i in order],
         tensors,
         [[rank[copy.op[i]] for i in members] for copy in copies for members in _bound(graph)],
+        tokens=replicas * graph.tokens,
     )
 
 

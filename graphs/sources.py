@@ -18,6 +18,7 @@ from typing import Any
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 from graphs.files import SUFFIXES, load_graph_file
+from graphs.microbatch import MicroBatches, microbatch, repeat
 from graphs.onnx_import.importer import SUFFIX as ONNX_SUFFIX
 from graphs.onnx_import.importer import load_onnx_file
 from graphs.zoo import ZOO, build, canonical_name, parse
@@ -25,6 +26,9 @@ from graphs.zoo import load as load_zoo
 
 PYTHON_PREFIX = "python:"
 """How a source begins that runs a function of the user's; no other source runs anything."""
+
+HF_PREFIX = "hf:"
+"""How a source begins that is a configuration of the Transformers library; see `graphs.huggingface`."""
 
 _SIZE = re.compile(r"(.+?)=(-?[0-9]{1,18}|[0-9]{1,18}(?:x[0-9]{1,18})+)(?:,|$)")
 """A size behind the name of an ONNX file: of one dimension, or of all dimensions of a tensor."""
@@ -34,7 +38,7 @@ CAPTURE_OPTIONS = ("loss", "training", "optimizer", "name")
 
 _READABLE = (
     f"a workload of the zoo ({', '.join(sorted(ZOO))}; sizes may follow, as in nmt:layers=4), a file that ends in "
-    f"{', '.join(SUFFIXES)} or {ONNX_SUFFIX}, or {PYTHON_PREFIX}package.module:function"
+    f"{', '.join(SUFFIXES)} or {ONNX_SUFFIX}, {HF_PREFIX}FOLDER, or {PYTHON_PREFIX}package.module:function"
 )
 
 
@@ -48,6 +52,7 @@ def load_graph(source: str) -> ComputationGraph:
     ``step.graph.json[.gz]``      a graph file; see `graphs.files.load_graph_file`
     ``model.onnx``                an ONNX model's inference step; see `graphs.onnx_import.importer.load_onnx_file`
     ``model.onnx:batch=8,x.1=4``  the same, with sizes for dimensions that the file leaves open
+    ``hf:PATH:phase=decode``      a step of a language model from its ``config.json``; see `graphs.huggingface`
     ``python:pkg.mod:function``   the model that a function returns, captured; the only source that runs user code
     ============================  ====================================================================================
 
@@ -65,6 +70,10 @@ def load_graph(source: str) -> ComputationGraph:
     """
     if source.startswith(PYTHON_PREFIX):
         return _from_function(source)
+    if source.startswith(HF_PREFIX):
+        from graphs.huggingface import load_huggingface  # imports torch, so not before it is needed
+
+        return load_huggingface(source)
     if source.endswith(SUFFIXES):
         return load_graph_file(source)
     onnx_path, onnx_sizes = _split_onnx(source)
@@ -80,6 +89,41 @@ def load_graph(source: str) -> ComputationGraph:
         f"{known}; or give a file that ends in {', '.join(SUFFIXES)} or {ONNX_SUFFIX}, or "
         f"{PYTHON_PREFIX}module:function"
     )
+
+
+def load_microbatches(source: str, count: int) -> MicroBatches:
+    """Get the step that a text names, cut into micro-batches.
+
+    Models are captured with the batch of one micro-batch, which is exact; a graph file and an ONNX model are scaled,
+    see `graphs.microbatch`. Of a function's example batch those tensors are
+    cut whose leading dimension is that of the first.
+
+    Args:
+        source: As for `load_graph`.
+        count: How many micro-batches.
+
+    Raises:
+        InputError: As `load_graph`; or the batch cannot be divided so.
+    """
+    if count < 1:
+        raise InputError(f"graph '{source}': the number of micro-batches is {count}; it must be at least 1")
+    if source.startswith(PYTHON_PREFIX):
+        return repeat(_from_function(source, count), count)
+    name = source.partition(":")[0]
+    if name not in ZOO or source.endswith(SUFFIXES):
+        return microbatch(load_graph(source), count)
+    workload, sizes = parse(source)
+    batch = int(sizes["batch"])
+    _check_divides(source, batch, count)
+    return repeat(load_zoo(canonical_name(workload, {**sizes, "batch": batch // count})), count)
+
+
+def _check_divides(source: str, batch: int, count: int) -> None:
+    if batch % count:
+        raise InputError(
+            f"graph '{source}' has a batch of {batch}, which {count} micro-batches do not divide; take a number that "
+            "does, or another batch"
+        )
 
 
 def _split_onnx(source: str) -> tuple[str, dict[str, int | tuple[int, ...]]]:
@@ -109,6 +153,11 @@ def check_can_run(source: str) -> None:
     Raises:
         InputError: It is a file.
     """
+    if source.startswith(HF_PREFIX):
+        raise InputError(
+            f"graph '{source}' is a configuration without weights, which describes a step but cannot be run; name a "
+            f"workload of the zoo or {PYTHON_PREFIX}package.module:function"
+        )
     if not source.startswith(PYTHON_PREFIX) and (source.endswith(SUFFIXES) or _split_onnx(source)[0]):
         raise InputError(
             f"graph '{source}' is a file, which describes a step but cannot be run; name a workload of the zoo or "
@@ -154,13 +203,19 @@ def load_model(source: str) -> dict[str, Any]:
     }
 
 
-def _from_function(source: str) -> ComputationGraph:
-    """Import the user's module, call its function and capture what it returns."""
+def _from_function(source: str, parts: int = 1) -> ComputationGraph:
+    """Import the user's module, call its function and capture what it returns, with one of `parts` of the batch."""
     with _working_directory_on_path():
         options = _call_function(source)
         from graphs.capture import capture  # imports torch, so not before it is needed
 
-        return capture(options.pop("model"), options.pop("example_batch"), **options)
+        batch = options.pop("example_batch")
+        if parts > 1:
+            from graphs.capture.batches import part_of_batch, size_of_batch
+
+            _check_divides(source, size_of_batch(batch), parts)
+            batch = part_of_batch(batch, parts)
+        return capture(options.pop("model"), batch, **options)
 
 
 def _call_function(source: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Placers, learned and not; training, results, comparison, and the command `placement`.
 
-Every verb of the command is a function here: `train`, `train_measured`, `compare`, `simulate`, `explain`, `run`,
-`profile`, `machine`, `import_graph` and `export`. `make_problem` makes what most of them take, `load_problem` takes it
-from a run; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, and `apply`, which runs
-a model by its placement. They are imported when they are first asked for; only training and running load torch.
+Every verb of the command is a function here: `train`, `train_measured`, `compare`, `what_if`, `simulate`, `explain`,
+`run`, `profile`, `machine`, `import_graph` and `export`. `make_problem` makes what most of them take, `load_problem`
+takes it from a run; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, `apply`, which
+runs a model by its placement, and `pipeline`, which runs one in stages on several processes. They are imported when
+they are first asked for; only training and running load torch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
         train_measured,
     )
     from placement.apply_placement import apply
+    from placement.pipelines.run import pipeline
     from placement.results.placement_file import check_placement, make_result, read_placement, write_placement
+    from placement.scenarios import what_if
 
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it from here
 
@@ -42,12 +45,14 @@ _HOME = {
     "machine": "placement.api",
     "make_problem": "envs.make_problem",
     "make_result": "placement.results.placement_file",
+    "pipeline": "placement.pipelines.run",
     "profile": "placement.api",
     "read_placement": "placement.results.placement_file",
     "run": "placement.api",
     "simulate": "placement.api",
     "train": "placement.api",
     "train_measured": "placement.api",
+    "what_if": "placement.scenarios",
     "write_placement": "placement.results.placement_file",
 }
 
@@ -63,12 +68,14 @@ __all__ = [
     "machine",
     "make_problem",
     "make_result",
+    "pipeline",
     "profile",
     "read_placement",
     "run",
     "simulate",
     "train",
     "train_measured",
+    "what_if",
     "write_placement",
 ]
 

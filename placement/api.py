@@ -52,6 +52,7 @@ from placement.results.reasons.remedies import TRIES
 from placement.results.simulated import Simulated, simulate_ops
 from placement.runs import directory, training
 from placement.runs.observer import RunObserver, UpdateObserver
+from placement.runs.plain import Plain
 from placement.runs.row_jobs import row_source
 from placement.runs.steps import MeasuredSteps, ProfiledMachine, encode_steps, profile_steps, run_steps
 from placement.workers import Workers, open_workers
@@ -154,6 +155,7 @@ def train_measured(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    plain: Plain = "eager",
     observer: RunObserver | None = None,
 ) -> MeasuredRun:
     """Learn a placement from the measured time of real steps on devices of this machine.
@@ -171,6 +173,8 @@ def train_measured(
         seed: Seeds the learner's random numbers; what is measured is never quite the same twice.
         out: The run directory; None writes no files.
         resume: Go on with the run in `out`, which says all the rest; `time_limit_s` are seconds more.
+        plain: Which plain PyTorch to run on the same cores, beside, and with it all cores as one device: ``"eager"``,
+            ``"compiled"`` (`torch.compile` as well, which takes minutes) or ``"none"``. It does not count as time.
         observer: Told how the run goes on.
 
     Raises:
@@ -183,7 +187,7 @@ def train_measured(
     if resume:
         if run_dir is None:
             raise InputError("resume needs the run's directory: give it as out")
-        return measured.resume_measured(run_dir, time_limit_s=time_limit_s, observer=observer)
+        return measured.resume_measured(run_dir, time_limit_s=time_limit_s, plain=plain, observer=observer)
     if graph is None or devices is None:
         raise InputError("train --measured needs a GRAPH and --devices, for example --devices cpu:0,cpu:1")
     return measured.train_source(
@@ -197,6 +201,7 @@ def train_measured(
         time_limit_s=training.DEFAULT_TRAIN_S if time_limit_s is None else time_limit_s,
         seed=seed,
         run_dir=run_dir,
+        plain=plain,
         observer=observer,
     )
 
@@ -342,6 +347,7 @@ def run(
     steps: int = 10,
     time_limit_s: float = DEFAULT_MEASURE_S,
     json: str | Path | None = None,
+    plain: Plain = "eager",
     observer: RunObserver | None = None,
 ) -> MeasuredSteps:
     """Run a placement's steps on real devices of this machine, and measure them.
@@ -353,6 +359,7 @@ def run(
         steps: Steps that count; one more goes before them.
         time_limit_s: Seconds that they may take; what is not done by then has failed.
         json: A file for the figures.
+        plain: Which plain PyTorch to run on the same cores, beside, as in `train_measured`.
         observer: Told how it goes on.
 
     Raises:
@@ -363,7 +370,7 @@ def run(
     check_can_write(path)
     result = placement if isinstance(placement, PlacementResult) else read_placement(placement)
     measured = run_steps(
-        graph, result, devices, steps=steps, time_limit_s=time_limit_s, observer=observer or RunObserver()
+        graph, result, devices, steps=steps, time_limit_s=time_limit_s, plain=plain, observer=observer or RunObserver()
     )
     if path is not None:
         write_atomically(path, encode_steps(measured))

@@ -1,9 +1,12 @@
-"""How fast the step simulator is, against a tight plain-Python event loop in the same run.
+"""How fast the step simulator is, against tight event loops in plain Python and in C in the same run.
 
     python scripts/benchmark_simulator.py [--quick] [--json FILE]
 
-An event is the end of an op or of a transfer. Times are the least of several rounds, in which the two simulators take
-turns, because other work on the machine can only add to them. Absolute times are this machine's; compare ratios.
+An event is the end of an op or of a transfer. Times are the least of several rounds, in which the simulators take
+turns, because other work on the machine can only add to them. Absolute times are this machine's; compare ratios: how
+many times faster than Python, and how many times as long as `scripts/event_loop.c` takes, which is compiled where there
+is a C compiler. That loop knows ``fifo`` alone, to whose step times it must agree to the last digit, so under other
+schedules its step is another, though nearly as many events.
 `--quick` measures only the 10,000-op cases. Without it there are also 1,000 and 100,000 ops with growth exponents,
 memory, the first user's compile time, and what checkpoints and bounds save a search (which captures `nmt` and
 `inception_v3`, once).
@@ -12,6 +15,7 @@ memory, the first user's compile time, and what checkpoints and bounds save a se
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -34,6 +38,7 @@ from envs.simulator.simulate import simulate_batch
 from envs.simulator.workspace import available_cores, workspace
 from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
+from scripts.c_event_loop import compile_loop, compiler, loop_in_c
 from scripts.plain_event_loop import as_lists, simulate_in_a_loop
 
 CLUSTER = "k80x4"  # four GPUs and a CPU: five devices
@@ -47,12 +52,20 @@ def main() -> None:
     sizes = (10_000,) if options.quick else (1_000, 10_000, 100_000)
     cores = available_cores()
     print(
-        f"{'ops':>7} {'schedule':<14}{'placement':<11}{'threads':>7} {'us/evaluation':>14} {'ns/event':>9} {'ratio':>7}"
+        f"{'ops':>7} {'schedule':<14}{'placement':<11}{'threads':>7} {'us/evaluation':>14} {'ns/event':>9} "
+        f"{'x Python':>9} {'of C':>6}"
     )
     cases = []
-    for num_ops in sizes:
-        for schedule in SCHEDULES:
-            cases += measure(num_ops, schedule, sorted({1, cores}))
+    with tempfile.TemporaryDirectory() as folder:
+        library = compile_loop(Path(folder)) if compiler() is not None else None
+        for num_ops in sizes:
+            for schedule in SCHEDULES:
+                cases += measure(num_ops, schedule, sorted({1, cores}), library)
+    ratios = [case["ratio_to_c"] for case in cases if "ratio_to_c" in case]
+    if ratios:
+        print(
+            f"\nof C, one thread: {min(ratios):.2f} to {max(ratios):.2f}, geometric mean {geometric_mean(ratios):.2f}"
+        )
     if not options.quick:
         print_growth(cases)
         print_memory()
@@ -64,8 +77,23 @@ def main() -> None:
         options.json.write_text(json.dumps({"cases": cases}, indent=1) + "\n")
 
 
-def measure(num_ops: int, schedule: str, thread_counts: list[int]) -> list[dict[str, Any]]:
-    """The cases of one size and schedule."""
+def geometric_mean(values: list[float]) -> float:
+    """Of positive values."""
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def measure(num_ops: int, schedule: str, thread_counts: list[int], library: ctypes.CDLL | None) -> list[dict[str, Any]]:
+    """The cases of one size and schedule.
+
+    Args:
+        num_ops: Of a random graph.
+        schedule: One of `SCHEDULES`.
+        thread_counts: Threads of the simulator, each a case.
+        library: The loop in C; None leaves it out.
+
+    Raises:
+        RuntimeError: The simulators disagree.
+    """
     graph = random_graph(num_ops, seed=0)
     problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster(CLUSTER), schedule)
     given, lists = problem.simulator_input, as_lists(problem.simulator_input)
@@ -76,6 +104,7 @@ def measure(num_ops: int, schedule: str, thread_counts: list[int]) -> list[dict[
         "one_device": np.ones(num_ops, dtype=np.int64),
     }
     cases = []
+    in_c = None if library is None else loop_in_c(library, given)
     for kind, placement in placements.items():
         as_list = placement.tolist()
         step_time_s, peak, transfers = simulate_in_a_loop(lists, as_list)
@@ -85,16 +114,26 @@ def measure(num_ops: int, schedule: str, thread_counts: list[int]) -> list[dict[
             raise RuntimeError(f"the simulators disagree on {num_ops} ops, {kind}, {schedule}")
         runs: list[Callable[[], object]] = [lambda a=as_list: simulate_in_a_loop(lists, a)]  # type: ignore[misc]
         runs += [lambda b=batch, t=t: simulate_batch(given, b, threads=t) for t in thread_counts]  # type: ignore[misc]
+        if in_c is not None:
+            if schedule == "fifo" and in_c(batch[:1])[0][0] != step_time_s:
+                raise RuntimeError(f"the loop in C disagrees on {num_ops} ops, {kind}")
+            part = batch[: len(batch) // max(thread_counts)]
+            runs.append(lambda b=part: in_c(b))  # type: ignore[misc]
         plain_s, *batch_s = fastest_s(runs, rounds=4 if num_ops >= 100_000 else 15)
+        c_s = batch_s.pop() / len(part) if in_c is not None else np.nan
         for threads, seconds in zip(thread_counts, batch_s, strict=True):
             one_s = seconds / len(batch)
             case = {"ops": num_ops, "edges": graph.num_edges, "devices": devices, "placement": kind}
             case |= {"schedule": schedule, "threads": threads, "us_per_evaluation": one_s * 1e6}
             case |= {"ns_per_event": one_s * 1e9 / (num_ops + transfers), "ratio_to_plain": plain_s / one_s}
+            of_c = ""
+            if in_c is not None and threads == 1:
+                case["ratio_to_c"] = one_s / c_s
+                of_c = f"{case['ratio_to_c']:>7.2f}"
             cases.append(case)
             print(
                 f"{num_ops:>7} {schedule:<14}{kind:<11}{threads:>7} {case['us_per_evaluation']:>14.1f} "
-                f"{case['ns_per_event']:>9.1f} {case['ratio_to_plain']:>7.1f}"
+                f"{case['ns_per_event']:>9.1f} {case['ratio_to_plain']:>9.1f}{of_c}"
             )
     return cases
 

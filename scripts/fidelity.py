@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--learn-s", type=float, default=12.0, help="seconds of learning on the profiled graph")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/fidelity"), help="folder of what was measured")
-    parser.add_argument("--model", choices=("link", "receiver", "contention"), default="link", help="model of --json")
+    parser.add_argument("--model", choices=("link", "receiver"), default="receiver", help="model of --json")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
@@ -120,13 +121,17 @@ def report(rows: list[Row], console: Console) -> None:
 
 @dataclass
 class Workload:
-    """A graph, the folder of what was measured of it, and how to measure the rest."""
+    """A graph, the folder of what was measured of it, and how to measure the rest.
+
+    Nothing is measured after `until_s`, by `time.monotonic`; what is missing is measured when it is asked for again.
+    """
 
     name: str
     source: str
     devices: str
     folder: Path
     seed: int
+    until_s: float = float("inf")
 
     @property
     def problem(self) -> PlacementProblem:
@@ -171,7 +176,7 @@ class Workload:
     def _measure(self, process: MeasuringProcess, problem: PlacementProblem, console: Console) -> None:
         done = self.load()
         runs = 0
-        while (left := done.wanting).size:
+        while (left := done.wanting).size and time.monotonic() < self.until_s:
             each = observe(
                 process,
                 done.op_device[left[0]].astype(np.int32),
@@ -183,6 +188,7 @@ class Workload:
             runs += 1
             if runs % _SAVE_EVERY == 0 or not done.wanting.size:
                 self._save(done)
+        self._save(done)
         console.print(f"{self.name}: {len(done.step_s)} placements measured")
 
     def _save(self, measurements: Measurements) -> None:

@@ -1,48 +1,55 @@
-"""What a learned placement gains on real cores: its measured step time against one core, the expert and heuristics.
+"""What a learned placement gains on real cores: its step time against plain PyTorch, one core, expert and heuristics.
 
     python scripts/fidelity.py                 # profiles the workloads
     python scripts/measured_gain.py --json docs/data/measured_gain.json
 
 For each workload a placement is learned as `placement train --measured --screen` does, on the profiled graph. Then it,
-one core, the expert's placement and the best heuristic's are run five times each, in turn. What was measured is kept in
-the ``--out`` folder and not measured again.
+one core, all cores as one device, the expert's placement, the best heuristic's and plain eager PyTorch with a thread a
+core are run five times each, in turn; and `torch.compile` with as many threads, five runs in one process. What was
+measured is kept in the ``--out`` folder and not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
+from envs.measured.machine import RealDevice, as_one
 from envs.measured.problem import MeasuredProblem, interquartile_mean, measured
-from envs.measured.protocol import Failed
+from envs.measured.process import MeasuringProcess, measure_plain
+from envs.measured.protocol import Failed, Measured, Protocol
 from graphs.errors import InputError, NoFeasiblePlacementError
 from graphs.files import write_atomically
 from placement.results.placement_file import check_placement
 from placement.runs.measured import MeasuredRun, train_measured
+from placement.runs.plain import COMPILE_LIMIT_S, COMPILED, EAGER, plain_device
 from placement.runs.training import compare_others
 from placement.text import seconds, table
 from scripts.fidelity import Workload, folder_name
-from scripts.fidelity_study.receiver_copies import step_time_s
 from scripts.fidelity_study.workloads import WORKLOADS
 
 ONE_CORE, LEARNED = "one core", "learned"
 _RUNS, _LIMIT_S = 5, 60.0
+_HOW = Protocol()
 
 
 class GainRow(msgspec.Struct):
-    """One placement: who made it, predictions without and with copies and contention, and each run's step time in s."""
+    """One placement, or way to run without one: its name, what is predicted, each run's step time in s, or why none."""
 
     placer: str
-    simulated_s: float
-    simulated_contention_s: float
+    simulated_s: float | None
     runs_s: list[float]
+    reason: str = ""
 
     @property
     def median_s(self) -> float:
@@ -66,6 +73,7 @@ def main() -> int:
     parser.add_argument("--profiles", type=Path, default=Path("runs/fidelity"), help="--out of scripts/fidelity.py")
     parser.add_argument("--time-limit-s", type=float, default=60.0, help="of learning, for each workload")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes minutes")
     parser.add_argument("--out", type=Path, default=Path("runs/measured_gain"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -77,7 +85,9 @@ def main() -> int:
                 name, WORKLOADS.get(name, name), args.devices, args.profiles / folder_name(name), args.seed
             )
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, _json(measure_gain(profile, args.time_limit_s, args.seed)))
+            write_atomically(
+                path, _json(measure_gain(profile, args.time_limit_s, args.seed, compiles=not args.no_compile))
+            )
         gains.append(msgspec.json.decode(path.read_bytes(), type=Gain))
     _show(gains)
     if args.json is not None:
@@ -89,30 +99,72 @@ def _json(content: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
 
-def measure_gain(profile: Workload, time_limit_s: float, seed: int) -> Gain:
+def measure_gain(profile: Workload, time_limit_s: float, seed: int, *, compiles: bool) -> Gain:
     """Learn, then run the learned placement and the others in turn."""
     if not (profile.folder / "cluster.yaml").exists():
         raise InputError(f"there is no profile in '{profile.folder}'; run scripts/fidelity.py first")
-    with measured(profile.problem, profile.source, profile.devices) as problem:
+    with measured(profile.problem, profile.source, profile.devices, how=_HOW) as problem:
         run = train_measured(problem, time_limit_s=time_limit_s, seed=seed, screen=True)
         chosen = _chosen(problem, run, time_limit_s, seed)
-        times: dict[str, list[float]] = {name: [] for name in chosen}
-        for _ in range(_RUNS):
-            for name, ops in chosen.items():
-                reply = problem.measurer.process.measure(ops, schedule=problem.schedule, time_limit_s=_LIMIT_S)
-                if isinstance(reply, Failed):
-                    raise NoFeasiblePlacementError(f"placement '{name}' cannot be run: {reply.reason}")
-                times[name].append(interquartile_mean(tuple(reply.step_times_s)))
-        rows = [
-            GainRow(
-                name,
-                float(problem.simulated.evaluate_ops(ops[None]).step_time_s[0]),
-                step_time_s(problem.simulated, ops, contention=True),
-                times[name],
-            )
-            for name, ops in chosen.items()
-        ]
-    return Gain(profile.name, profile.devices.split(","), rows)
+        simulated_s = {
+            name: float(problem.simulated.evaluate_ops(ops[None]).step_time_s[0]) for name, ops in chosen.items()
+        }
+        process = problem.measurer.process
+        ways = {name: partial(_run_placed, process, ops, problem.schedule) for name, ops in chosen.items()}
+        devices = process.devices
+        wide = as_one(devices)
+        with contextlib.ExitStack() as held:
+            if wide is not None and len(devices) > 1:
+                alone = MeasuringProcess(
+                    profile.source,
+                    problem.graph.untimed.sha256,
+                    (wide,),
+                    problem.simulator_input.remaining_path_s,
+                )
+                held.enter_context(alone)
+                everywhere = np.zeros(problem.graph.num_ops, dtype=np.int32)
+                ways[f"one device {wide.name}"] = partial(_run_placed, alone, everywhere, problem.schedule)
+            plain = plain_device(devices)
+            ways[f"{EAGER}, {_threads(plain)}"] = partial(_run_plain, profile.source, plain)
+            rows = {name: GainRow(name, simulated_s.get(name), []) for name in ways}
+            for _ in range(_RUNS):
+                for name, run_once in ways.items():
+                    rows[name].runs_s.append(run_once())
+    found = list(rows.values())
+    if compiles:
+        found.append(_compiled(profile.source, plain))
+    return Gain(profile.name, profile.devices.split(","), found)
+
+
+def _threads(device: RealDevice) -> str:
+    return f"{len(device.cores)} threads" if device.kind == "cpu" else device.name
+
+
+def _run_placed(process: MeasuringProcess, ops: NDArray[np.integer], schedule: str) -> float:
+    """Seconds of a step under a placement: the interquartile mean of a run."""
+    return _mean_s(process.measure(ops, schedule=schedule, time_limit_s=_LIMIT_S, how=_HOW))
+
+
+def _run_plain(source: str, device: RealDevice) -> float:
+    """The same of plain PyTorch."""
+    return _mean_s(measure_plain(source, device, is_compiled=False, time_limit_s=_LIMIT_S, how=_HOW))
+
+
+def _mean_s(reply: Measured | Failed) -> float:
+    if isinstance(reply, Failed):
+        raise NoFeasiblePlacementError(f"a step cannot be run: {reply.reason}")
+    return interquartile_mean(tuple(reply.step_times_s))
+
+
+def _compiled(source: str, device: RealDevice) -> GainRow:
+    """`torch.compile`: it compiles once, and five runs follow each other."""
+    how = Protocol(steps=_RUNS * _HOW.steps, short_steps=_RUNS * _HOW.short_steps, least_steps=_RUNS)
+    reply = measure_plain(source, device, is_compiled=True, time_limit_s=COMPILE_LIMIT_S, how=how)
+    name = f"{COMPILED}, {_threads(device)}"
+    if isinstance(reply, Failed):
+        return GainRow(name, None, [], reply.reason)
+    runs = np.array_split(np.array(reply.step_times_s), _RUNS)
+    return GainRow(name, None, [interquartile_mean(tuple(each.tolist())) for each in runs])
 
 
 def _chosen(
@@ -133,11 +185,14 @@ def _chosen(
 
 
 def _show(gains: list[Gain]) -> None:
-    right = ("measured", "from", "to", "x learned", "simulated", "with contention")
+    right = ("measured", "from", "to", "x learned", "simulated")
     made = table("graph", "placement", *right, right=right)
     for gain in gains:
         learned_s = next(row.median_s for row in gain.rows if row.placer == LEARNED)
         for row in gain.rows:
+            if not row.runs_s:
+                made.add_row(gain.graph, row.placer, f"failed: {row.reason[:60]}", "", "", "", "")
+                continue
             made.add_row(
                 gain.graph,
                 row.placer,
@@ -146,7 +201,6 @@ def _show(gains: list[Gain]) -> None:
                 seconds(max(row.runs_s), digits=4),
                 f"{row.median_s / learned_s:.2f}",
                 seconds(row.simulated_s, digits=4),
-                seconds(row.simulated_contention_s, digits=4),
             )
     Console(width=140).print(made)
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator.input import SimulatorInput
+from envs.simulator.plain import copies_read
 
 
 def as_lists(problem: SimulatorInput) -> dict[str, Any]:
@@ -37,6 +38,9 @@ def as_lists(problem: SimulatorInput) -> dict[str, Any]:
         "readers": readers,
         "producer": problem.tensor_producer.tolist(),
         "inputs": inputs,
+        "input_edges": _rows(problem.input_edges.tolist(), problem.input_offsets),
+        "edge_tensor": problem.edge_tensor.tolist(),
+        "problem": problem,
         "missing": problem.num_inputs.tolist(),
         "rank": rank.tolist(),
         "order": order.tolist(),
@@ -166,20 +170,24 @@ def simulate_in_a_loop(lists: dict[str, Any], place: list[int]) -> tuple[float, 
 
 def _one_thing_at_a_time(lists: dict[str, Any], place: list[int]) -> tuple[float, list[int], int]:
     """The schedule ``sequential``, in which there are no events."""
-    op_time_s, tensors, readers, inputs = (lists[key] for key in ("op_time_s", "tensors", "readers", "inputs"))
+    op_time_s, tensors = lists["op_time_s"], lists["tensors"]
+    input_edges, edge_tensor = lists["input_edges"], lists["edge_tensor"]
     latency_s, bytes_per_s, num_devices = (lists[key] for key in ("latency_s", "bytes_per_s", "num_devices"))
     size, size_at_home, producer = (lists[key] for key in ("size", "size_at_home", "producer"))
     memory = [0] * num_devices
     for op, resident in enumerate(lists["resident"]):
         memory[place[op]] += resident
     peak = memory[:]
-    left = dict[tuple[int, int], int]()  # readers of a tensor on a device that have not ended
-    away = [0] * len(size)  # devices that a tensor has still to be sent to
-    for tensor, its_readers in enumerate(readers):
-        for reader in its_readers:
-            left[tensor, place[reader]] = left.get((tensor, place[reader]), 0) + 1
-        away[tensor] = len({place[reader] for reader in its_readers} - {place[producer[tensor]]})
-    now, sent = 0.0, set[tuple[int, int]]()
+    copies = copies_read(lists["problem"], place)
+    left = dict[int, int]()  # readers of a copy that have not ended
+    at_home, away = [0] * len(size), [0] * len(size)  # readers where a tensor was made; copies still to be sent
+    for edge, copy in enumerate(copies):
+        if copy >= 0:
+            away[edge_tensor[edge]] += copy not in left
+            left[copy] = left.get(copy, 0) + 1
+        elif copy == -1:
+            at_home[edge_tensor[edge]] += 1
+    now, sent = 0.0, set[int]()
 
     def wait_until(end_s: float) -> None:
         nonlocal now
@@ -188,27 +196,31 @@ def _one_thing_at_a_time(lists: dict[str, Any], place: list[int]) -> tuple[float
         now = end_s
 
     for op, d in enumerate(place):
-        for tensor in inputs[op]:
-            source = place[producer[tensor]]
-            if source != d and (tensor, d) not in sent:
-                sent.add((tensor, d))
+        for edge in input_edges[op]:
+            tensor, copy = edge_tensor[edge], copies[edge]
+            if copy >= 0 and copy not in sent:
+                source = place[producer[tensor]]
+                sent.add(copy)
                 memory[d] += size[tensor]
                 pair = source * num_devices + d
                 seconds = lists["transfer_s"][tensor]
                 wait_until(now + (latency_s[pair] + size[tensor] / bytes_per_s[pair] if seconds is None else seconds))
                 away[tensor] -= 1
-                if not away[tensor] and not left.get((tensor, source)):
+                if not away[tensor] and not at_home[tensor]:
                     memory[source] -= size_at_home[tensor]
         memory[d] += sum(size_at_home[tensor] for tensor in tensors[op])
         wait_until(now + op_time_s[d][op])
-        for tensor in inputs[op]:
-            left[tensor, d] -= 1
-            if not left[tensor, d]:
-                if (tensor, d) in sent:
+        for edge in input_edges[op]:
+            tensor, copy = edge_tensor[edge], copies[edge]
+            if copy >= 0:
+                left[copy] -= 1
+                if not left[copy]:
                     memory[d] -= size[tensor]
-                elif not away[tensor]:
+            elif copy == -1:
+                at_home[tensor] -= 1
+                if not at_home[tensor] and not away[tensor]:
                     memory[d] -= size_at_home[tensor]
-        memory[d] -= sum(size_at_home[t] for t in tensors[op] if not away[t] and not left.get((t, d)))
+        memory[d] -= sum(size_at_home[t] for t in tensors[op] if not away[t] and not at_home[t])
     return now, peak, len(sent)
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.clusters.memories import Memories, SharedMemory, make_memories
 from envs.clusters.routes import Direction, Routes, find_routes
 from graphs.computation_graph import DEVICE_KINDS, DTYPE_BYTES
 from graphs.errors import InputError
@@ -124,6 +125,8 @@ class Link:
         latency_s: Time before the first byte arrives.
         back_bytes_per_s: Bandwidth from `b` to `a` where it differs.
         back_latency_s: Latency from `b` to `a` where it differs.
+        receiver_copies: True where the device at the end copies the bytes itself and computes nothing meanwhile, as one
+            core does from another's memory; a transfer then overlaps for its latency only.
     """
 
     a: str
@@ -132,6 +135,7 @@ class Link:
     latency_s: float
     back_bytes_per_s: float | None = None
     back_latency_s: float | None = None
+    receiver_copies: bool = False
 
     @property
     def back(self) -> tuple[float, float]:
@@ -152,6 +156,7 @@ class Cluster:
         links: ``L`` links between devices and switches.
         switches: Names of the vertices that forward but do not compute.
         source: Where the topology and figures are from.
+        shared_memories: Memories that several of the devices use; see `envs.clusters.memories`.
 
     Raises:
         InputError: A name is not unique or not known, a figure is out of range, or a device cannot be reached.
@@ -162,6 +167,7 @@ class Cluster:
     links: tuple[Link, ...]
     switches: tuple[str, ...] = ()
     source: str = ""
+    shared_memories: tuple[SharedMemory, ...] = ()
 
     def __post_init__(self) -> None:
         def need(ok: bool, message: str) -> None:
@@ -195,6 +201,25 @@ class Cluster:
         for name in self.device_names:
             need(name in reached, f"device '{name}' cannot be reached from '{first}'; add a link that joins them")
 
+        self._check_shared_memories(need)
+
+    def _check_shared_memories(self, need: Callable[[bool, str], None]) -> None:
+        taken: dict[str, str] = {}
+        for memory in self.shared_memories:
+            where = f"shared memory '{memory.name}'"
+            need(memory.name != "", "a shared memory has an empty name")
+            need(memory.name not in self.device_names, f"{where} is called as a device is; rename it")
+            same = [m for m in self.shared_memories if m.name == memory.name]
+            need(len(same) == 1, f"two shared memories are called '{memory.name}'; rename one")
+            need(len(memory.devices) > 0, f"{where} has no devices; name those that share it")
+            for name in memory.devices:
+                need(name in self.device_names, f"{where} names '{name}', which is no device; correct it")
+                other = taken.setdefault(name, memory.name)
+                twice = memory.devices.count(name) > 1
+                need(not twice, f"{where} names device '{name}' twice; name it once")
+                need(other == memory.name, f"device '{name}' is in the shared memories '{other}' and '{memory.name}'")
+            _need_range(f"cluster '{self.name}': {where}", "memory_bytes", memory.memory_bytes, 0, 2**63 - 1)
+
     def __repr__(self) -> str:
         return f"Cluster('{self.name}', {self.summary})"
 
@@ -202,7 +227,9 @@ class Cluster:
     def summary(self) -> str:
         """What it is made of, in a few words: ``"1 x haswell_18c, 4 x k80, 6 links"``."""
         models = Counter(d.spec.name for d in self.devices)
-        return ", ".join([*(f"{count} x {name}" for name, count in models.items()), f"{len(self.links)} links"])
+        shared = [f"{len(m.devices)} share {m.memory_bytes / 1e9:g} GB" for m in self.shared_memories]
+        parts = [f"{count} x {name}" for name, count in models.items()]
+        return ", ".join([*parts, *shared, f"{len(self.links)} links"])
 
     @property
     def num_devices(self) -> int:
@@ -216,8 +243,45 @@ class Cluster:
 
     @cached_property
     def memory_bytes(self) -> NDArray[np.int64]:
-        """``int64[D]``, what ops can use of each device's memory: without what is reserved."""
-        return np.array([d.spec.memory_bytes - d.reserved_bytes for d in self.devices], dtype=np.int64)
+        """``int64[D]``, what ops can use on each device at most, without what is reserved; see also `memories`."""
+        own = np.array([d.spec.memory_bytes - d.reserved_bytes for d in self.devices], dtype=np.int64)
+        for shared in self._usable:
+            members = [self.device_names.index(name) for name in shared.devices]
+            own[members] = np.minimum(own[members], shared.memory_bytes)
+        return own
+
+    @cached_property
+    def memories(self) -> Memories:
+        """The limits on memory: first of each device, then of what is shared."""
+        return make_memories(self.device_names, self.memory_bytes, self._usable)
+
+    @cached_property
+    def _usable(self) -> tuple[SharedMemory, ...]:
+        """The shared memories without what is reserved on their devices."""
+        reserved = {device.name: device.reserved_bytes for device in self.devices}
+        return tuple(
+            replace(shared, memory_bytes=max(shared.memory_bytes - sum(reserved[name] for name in shared.devices), 0))
+            for shared in self.shared_memories
+        )
+
+    @property
+    def all_memory_bytes(self) -> int:
+        """Bytes of all memories together, what is shared counted once."""
+        alone = sum(int(size) for size, shared in zip(self.memory_bytes, self.shared_by, strict=True) if shared < 0)
+        return alone + sum(self._room_bytes(number) for number in range(len(self.shared_memories)))
+
+    def _room_bytes(self, number: int) -> int:
+        """What the devices of a shared memory can hold together."""
+        members = self.memory_bytes[self.shared_by == number]
+        return min(int(self._usable[number].memory_bytes), sum(map(int, members)))
+
+    @cached_property
+    def shared_by(self) -> NDArray[np.int64]:
+        """``int64[D]``: which of `shared_memories` each device is in; -1 where in none."""
+        index = np.full(self.num_devices, -1, dtype=np.int64)
+        for number, shared in enumerate(self.shared_memories):
+            index[[self.device_names.index(name) for name in shared.devices]] = number
+        return index
 
     @cached_property
     def routes(self) -> Routes:
@@ -226,13 +290,15 @@ class Cluster:
         directions = []
         for link in self.links:
             a, b = number[link.a], number[link.b]
-            directions += [Direction(a, b, link.bytes_per_s, link.latency_s), Direction(b, a, *link.back)]
+            copies = link.receiver_copies
+            directions.append(Direction(a, b, link.bytes_per_s, link.latency_s, copies))
+            directions.append(Direction(b, a, *link.back, copies))
         return find_routes(self.num_devices, len(number), directions)
 
     @cached_property
     def sha256(self) -> str:
         """Digest of all that can change a result (not where figures are from, nor the cluster's own name)."""
-        content = {
+        content: dict[str, object] = {
             "devices": [
                 (d.name, _figures(d.spec), *([d.reserved_bytes] if d.reserved_bytes else [])) for d in self.devices
             ],
@@ -244,6 +310,10 @@ class Cluster:
                 for link in self.links
             ],
         }
+        if self.shared_memories:
+            content["shared_memories"] = [(m.name, m.devices, int(m.memory_bytes)) for m in self.shared_memories]
+        if any(link.receiver_copies for link in self.links):  # digests of other clusters stay what they were
+            content["receiver_copies"] = [link.receiver_copies for link in self.links]
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
 
     def index(self, device_name: str) -> int:

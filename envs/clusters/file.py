@@ -26,10 +26,13 @@ links:
   - {between: ["cpu:0", "gpu:2"], bytes_per_s: 12e9, latency_s: 15e-6}
   - {between: ["cpu:0", "npu:0"], bytes_per_s: 25e9, latency_s: 10e-6, back_bytes_per_s: 20e9}
   - {all: ["npu:*"], bytes_per_s: 100e9, latency_s: 2e-6}                        # every pair of them
+shared_memories:                            # may be left out
+  - {name: chip-memory, devices: ["npu:0-1"], memory_bytes: 24e9}                # what they hold together
 ```
 
 The fields of a spec are those of `envs.clusters.DeviceSpec`. Links are full duplex: ``bytes_per_s`` is each way, unless
-``back_bytes_per_s`` (and ``back_latency_s``) say what the way back is.
+``back_bytes_per_s`` (and ``back_latency_s``) say what the way back is. With ``receiver_copies: true`` the device that
+receives copies the bytes itself, and computes nothing meanwhile.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ import msgspec
 import yaml
 
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
+from envs.clusters.memories import SharedMemory
 from graphs.errors import InputError, unknown_name
 from graphs.reading import read_file
 
@@ -88,6 +92,13 @@ class _LinkRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     latency_s: float
     back_bytes_per_s: float | None = None
     back_latency_s: float | None = None
+    receiver_copies: bool = False
+
+
+class _SharedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    name: str
+    devices: list[str]
+    memory_bytes: float
 
 
 class _ClusterRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -97,6 +108,7 @@ class _ClusterRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     devices: list[_DeviceRecord]
     links: list[_LinkRecord]
     switches: list[str] = []
+    shared_memories: list[_SharedRecord] = []
     source: str = ""
 
 
@@ -153,6 +165,7 @@ def parse_cluster(text: str, specs: Mapping[str, DeviceSpec], *, where: str = "c
             links=_links(record.links, [*(device.name for device in devices), *record.switches]),
             switches=tuple(record.switches),
             source=record.source,
+            shared_memories=_shared(record.shared_memories, [device.name for device in devices]),
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
@@ -171,11 +184,21 @@ def cluster_to_yaml(cluster: Cluster, specs: Mapping[str, DeviceSpec]) -> str:
     ]
     links = []
     for link in cluster.links:
-        entry = {"between": [link.a, link.b], "bytes_per_s": link.bytes_per_s, "latency_s": link.latency_s}
+        entry: dict[str, Any] = {
+            "between": [link.a, link.b],
+            "bytes_per_s": link.bytes_per_s,
+            "latency_s": link.latency_s,
+        }
         back = {"back_bytes_per_s": link.back_bytes_per_s, "back_latency_s": link.back_latency_s}
-        links.append(entry | {key: value for key, value in back.items() if value is not None})
+        entry |= {key: value for key, value in back.items() if value is not None}
+        links.append(entry | ({"receiver_copies": True} if link.receiver_copies else {}))
     content = {"format": "device-cluster", "version": 1, "name": cluster.name, "source": cluster.source}
     content |= {"devices": devices, "switches": list(cluster.switches), "links": links}
+    if cluster.shared_memories:
+        content["shared_memories"] = [
+            {"name": m.name, "devices": list(m.devices), "memory_bytes": m.memory_bytes}
+            for m in cluster.shared_memories
+        ]
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
 
 
@@ -215,10 +238,7 @@ class _Specs:
         for key in ("name", "kind", "memory_bytes", "peak_flops_per_s", "memory_bytes_per_s"):
             if key not in given:
                 raise InputError(f"{field} lacks {key}; give it, or start from a known spec with 'like: NAME'")
-        size = given["memory_bytes"]
-        if not math.isfinite(size) or not 0 <= size < 2**63:
-            raise InputError(f"{field}.memory_bytes is {size}; it must be from 0 to less than 2^63")
-        given["memory_bytes"] = int(size)
+        given["memory_bytes"] = _whole_bytes(given["memory_bytes"], f"{field}.memory_bytes")
         try:
             return DeviceSpec(**given)
         except InputError as error:
@@ -255,10 +275,27 @@ def _links(records: Sequence[_LinkRecord], names: Sequence[str]) -> tuple[Link, 
             if not pairs:
                 raise InputError(f"links[{i}].all names fewer than two; give more, or leave it out")
         figures = (record.bytes_per_s, record.latency_s, record.back_bytes_per_s, record.back_latency_s)
-        made += [Link(a, b, *figures) for a, b in pairs]
+        copies = record.receiver_copies
+        made += [Link(a, b, *figures, receiver_copies=copies) for a, b in pairs]
         if len(made) > _MOST_LINKS:
             raise InputError(f"links[{i}] makes more than {_MOST_LINKS:,} links; join them by a switch")
     return tuple(made)
+
+
+def _shared(records: Sequence[_SharedRecord], names: Sequence[str]) -> tuple[SharedMemory, ...]:
+    made = []
+    for i, record in enumerate(records):
+        field = f"shared_memories[{i}]"
+        devices = [name for text in record.devices for name in _matching(text, names, f"{field}.devices")]
+        size = _whole_bytes(record.memory_bytes, f"{field}.memory_bytes")
+        made.append(SharedMemory(record.name, tuple(devices), size))
+    return tuple(made)
+
+
+def _whole_bytes(size: float, field: str) -> int:
+    if not math.isfinite(size) or not 0 <= size < 2**63:
+        raise InputError(f"{field} is {size}; it must be from 0 to less than 2^63")
+    return int(size)
 
 
 def _matching(text: str, names: Sequence[str], field: str) -> list[str]:

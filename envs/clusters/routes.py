@@ -33,22 +33,25 @@ class Routes:
         offsets: ``int32[D * D + 1]``; the route from device ``i`` to ``j`` crosses the link directions
             ``directions[offsets[i * D + j]:offsets[i * D + j + 1]]``.
         directions: ``int32[...]``, numbers of link directions.
+        receiver_copies: ``bool[D, D]``, True where the device that receives copies the bytes itself.
     """
 
     latency_s: NDArray[np.float64]
     bytes_per_s: NDArray[np.float64]
     offsets: NDArray[np.int32]
     directions: NDArray[np.int32]
+    receiver_copies: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of a link: the vertices it leads from and to, by number, and its figures."""
+    """One direction of a link: the vertices it leads from and to, by number, its figures, and who moves the bytes."""
 
     origin: int
     end: int
     bytes_per_s: float
     latency_s: float
+    receiver_copies: bool = False
 
 
 def find_routes(num_devices: int, num_vertices: int, directions: Sequence[Direction]) -> Routes:
@@ -66,6 +69,7 @@ def find_routes(num_devices: int, num_vertices: int, directions: Sequence[Direct
     paths = [search.to(target, num_devices) for target in range(num_devices)]
     latency = np.zeros((num_devices, num_devices))
     bandwidth = np.full((num_devices, num_devices), np.inf)
+    receiver_copies = np.zeros((num_devices, num_devices), dtype=np.bool_)
     offsets, crossed = [0], list[int]()
     for i in range(num_devices):
         for j in range(num_devices):
@@ -75,8 +79,10 @@ def find_routes(num_devices: int, num_vertices: int, directions: Sequence[Direct
                 # `fsum`: the sum must not hang on the direction in which the links are crossed.
                 latency[i, j] = math.fsum(directions[d].latency_s for d in path)
                 bandwidth[i, j] = min(directions[d].bytes_per_s for d in path)
+                receiver_copies[i, j] = directions[path[-1]].receiver_copies
             offsets.append(len(crossed))
-    return Routes(latency, bandwidth, np.array(offsets, dtype=np.int32), np.array(crossed, dtype=np.int32))
+    numbers = np.array(offsets, dtype=np.int32), np.array(crossed, dtype=np.int32)
+    return Routes(latency, bandwidth, *numbers, receiver_copies)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ PyTorch's threads, the cores they run on and a GPU's context are this process's 
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 import time
 
@@ -33,6 +34,9 @@ class Answer(msgspec.Struct, frozen=True):
 def main() -> None:
     """Answer one request on the standard streams."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Found)
+    # What a library prints on the standard output must not be taken for a part of the answer.
+    answer = os.dup(1)
+    os.dup2(2, 1)
     start = time.monotonic()
     load = psutil.getloadavg()[0]
     import torch
@@ -56,8 +60,8 @@ def main() -> None:
         torch=str(torch.__version__),
         load=round(load, 1),
     )
-    sys.stdout.buffer.write(msgspec.json.encode(Answer(seen, found, measured)))
-    sys.stdout.buffer.flush()
+    with os.fdopen(answer, "wb") as out:
+        out.write(msgspec.json.encode(Answer(seen, found, measured)))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ import platform
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import psutil
 
-from envs.machine.found import Found, FoundGpu, FoundNode, bus_address, merge, parse_cpus
+from envs.machine.found import Found, FoundGpu, FoundLink, FoundNode, bus_address, merge, parse_cpus
 from envs.machine.reading import parse_topology
 from graphs.errors import InputError
 from graphs.extras import is_installed
@@ -181,9 +182,27 @@ def _by_nvml() -> Found:
             tuple("" if i == j or level is None else words.get(level, "") for j, level in enumerate(row))
             for i, row in enumerate(levels)
         )
-        return Found(gpus=tuple(gpus), paths=paths, said_by=("NVML",))
+        links = _nvlinks(handles, [gpu.bus for gpu in gpus])
+        return Found(gpus=tuple(gpus), paths=paths, links=links, said_by=("NVML",))
     finally:
         nvml.nvmlShutdown()
+
+
+def _nvlinks(handles: Sequence[object], buses: Sequence[str]) -> tuple[FoundLink, ...]:
+    """NVLinks by where NVML says that they lead: to another of the GPUs, or else to a switch."""
+    import pynvml as nvml
+
+    counts: Counter[tuple[int, int]] = Counter()
+    for i, handle in enumerate(handles):
+        for link in range(nvml.NVML_NVLINK_MAX_LINKS):
+            if not _said(nvml.nvmlDeviceGetNvLinkState, handle, link):
+                continue
+            bus = nvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, link).busId
+            other = bus_address(bus if isinstance(bus, str) else bus.decode())
+            j = buses.index(other) if other in buses else -1
+            if j < 0 or i < j:
+                counts[i, j] += 1
+    return tuple(FoundLink(i, j, "nvlink", count) for (i, j), count in sorted(counts.items()))
 
 
 def _said(ask: Callable[..., int], *arguments: object) -> int | None:

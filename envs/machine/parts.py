@@ -1,8 +1,8 @@
 """The devices that a machine will be: accelerators, instances of divided ones, and cores. Pure functions.
 
 Each accelerator, or each instance of one that is divided (MIG), is a device ``gpu:i``. Beside accelerators, each NUMA
-node that has some is a device ``cpu:i``, whose share of the machine's cores and memory is equal. Without accelerators
-each core is a device, or where there are more than `MOST_CORES`, each of so many equal sets of cores.
+node that has some is a device ``cpu:i``, with an equal share of the cores. Without accelerators each core is a device,
+or where there are more than `MOST_CORES`, each of so many equal sets of cores.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ def _hosts(found: Found) -> list[list[int]]:
         known = keys[i] is not None and keys[j] is not None
         if keys[i] == keys[j] if known else found.path(i, j) != "SYS":
             near.add_edge(i, j)
-    return sorted(sorted(group) for group in nx.connected_components(near))
+    groups = sorted(sorted(group) for group in nx.connected_components(near))
+    # Virtual machines say SYS of every pair; so many NUMA nodes, each with one GPU, there are not.
+    told = any(key is not None for key in keys)
+    return groups if told or len(groups) <= 2 or len(groups) < len(keys) else [list(range(len(keys)))]
 
 
 def _core_parts(found: Found) -> tuple[Part, ...]:

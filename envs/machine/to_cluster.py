@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from envs.clusters.cluster import Cluster, Device, DeviceSpec
+from envs.clusters.memories import SharedMemory
 from envs.machine.found import Found, FoundGpu
 from envs.machine.measured import DeviceFigures, Measured, best_of
 from envs.machine.parts import Part, parts_of
@@ -104,7 +105,19 @@ def make_machine_cluster(
     if measured is not None:
         said += f"; devices and copies measured on {measured.when} with PyTorch {measured.torch}"
     source = f"From {said}. {' '.join(notes)}".strip()
-    return MachineCluster(Cluster(name, devices, links, switches, source), tuple(notes), found, measured)
+    cluster = Cluster(name, devices, links, switches, source, shared_memories=_shared_memories(found, parts, devices))
+    return MachineCluster(cluster, tuple(notes), found, measured)
+
+
+def _shared_memories(found: Found, parts: Sequence[Part], devices: Sequence[Device]) -> tuple[SharedMemory, ...]:
+    """The host's memory, where several devices use it: all that are cores, and the GPU of a chip of Apple's."""
+    using = [
+        (device, part.card)
+        for device, part in zip(devices, parts, strict=True)
+        if part.card < 0 or found.gpus[part.card].shares_memory
+    ]
+    size = max((device.spec.memory_bytes for device, card in using if card < 0), default=0)
+    return (SharedMemory("host", tuple(device.name for device, _ in using), size),) if len(using) > 1 else ()
 
 
 def _check_like(like: Like, found: Found) -> None:
@@ -178,7 +191,8 @@ def _gpu_spec(
     else:
         option = f"gpu.{part.card}=NAME"
         known = need_spec(gpu.name, gpu.kind, gpu.memory_bytes, what=f"GPU {part.card}", option=option)
-    memory = _usable(gpu.memory_bytes, gpu.free_bytes) or (known.memory_bytes if known else 0)
+    usable = _usable(gpu.memory_bytes, gpu.free_bytes)
+    memory = usable if usable is not None else known.memory_bytes if known is not None else 0
     if figures is not None:
         return _measured_spec(gpu.name, gpu.kind, memory, figures, known, measured)
     assert known is not None
@@ -231,8 +245,6 @@ def _cpu_spec(
     host_bytes = found.memory_bytes if like.memory_bytes is None else int(like.memory_bytes)
     if host_bytes is None and found.nodes and all(node.memory_bytes is not None for node in found.nodes):
         host_bytes = sum(node.memory_bytes or 0 for node in found.nodes)
-    if host_bytes is not None:
-        host_bytes = max(0, host_bytes - sum(gpu.memory_bytes or 0 for gpu in found.gpus if gpu.shares_memory))
     whole = _usable(host_bytes, found.free_bytes)
     known = _named(like.cpu, specs) if like.cpu is not None else spec_of(found.cpu_name, "cpu")
     if whole is None:
@@ -242,17 +254,16 @@ def _cpu_spec(
             f"Nobody said how much memory the host has: {whole / 1e9:.0f} GB are assumed (say it behind the file: "
             "memory_bytes=256e9).",
         )
-    memory = int(whole * part.cores / all_cores)
     if figures is not None:
         named = f"{_without_clock(found.cpu_name) or 'cpu'} {part.cores:g}c"
-        return _measured_spec(named, "cpu", memory, figures, known, measured)
+        return _measured_spec(named, "cpu", whole, figures, known, measured)
     if known is not None:
         sockets = max(1, found.sockets or 1) if like.cpu is None and not re.search(r"_\dx\d+c", known.name) else 1
         share = sockets / len(cpus) if like.cpu is None else 1.0
         return replace(
             known,
             name=known.name if share == 1 else f"{known.name}_x{share:g}",
-            memory_bytes=memory,
+            memory_bytes=whole,
             peak_flops_per_s={dtype: rate * share for dtype, rate in known.peak_flops_per_s.items()},
             memory_bytes_per_s=known.memory_bytes_per_s * share,
         )
@@ -266,7 +277,7 @@ def _cpu_spec(
     return DeviceSpec(
         name=f"cpu_{part.cores:g}c",
         kind="cpu",
-        memory_bytes=memory,
+        memory_bytes=whole,
         peak_flops_per_s={"float32": rate, "float64": rate / 2},
         memory_bytes_per_s=max(20e9, part.cores * _CORE_BYTES_PER_S),
         launch_overhead_s=3e-6,

@@ -14,7 +14,7 @@ import msgspec
 from envs.machine.found import PATHS, Found, FoundGpu, FoundLink, FoundNode, FoundSlice, bus_address, parse_cpus
 from graphs.errors import InputError
 
-MOST_GPUS = 256
+MOST_GPUS = 128
 """Accelerators of a machine that are read at most."""
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

@@ -111,13 +111,15 @@ class _Server:
             if isinstance(request, protocol.Load):
                 self._load = request
                 return self._start(request)
+            if isinstance(request, protocol.Plain):
+                return _run_plain(request)
             return self._measure(request)
         except InputError as error:
             return protocol.Failed(str(error), is_input=True)
         except MemoryError:
             return protocol.Failed("out of memory")
         except Exception as error:
-            return protocol.Failed(f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
+            return protocol.Failed(failure_reason(error, f"{type(error).__name__}: ")[:500])
 
     def _start(self, load: protocol.Load) -> protocol.Reply:
         sys.path[:] = load.import_path
@@ -188,9 +190,47 @@ class _Server:
         return np.array(rows, dtype=np.int64).reshape(len(rows), 4).tobytes()
 
 
-def failure_reason(error: Exception) -> str:
-    """Why a step failed, with memory that was short said first."""
-    text = str(error)
+def _run_plain(request: protocol.Plain) -> protocol.Reply:
+    """Run a step as PyTorch itself does, on one device."""
+    sys.path[:] = request.import_path
+    from envs.measured.machine import parse_devices
+    from envs.measured.plain import make_plain_step, run_pinned, timed
+    from graphs.sources import load_model
+
+    began_s, how = time.perf_counter(), request.protocol
+    (device,) = parse_devices(request.device)
+    options = load_model(request.source)
+    options.pop("name", None)
+    where = None if device.kind == "cpu" else f"cuda:{device.index}"
+    # What is compiled for the first step may be compiled again once the optimizer has a state.
+    dropped = how.dropped + 2 * request.is_compiled
+
+    def run() -> list[float]:
+        step = make_plain_step(
+            options.pop("model"),
+            options.pop("example_batch"),
+            options.pop("loss", None),
+            is_compiled=request.is_compiled,
+            device=where,
+            **options,
+        )
+        times: list[float] = []
+        wanted, least = dropped + how.short_steps, dropped + how.least_steps
+        while len(times) < wanted:
+            left_s = _SHARE_OF_LIMIT * request.time_limit_s - (time.perf_counter() - began_s)
+            if len(times) >= least and left_s < 2 * times[-1]:
+                break
+            times.append(timed(step))
+            if len(times) > dropped and times[-1] >= how.short_s:
+                wanted = dropped + how.steps
+        return times[dropped:]
+
+    return protocol.Measured(run_pinned(device, run), [])
+
+
+def failure_reason(error: Exception, kind: str = "") -> str:
+    """Why a step failed, with memory that was short said first; `kind` is said before what the error says."""
+    text = f"{kind}{' '.join(str(error).split())}"
     if "can't allocate memory" in text or "out of memory" in text or "MemoryError" in text or "bad_alloc" in text:
         return f"out of memory: {text}"
     return text

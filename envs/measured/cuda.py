@@ -47,14 +47,14 @@ class CudaWorker(Worker):
         self._outgoing.put(CLOSE)
         self._sender.join(timeout=5.0)
 
-    def call(self, run: Callable[[list[Any]], None], task: int, job: Job) -> None:
+    def call(self, run: Callable[..., None], task: int, job: Job) -> None:
         """Issue a task: an op on the main stream, a copy on the other one."""
         if task < job.num_ops:
             for place in job.releases[task]:
                 event = self._issued.get(place)
                 if event is not None:
                     self.stream.wait_event(event)
-            run(job.slots)
+            super().call(run, task, job)
             return
         place = job.makes[task][0]
         source = job.copy_sources[task - job.num_ops]

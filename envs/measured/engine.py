@@ -10,6 +10,7 @@ sent, with other threads, on another kind of device) may differ in its last bits
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -27,7 +28,7 @@ from envs.measured.ops import Binder, Random
 from envs.measured.plan import Plan, make_plan
 from envs.measured.template import Template
 from envs.measured.updates import ParameterState, UpdateSettings, make_update
-from envs.measured.worker import ABORT, CLOSE, Done, Worker
+from envs.measured.worker import ABORT, CLOSE, Done, Job, Worker
 from graphs.capture.program import Layout, Program, Source, TensorUse
 from graphs.errors import InputError
 
@@ -195,7 +196,7 @@ class Engine:
             started_s = perf_counter()
             for worker in self._workers:
                 worker.mailbox.put(job)
-            reports = self._wait(started_s, time_limit_s)
+            reports = self._wait(job, started_s, time_limit_s)
         finally:
             if collecting:
                 gc.enable()
@@ -205,15 +206,24 @@ class Engine:
                 if content.data_ptr() != held.data_ptr() or content.device != held.device:
                     held.copy_(content)
         self.steps += 1
+        if not job.members:
+            self._template = self._template.in_regions(job.start_s, job.end_s)
         ends = [report.end_s for report in reports]
         return Step(
             step_time_s=max(ends) - started_s,
             peak_memory_bytes=np.array([report.peak_bytes for report in reports], dtype=np.int64),
             loss=None if self._loss is None else _outside(self._loss, slots),
             output=_returned(self._output, slots),
-            task_start_s=np.array(job.start_s) - started_s,
+            task_start_s=self._starts(job) - started_s,
             task_end_s=np.array(job.end_s) - started_s,
         )
+
+    def _starts(self, job: Job) -> NDArray[np.float64]:
+        """When each task of a step started: an op within a region where the one before it ended."""
+        start_s = np.array(job.start_s)
+        for ops in job.members.values():
+            start_s[ops[1:]] = [job.end_s[op] for op in ops[:-1]]
+        return start_s
 
     @property
     def timed_out(self) -> bool:
@@ -244,7 +254,7 @@ class Engine:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
-    def _wait(self, started_s: float, time_limit_s: float | None) -> list[Done]:
+    def _wait(self, job: Job, started_s: float, time_limit_s: float | None) -> list[Done]:
         """Wait for all workers; where one fails, stop the others.
 
         Raises:
@@ -260,7 +270,7 @@ class Engine:
                 self._broken = True
                 for worker in self._workers:
                     worker.mailbox.put(ABORT)
-                tasks = [(worker, worker.running) for worker in self._workers]
+                tasks = [(worker, self._op_of(worker.running, job)) for worker in self._workers]
                 busy = [f"device '{w.device.name}' was in {self._task_name(task)}" for w, task in tasks if task >= 0]
                 where = f"; {' and '.join(busy)}" if busy else ""
                 raise StepError(f"the step was not done after {time_limit_s:.3g} s{where}") from None
@@ -272,17 +282,21 @@ class Engine:
         if failed is not None:
             for worker in self._workers:
                 worker.mailbox.put(ABORT)  # clears what the others had sent before they knew
-            raise StepError(self._describe(failed)) from failed.error
+            raise StepError(self._describe(failed, job)) from failed.error
         return [reports[i] for i in range(len(self._workers))]
 
-    def _describe(self, failed: Done) -> str:
+    def _op_of(self, task: int, job: Job) -> int:
+        """The op that is under way: of a region the first that has not ended."""
+        return next((op for op in job.members.get(task, []) if math.isnan(job.end_s[op])), task)
+
+    def _describe(self, failed: Done, job: Job) -> str:
         error = failed.error
         text = " ".join(str(error).split())
         what = f"{type(error).__name__}: {text}" if text else type(error).__name__
         where = f"device '{self.devices[failed.device].name}'"
         if failed.task < 0:
             return f"{where} failed: {what}"
-        return f"{self._task_name(failed.task)} failed on {where}: {what}"
+        return f"{self._task_name(self._op_of(failed.task, job))} failed on {where}: {what}"
 
     def _task_name(self, task: int) -> str:
         names, copy = self.program.graph.op_names, task - self.program.graph.num_ops

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,32 @@ Slots = list[Any]
 """By place the tensor that is there; None before it is made and after it is freed."""
 
 Run = Callable[[Slots], None]
+
+Store = tuple[tuple[int, ...], int, Layout]
+"""Where in what an op returns a tensor is, the place that it goes to, and its layout there."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the function of an op consists of.
+
+    Attributes:
+        function: What it calls.
+        args: With these; a function with a mark ``source`` is called with the slots first.
+        kwargs: Likewise.
+        stores: Where what it returns goes to.
+        relaid: Not empty once something that it returned had another layout than was foreseen.
+    """
+
+    function: Callable[..., Any]
+    args: list[Any]
+    kwargs: dict[str, Any]
+    stores: list[Store]
+    relaid: list[bool]
+
+    def is_relaid(self) -> bool:
+        """Whether what it returns must be looked at in each step."""
+        return bool(self.relaid)
 
 
 class Random:
@@ -146,8 +173,9 @@ class Binder:
         if place in self._tensors:
             return self._tensors[place] if view is None else view(self._tensors[place])
         if view is None:
-            return lambda slots: slots[place]
-        return lambda slots: view(slots[place])
+            return _made_by(lambda slots: slots[place], "place", place)
+        kind = "view" if have.dtype == dtype else "call"
+        return _made_by(lambda slots: view(slots[place]), kind, (place, wanted))
 
     def _assembled(self, use: TensorUse, device: int) -> Callable[[Slots], torch.Tensor] | torch.Tensor:
         """A tensor of all that lies over each other in a storage: a new one where it is not all in the same memory."""
@@ -233,7 +261,8 @@ class Binder:
             return self._sparse(value, device)
         if isinstance(value, (list, tuple)) and uses(value):
             parts = [self._argument(op, item, device) for item in value]
-            return lambda slots: [part(slots) if callable(part) else part for part in parts]
+            made = [_as_made(part, item) for part, item in zip(parts, value, strict=True)]
+            return _made_by(lambda slots: [part(slots) if callable(part) else part for part in parts], "list", made)
         return value
 
     def _sparse(self, use: SparseUse, device: int) -> Callable[[Slots], torch.Tensor]:
@@ -268,13 +297,14 @@ class Binder:
         function = getattr(call.function, "_op", call.function)
         if torch.Tag.nondeterministic_seeded in getattr(call.function, "tags", ()):
             function = _seeded(function, call.op, self._randoms[device], "generator" in takes)
-        stores = [
+        stores: list[Store] = [
             (made.path, self._plan.home[made.value], made.layout)
             for made in call.made
             if self._plan.uses[self._plan.home[made.value]] or self._plan.kept[self._plan.home[made.value]]
         ]
         name = self._plan.program.graph.op_names[call.op]
-        store = _storer(stores, name)
+        relaid: list[bool] = []
+        store = _storer(stores, name, relaid)
 
         def run(slots: Slots) -> None:
             given = args.copy()
@@ -289,7 +319,10 @@ class Binder:
             named = kwargs | {key: fill(slots) for key, fill in late.items()}
             store(slots, function(*given, **named))
 
-        return run_late if late else run
+        found = run_late if late else run
+        made_late = [_as_made(arg, given) for arg, given in zip(args, call.args, strict=True)]
+        named_late = {key: _as_made(arg, call.kwargs.get(key)) for key, arg in kwargs.items()}
+        return _with_parts(found, Parts(function, made_late, named_late, stores, relaid))
 
     def _note_layouts(self, call: Call) -> None:
         plan = self._plan
@@ -316,8 +349,26 @@ def _is_fill(argument: Any, recorded: Any) -> bool:
     return callable(argument) and bool(uses([recorded]))
 
 
-def _storer(stores: list[tuple[tuple[int, ...], int, Layout]], name: str) -> Callable[[Slots, Any], None]:
-    """A function that puts what an op returned into places."""
+def _made_by(function: Callable[[Slots], Any], kind: str, what: Any) -> Callable[[Slots], Any]:
+    """Say what a function of the slots gives, for whoever writes code instead (`envs.measured.regions`)."""
+    function.source = kind, what  # type: ignore[attr-defined]
+    return function
+
+
+def _as_made(argument: Any, recorded: Any) -> Any:
+    """An argument that is made in each step, with a mark where it has none."""
+    if _is_fill(argument, recorded) and not hasattr(argument, "source"):
+        return _made_by(argument, "call", None)
+    return argument
+
+
+def _with_parts(run: Run, parts: Parts) -> Run:
+    run.parts = parts  # type: ignore[attr-defined]
+    return run
+
+
+def _storer(stores: list[Store], name: str, relaid: list[bool]) -> Callable[[Slots, Any], None]:
+    """A function that puts what an op returned into places; `relaid` grows where it had to be laid out anew."""
     if len(stores) == 1 and stores[0][0] == ():
         _, place, layout = stores[0]
         size, stride = layout.size, layout.stride
@@ -325,6 +376,7 @@ def _storer(stores: list[tuple[tuple[int, ...], int, Layout]], name: str) -> Cal
         def store_one(slots: Slots, out: Any) -> None:
             if out.stride() != stride or out.shape != size:
                 out = _laid_out(out, layout, name)
+                relaid.append(True)
             slots[place] = out
 
         return store_one
@@ -336,6 +388,7 @@ def _storer(stores: list[tuple[tuple[int, ...], int, Layout]], name: str) -> Cal
                 tensor = tensor[position]
             if tensor.stride() != layout.stride or tensor.shape != layout.size:
                 tensor = _laid_out(tensor, layout, name)
+                relaid.append(True)
             slots[place] = tensor
 
     return store

@@ -14,13 +14,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.clusters.device_specs import CPU_CORES, DEVICE_SPECS, cpu_core
+from envs.clusters.memories import Memories
 from envs.evaluators import Evaluation
 from envs.measured.machine import RealDevice, parse_devices
 from envs.measured.process import MeasuringProcess
@@ -155,7 +156,7 @@ class Measurer:
         given: SimulatorInput,
         ops: NDArray[np.int32],
         allowed: NDArray[np.bool_],
-        memory_bytes: NDArray[np.int64],
+        memories: Memories,
         *,
         threads: int | None = None,
         abort_above_s: float | NDArray[np.float64] | None = None,
@@ -175,7 +176,7 @@ class Measurer:
             peak[row] = found.peak_memory_bytes
             if not found.reason:
                 step_time_s[row] = found.step_time_s
-                feasible[row] = (peak[row] <= memory_bytes).all()
+                feasible[row] = memories.fits(peak[row : row + 1])[0]
         return Evaluation(step_time_s, peak, feasible)
 
     def remember(self, op_placement: NDArray[np.integer], schedule: str, found: Measurement) -> None:
@@ -308,6 +309,9 @@ def machine_cluster(
             links.append(Link(name, "memory:0", spec.memory_bytes_per_s / 2, _CORE_TO_CORE_LATENCY_S))
         else:
             spec = DEVICE_SPECS["a100"]
+            streams = sum(other.kind == "cuda" and other.index == device.index for other in devices)
+            if streams > 1:  # they share the memory
+                spec = replace(spec, name=f"{spec.name}_of_{streams}", memory_bytes=spec.memory_bytes // streams)
             links.append(Link(name, "memory:0", *_PCIE))
         made.append(Device(name, spec))
     return Cluster(

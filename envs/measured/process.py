@@ -184,6 +184,40 @@ class MeasuringProcess:
             self._child = None
 
 
+def measure_plain(
+    source: str,
+    device: RealDevice,
+    *,
+    is_compiled: bool,
+    time_limit_s: float,
+    how: protocol.Protocol | None = None,
+) -> protocol.Measured | protocol.Failed:
+    """Run a step as PyTorch itself does, in a process that ends with this; a failure is an answer, too.
+
+    Args:
+        source: A workload of the zoo or ``python:module:function``.
+        device: Where; a ``cpu`` device computes with a thread for each of its cores.
+        is_compiled: By `torch.compile`; the time that this takes does not count.
+        time_limit_s: Seconds for all of it, building and compiling included.
+        how: How many steps.
+
+    Raises:
+        InputError: The model cannot be built.
+    """
+    request = protocol.Plain(
+        source, device.name, is_compiled, time_limit_s, how or protocol.Protocol(), _import_path(source)
+    )
+    child = _Child()
+    try:
+        reply = child.ask(request, time_limit_s)
+    finally:
+        child.stop()
+    if isinstance(reply, protocol.Failed) and reply.is_input:
+        raise InputError(f"graph '{source}' cannot be run: {reply.reason}")
+    assert not isinstance(reply, protocol.Ready)
+    return reply
+
+
 def _import_path(source: str) -> list[str]:
     """Where the process looks for modules: in the working directory only where the source is a function there."""
     path = [*sys.path, ""] if source.startswith(PYTHON_PREFIX) else sys.path

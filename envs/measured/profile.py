@@ -322,7 +322,8 @@ def _profiled_cluster(devices: tuple[RealDevice, ...], observed: Sequence[Observ
     for a in range(len(devices)):
         for b in range(a + 1, len(devices)):
             latency_s, bytes_per_s = _copy_cost(observed, a, b) or _copy_cost(observed) or _guessed(guess, a)
-            links.append(Link(devices[a].name, devices[b].name, bytes_per_s, latency_s))
+            copies = devices[a].kind == devices[b].kind == "cpu"  # the worker that receives makes the copy
+            links.append(Link(devices[a].name, devices[b].name, bytes_per_s, latency_s, receiver_copies=copies))
     return Cluster(name=f"{guess.name}-profiled", devices=made, links=tuple(links), source=f"profiled on {described}")
 
 

@@ -43,6 +43,26 @@ class Measure(msgspec.Struct, frozen=True, tag="measure"):
     keep_tasks: bool = False
 
 
+class Plain(msgspec.Struct, frozen=True, tag="plain"):
+    """Run a model's step as PyTorch itself does; no `Load` comes before it.
+
+    Attributes:
+        source: A workload of the zoo, or ``python:module:function``.
+        device: Name of a real device.
+        is_compiled: By `torch.compile`.
+        time_limit_s: Seconds that all of it may take, building the model and compiling included.
+        protocol: How many steps, see `Protocol`.
+        import_path: Where modules are looked for.
+    """
+
+    source: str
+    device: str
+    is_compiled: bool
+    time_limit_s: float
+    protocol: Protocol
+    import_path: list[str]
+
+
 class Protocol(msgspec.Struct, frozen=True):
     """How a placement is measured; the defaults are those of Mirhoseini et al. (2017), section 4.2.
 
@@ -70,7 +90,7 @@ class Measured(msgspec.Struct, frozen=True, tag="measured"):
 
     Attributes:
         step_times_s: Of the steps that count.
-        peak_memory_bytes: By device.
+        peak_memory_bytes: By device; empty of `Plain`.
         task_start_s: With `Measure.keep_tasks` ``float64[steps, N + C]`` as bytes: when each op, then each copy,
             started in each step that counts; NaN for what does nothing.
         task_end_s: Likewise.
@@ -99,7 +119,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     is_last: bool = False
 
 
-Request = Load | Measure
+Request = Load | Measure | Plain
 Reply = Ready | Measured | Failed
 
 LENGTH_BYTES = 8

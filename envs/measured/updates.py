@@ -2,7 +2,7 @@
 
 ``sgd``, ``momentum`` and ``adam`` are the fused kernels behind ``torch.optim.SGD(fused=True)`` and
 ``torch.optim.Adam(fused=True)``, one call a parameter, as the graph has one op. What has no fused kernel that is right
-(see `_has_fused_kernel`), and ``rmsprop``, are the ops that ``torch.optim`` calls without one, bit for bit. Sparse
+(see `has_fused_kernel`), and ``rmsprop``, are the ops that ``torch.optim`` calls without one, bit for bit. Sparse
 gradients are those of ``torch.optim.SGD`` and ``torch.optim.SparseAdam``.
 """
 
@@ -74,7 +74,7 @@ def make_update(
         InputError: The optimizer is unknown.
     """
     lr = _LEARNING_RATES[optimizer] if settings.lr is None else settings.lr
-    fused = _has_fused_kernel(parameter)
+    fused = has_fused_kernel(parameter)
     if optimizer in ("sgd", "momentum"):
         sgd = _fused_sgd if fused else _sgd
         dense = sgd(settings, lr, parameter, state, momentum=optimizer == "momentum")
@@ -97,7 +97,7 @@ def make_update(
     return update
 
 
-def _has_fused_kernel(parameter: Tensor) -> bool:
+def has_fused_kernel(parameter: Tensor) -> bool:
     """Whether the fused kernels update a parameter as PyTorch's optimizers do without them.
 
     There are none for complex numbers. On the CPU those for bfloat16 and float16 are not used: PyTorch 2.13's SGD

@@ -26,7 +26,11 @@ ABORT, CLOSE = "abort", "close"
 
 @dataclass(slots=True)
 class Job:
-    """One step: what all workers share of it. Lists are by task or by place; see `envs.measured.plan`."""
+    """One step: what all workers share of it. Lists are by task or by place; see `envs.measured.plan`.
+
+    A task with `members` is a region of these ops (`envs.measured.regions`): its run takes the step's ends and uses,
+    too, and writes the ends of its ops itself. `made_bytes` of it is its peak, of which `excess_bytes` is free again.
+    """
 
     runs: list[Callable[[list[Any]], None] | None]
     slots: list[Any]
@@ -44,6 +48,8 @@ class Job:
     copy_sources: list[int]
     on_gpu: list[bool]
     num_ops: int
+    members: dict[int, list[int]]
+    excess_bytes: dict[int, int]
     first: list[list[int]]
     todo: list[int]
     queues: list[Queue]
@@ -199,9 +205,12 @@ class Worker(threading.Thread):
     def retire(self) -> None:
         """End what else belongs to the device."""
 
-    def call(self, run: Callable[[list[Any]], None], task: int, job: Job) -> None:
+    def call(self, run: Callable[..., None], task: int, job: Job) -> None:
         """Run a task."""
-        run(job.slots)
+        if task in job.members:
+            run(job.slots, job.end_s, job.uses)
+        else:
+            run(job.slots)
 
     def tell(self, other: int, copy: int, job: Job) -> None:
         """Let another device make a copy of what was made here."""
@@ -225,6 +234,7 @@ class Worker(threading.Thread):
         push, pop = queue.push, queue.pop
         runs, missing, uses, slots = job.runs, job.missing, job.uses, job.slots
         kept, writer, sizes = job.kept, job.writer, job.place_bytes
+        members, excess_bytes = job.members, job.excess_bytes
         live = peak = job.live_bytes[self.index]
         todo = job.todo[self.index]
 
@@ -264,7 +274,10 @@ class Worker(threading.Thread):
             assert run is not None
             job.start_s[task] = perf_counter()
             call(run, task, job)
-            job.end_s[task] = perf_counter()
+            if task in members:
+                live -= excess_bytes[task]
+            else:
+                job.end_s[task] = perf_counter()
             todo -= 1
             for other, copy in job.sends[task]:
                 tell(other, copy, job)

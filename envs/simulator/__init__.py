@@ -18,11 +18,18 @@ tensor made there when its producer ends, another when its transfer ends. An op 
 - ``fifo``: the op that became ready at the earliest instant, then the smallest op index; rounds of one instant count as
   the same time.
 - ``program_order``: each device runs its ops strictly in op index order, and waits for the next one.
-- ``sequential``: the whole cluster does one thing at a time, in op index order: before an op runs, the tensors that it
-  reads and that its device lacks are sent there (in tensor order), one after another. Nothing overlaps. So runs a model
-  whose modules are spread over devices by Hugging Face Accelerate's hooks.
+- ``sequential``: the whole cluster does one thing at a time, in op index order: before an op runs, the copies of
+  tensors that it reads and that its device lacks are sent there (in tensor order), one after another. Nothing overlaps.
+  So runs a model whose modules are spread over devices by Hugging Face Accelerate's hooks.
 
-**Transfers** (but for ``sequential``). When an op ends, each of its tensors (in tensor order) is sent once to each
+**Copies** under ``sequential``. An op belongs to a *visit*: a call of the outermost module around it that is called and
+all of whose ops are on one device, or of its own module where there is none such (`graphs.colocation.module_visits`
+says which ops count, and which call it is). A tensor of the forward pass is sent once to each visit that reads it
+elsewhere, so to one device as often as there are such visits there: hooks move what a module is called with, and keep
+nothing for the next. A tensor of the backward pass is sent once to each device. Of the contributions to one sum of
+gradients that one visit makes on one device, only the first is sent: the others were added to it there.
+
+**Transfers** under the other schedules. When an op ends, each of its tensors (in tensor order) is sent once to each
 other device (in device order) that has readers of it, however many. A transfer is reserved at once: it starts at the
 first moment, from now on, from which all link directions of its route are free for good, takes the sum of the links'
 latencies plus bytes divided by the smallest bandwidth, and occupies all of these directions until it ends. Whoever
@@ -37,7 +44,7 @@ what ends at an instant makes room for what starts at it, and a life of no lengt
 that is in use between any two instants.
 
 **Restrictions.** An op may be restricted to kinds of device. The simulator runs any placement; `envs.problem` calls one
-infeasible that puts an op where it may not be, or whose peak exceeds a device's memory.
+infeasible that puts an op where it may not be, or whose peaks exceed a device's memory or one that devices share.
 
 `envs.simulator.choosing_kernel`, `in_order` and `sequential` say how this is made fast; they differ in no bit from
 `envs.simulator.plain`.

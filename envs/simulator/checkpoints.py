@@ -24,7 +24,8 @@ class StepCheckpoints:
     """The checkpoints of one step; `PlacementProblem.checkpoints` makes them.
 
     In ``program_order`` devices run ahead of each other and there is no common state to keep, so whole steps are
-    simulated, which that schedule makes cheap; so they are in ``sequential``. One thread at a time may use an object.
+    simulated, which that schedule makes cheap; so they are in ``sequential``, and where receivers make copies. One
+    thread at a time may use an object.
 
     Args:
         given: What to simulate.
@@ -40,7 +41,7 @@ class StepCheckpoints:
         self.given = given
         self.step_time_s = 0.0
         self.resumed_s = np.zeros(0)
-        self._resumes = given.schedule in ("priority", "fifo")
+        self._resumes = given.schedule in ("priority", "fifo") and not given.receives
         if self._resumes:
             self._work = choosing_work.make_work(given)
             self._kept = choosing_work.make_checkpoints(self._work, CHECKPOINTS)

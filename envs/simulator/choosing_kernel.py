@@ -72,7 +72,8 @@ def compiled(function: F) -> F:
 
 def called(function: F) -> F:
     """Compile for compiled callers only; a way in from Python would cost a quarter of the time that compiling takes."""
-    return cast(F, numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function))
+    options: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast(F, numba.njit(**options)(function))
 
 
 def inlined(function: F) -> F:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster
 from envs.simulator import choosing_kernel
+from graphs.colocation.module_visits import ModuleVisits, module_visits
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 
@@ -42,6 +43,9 @@ class SimulatorInput:
         route_bytes_per_s: ``float64[D, D]``.
         route_offsets: ``int32[D * D + 1]`` and
         route_directions: ``int32[...]``, as in `envs.clusters.cluster.Routes`.
+        visits: Which reads share a copy under the schedule ``sequential``; None under the others.
+        receive_s_per_byte: ``float64[D, D]``, seconds of the receiver that a byte takes where it copies itself; 0 where
+            it does not.
     """
 
     schedule: str
@@ -62,6 +66,8 @@ class SimulatorInput:
     route_bytes_per_s: NDArray[np.float64]
     route_offsets: NDArray[np.int32]
     route_directions: NDArray[np.int32]
+    visits: ModuleVisits | None
+    receive_s_per_byte: NDArray[np.float64]
 
     def __post_init__(self) -> None:
         for value in vars(self).values():
@@ -101,6 +107,33 @@ class SimulatorInput:
         entry[timed] = self.num_devices**2 + np.arange(len(timed))
         latency_s = np.concatenate([self.route_latency_s.ravel(), self.tensor_transfer_s[timed]])
         return entry, latency_s, np.concatenate([self.route_bytes_per_s.ravel(), np.full(len(timed), np.inf)])
+
+    @cached_property
+    def edge_tensor(self) -> NDArray[np.int32]:
+        """``int32[E]``."""
+        return np.repeat(np.arange(len(self.tensor_bytes), dtype=np.int32), np.diff(self.consumer_offsets))
+
+    def with_schedule(self, schedule: str, graph: ComputationGraph) -> SimulatorInput:
+        """The same under another schedule.
+
+        Args:
+            schedule: One of `SCHEDULES`.
+            graph: The graph that this was laid out from.
+        """
+        return replace(self, schedule=schedule, visits=_visits(graph, schedule))
+
+    @cached_property
+    def receives(self) -> bool:
+        """Whether any device copies what it receives itself, which is lowered as `envs.simulator.receiving` says."""
+        return self.schedule != "sequential" and bool(self.receive_s_per_byte.any())
+
+    @cached_property
+    def reading_order(self) -> NDArray[np.int64]:
+        """``int64[N]``: of the readers of a tensor on a device, the one that has the least of these is the first."""
+        order = np.arange(self.num_ops)
+        if self.schedule == "priority":
+            order[np.lexsort((np.arange(self.num_ops), -self.remaining_path_s))] = np.arange(self.num_ops)
+        return order
 
     @cached_property
     def idle_workspaces(self) -> list[Any]:
@@ -153,7 +186,7 @@ def make_input(
         raise InputError(
             f"graph '{graph.name}': op '{graph.op_names[nowhere[0]]}' may run on no device of cluster '{cluster.name}'"
         )
-    _check_magnitudes(graph, cluster, times)
+    _check_magnitudes(graph, cluster, times, schedule)
     routes = cluster.routes
     order = np.argsort(graph.consumers, kind="stable").astype(np.int32)
     num_inputs = np.bincount(graph.consumers, minlength=graph.num_ops).astype(np.int32)
@@ -182,17 +215,25 @@ def make_input(
         route_bytes_per_s=np.array(routes.bytes_per_s),
         route_offsets=np.array(routes.offsets),
         route_directions=np.array(routes.directions),
+        visits=_visits(graph, schedule),
+        receive_s_per_byte=np.where(routes.receiver_copies, 1.0 / routes.bytes_per_s, 0.0),
     )
 
 
-def _check_magnitudes(graph: ComputationGraph, cluster: Cluster, times: NDArray[np.float64]) -> None:
+def _visits(graph: ComputationGraph, schedule: str) -> ModuleVisits | None:
+    return module_visits(graph) if schedule == "sequential" else None
+
+
+def _check_magnitudes(graph: ComputationGraph, cluster: Cluster, times: NDArray[np.float64], schedule: str) -> None:
     """Raise where a step could overflow: then no event could be told from "never", nor a size from a negative one."""
     routes = cluster.routes
     with np.errstate(over="ignore"):  # a sum that becomes infinite is refused below
         slowest_s = times.max(axis=0)  # [N]
         crossing_s = float(routes.latency_s.max(initial=0.0)) + graph.tensor_bytes / float(routes.bytes_per_s.min())
         crossing_s = np.where(np.isnan(graph.tensor_transfer_s), crossing_s, graph.tensor_transfer_s)
-        copies = np.minimum(np.diff(graph.consumer_offsets), cluster.num_devices)
+        copies = np.diff(graph.consumer_offsets).astype(np.int64)
+        if schedule != "sequential":
+            copies = np.minimum(copies, cluster.num_devices)
         longest_s = slowest_s.sum() + (crossing_s * copies).sum()
     if not np.isfinite(longest_s):
         raise InputError(
@@ -200,7 +241,8 @@ def _check_magnitudes(graph: ComputationGraph, cluster: Cluster, times: NDArray[
             f"'{graph.op_names[int(slowest_s.argmax())]}' alone {slowest_s.max():.3g} s, a transfer "
             f"{crossing_s.max(initial=0.0):.3g} s); look for a huge op time or latency, or a bandwidth near zero"
         )
-    total = sum(map(int, graph.tensor_bytes)) * (cluster.num_devices + 1) + sum(map(int, graph.resident_bytes.ravel()))
+    in_memory = sum((1 + n) * size for n, size in zip(copies.tolist(), graph.tensor_bytes.tolist(), strict=True))
+    total = in_memory + sum(map(int, graph.resident_bytes.ravel()))
     if total > np.iinfo(np.int64).max:
         made = np.bincount(graph.tensor_producer, graph.tensor_bytes, graph.num_ops)
         largest = int(np.argmax(made + graph.resident_bytes.astype(np.float64).sum(axis=1)))

@@ -10,11 +10,13 @@ import heapq
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator.input import SimulatorInput
+from envs.simulator.receiving import lowered_bytes_per_s, op_times_s
 from envs.simulator.trace import Trace, memory_steps
 
 _OP_END, _TRANSFER_START, _TRANSFER_END = range(3)
@@ -32,35 +34,34 @@ def simulate_plain(problem: SimulatorInput, op_placement: NDArray[np.integer]) -
 def _sequential(problem: SimulatorInput, placement: list[int]) -> Trace:
     """The schedule ``sequential``: what happens, one thing after another; memory from the lives of tensors."""
     producer = problem.tensor_producer.tolist()
-    inputs: list[list[int]] = [[] for _ in placement]
-    for tensor, readers in enumerate(_rows(problem.consumers.tolist(), problem.consumer_offsets)):
-        for reader in readers:
-            inputs[reader].append(tensor)
-    now, sent = 0.0, dict[tuple[int, int], tuple[float, float]]()
+    copies = copies_read(problem, placement)
+    now, sent = 0.0, dict[int, tuple[int, int, float, float]]()
     op_start_s, op_end_s = [], []
     for op, device in enumerate(placement):
-        for tensor in inputs[op]:
-            source = placement[producer[tensor]]
-            if source != device and (tensor, device) not in sent:
+        for edge in problem.input_edges[problem.input_offsets[op] : problem.input_offsets[op + 1]].tolist():
+            tensor, copy = int(problem.edge_tensor[edge]), copies[edge]
+            if copy >= 0 and copy not in sent:
+                source = placement[producer[tensor]]
                 latency_s = float(problem.route_latency_s[source, device])
                 bytes_per_s = float(problem.route_bytes_per_s[source, device])
                 seconds = latency_s + int(problem.tensor_bytes[tensor]) / bytes_per_s
                 if not math.isnan(problem.tensor_transfer_s[tensor]):
                     seconds = float(problem.tensor_transfer_s[tensor])
                 end_s = now + seconds
-                sent[tensor, device] = now, end_s
+                sent[copy] = tensor, device, now, end_s
                 now = end_s
         op_start_s.append(now)
         now += float(problem.op_time_s[problem.device_spec[device], op])
         op_end_s.append(now)
     about = (
-        np.array([tensor for tensor, _ in sent], dtype=np.int32),
-        np.array([device for _, device in sent], dtype=np.int32),
-        np.array([start_s for start_s, _ in sent.values()]),
-        np.array([end_s for _, end_s in sent.values()]),
+        np.array([tensor for tensor, _, _, _ in sent.values()], dtype=np.int32),
+        np.array([device for _, device, _, _ in sent.values()], dtype=np.int32),
+        np.array([start_s for _, _, start_s, _ in sent.values()]),
+        np.array([end_s for _, _, _, end_s in sent.values()]),
     )
     op_device = np.array(placement, dtype=np.int32)
-    times = memory_steps(problem, op_device, np.array(op_start_s), np.array(op_end_s), *about)
+    which = np.array(copies, dtype=np.int64), np.array(list(sent), dtype=np.int64)
+    times = memory_steps(problem, op_device, np.array(op_start_s), np.array(op_end_s), *about, which)
     return Trace(
         step_time_s=now,
         peak_memory_bytes=np.array([in_use.max() for in_use in times[1]], dtype=np.int64),
@@ -77,6 +78,44 @@ def _sequential(problem: SimulatorInput, placement: list[int]) -> Trace:
     )
 
 
+def copies_read(problem: SimulatorInput, placement: Sequence[int]) -> list[int]:
+    """The copy that each edge reads under ``sequential``, called by its first edge; negative where it reads none."""
+    visits = problem.visits
+    assert visits is not None
+    parent, module, call = visits.parent.tolist(), visits.module.tolist(), visits.call.tolist()
+    where: list[set[int]] = [set() for _ in parent]
+    for op, device in enumerate(placement):
+        m = module[op] if visits.decides[op] else -1
+        while m >= 0:
+            where[m].add(device)
+            m = parent[m]
+
+    def visit(op: int) -> tuple[int, int]:
+        """The entry that an op is in, and which call of it."""
+        path = [module[op]]
+        while parent[path[-1]] >= 0:
+            path.append(parent[path[-1]])
+        entry = next((m for m in reversed(path) if len(where[m]) == 1 and visits.calls[m] > 0), path[0])
+        return entry, call[op] * int(visits.calls[entry]) // int(visits.calls[module[op]])
+
+    producer = problem.tensor_producer[problem.edge_tensor].tolist()
+    reader = problem.consumers.tolist()
+    copies = [-1] * len(reader)
+    for edges in _rows(visits.sum_edges.tolist(), visits.sum_offsets):
+        begun = set[tuple[int, tuple[int, int]]]()
+        for edge in edges:
+            contribution = placement[producer[edge]], visit(producer[edge])
+            if placement[producer[edge]] != placement[reader[edge]]:
+                copies[edge] = -2 if contribution in begun else -1
+                begun.add(contribution)
+    first = dict[tuple[int, int, tuple[int, int] | None], int]()
+    for edge, tensor in enumerate(problem.edge_tensor.tolist()):
+        if placement[producer[edge]] != placement[reader[edge]] and copies[edge] != -2:
+            at = visit(reader[edge]) if visits.by_visit[tensor] else None
+            copies[edge] = first.setdefault((tensor, placement[reader[edge]], at), edge)
+    return copies
+
+
 class _Step:
     """One step while it runs."""
 
@@ -85,7 +124,7 @@ class _Step:
         self.placement = placement
         self.num_devices = problem.num_devices
         num_ops, devices = problem.num_ops, range(problem.num_devices)
-        self.op_time_s = problem.op_time_s[problem.device_spec[placement], np.arange(num_ops)].tolist()
+        self.op_time_s = op_times_s(problem, np.array(placement, dtype=np.int32)).tolist()
         self.remaining_path_s = problem.remaining_path_s.tolist()
         self.tensors_of = _rows(list(range(len(problem.tensor_bytes))), problem.tensor_offsets)
         self.readers_of = _rows(problem.consumers.tolist(), problem.consumer_offsets)
@@ -95,7 +134,7 @@ class _Step:
         self.home = [placement[op] for op in problem.tensor_producer.tolist()]
         self.route = _rows(problem.route_directions.tolist(), problem.route_offsets)
         self.latency_s = problem.route_latency_s.tolist()
-        self.bytes_per_s = problem.route_bytes_per_s.tolist()
+        self.bytes_per_s = lowered_bytes_per_s(problem).tolist()
         self.inputs_of: list[list[int]] = [[] for _ in range(num_ops)]
         for tensor, readers in enumerate(self.readers_of):
             for reader in readers:

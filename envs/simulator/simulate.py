@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from envs.simulator.input import SimulatorInput
 from envs.simulator.trace import Trace, memory_steps
-from envs.simulator.workspace import available_cores, kernel_of, pool, workspace
+from envs.simulator.workspace import available_cores, kernel_of, pool, simulate_rows, workspace
 from graphs.errors import InputError
 
 
@@ -21,13 +21,14 @@ def simulate(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trac
     placements = as_placements(problem, np.asarray(op_placement)[None])
     step_time_s, peak = np.empty(1), np.empty((1, problem.num_devices), dtype=np.int64)
     with workspace(problem) as work:
-        kernel_of(problem).simulate_many(work, placements, np.full(1, np.inf), step_time_s, peak)
+        simulate_rows(problem, work, placements, np.full(1, np.inf), step_time_s, peak)
         transfers = kernel_of(problem).transfers_of(work)
         tensor, destination = (transfers[key].astype(np.int32) for key in ("tensor", "destination"))
         start_s, end_s = transfers["start_s"].copy(), transfers["end_s"].copy()
         op_start_s, op_end_s = (work.ops[key][: problem.num_ops].copy() for key in ("start_s", "end_s"))
+        copies = kernel_of(problem).copies_of(work)
     memory_time_s, memory_bytes = memory_steps(
-        problem, placements[0], op_start_s, op_end_s, tensor, destination, start_s, end_s
+        problem, placements[0], op_start_s, op_end_s, tensor, destination, start_s, end_s, copies
     )
     return Trace(
         step_time_s=float(step_time_s[0]),
@@ -79,7 +80,7 @@ def simulate_batch(
     def part(number: int) -> None:
         rows = slice(count * number // parts, count * (number + 1) // parts)
         with workspace(problem) as work:
-            kernel_of(problem).simulate_many(work, placements[rows], limit_s[rows], step_time_s[rows], peak[rows])
+            simulate_rows(problem, work, placements[rows], limit_s[rows], step_time_s[rows], peak[rows])
 
     if count == 0:
         return step_time_s, peak

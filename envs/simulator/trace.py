@@ -84,6 +84,7 @@ def memory_steps(
     transfer_destination: NDArray[np.int32],
     transfer_start_s: NDArray[np.float64],
     transfer_end_s: NDArray[np.float64],
+    copies: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
 ) -> tuple[tuple[NDArray[np.float64], ...], tuple[NDArray[np.int64], ...]]:
     """Memory in use on each device over time, from the times of ops and transfers alone.
 
@@ -96,13 +97,15 @@ def memory_steps(
         transfer_destination: See `Trace`.
         transfer_start_s: See `Trace`.
         transfer_end_s: See `Trace`.
+        copies: The copy that each edge reads, ``int[E]``, negative where it is not one, and the copy that each transfer
+            makes, ``int[K]``; None where there is one copy for each tensor and device.
 
     Returns:
         `Trace.memory_time_s` and `Trace.memory_bytes`.
     """
     num_devices, num_tensors = problem.num_devices, len(problem.tensor_bytes)
     producer = problem.tensor_producer
-    edge_tensor = np.repeat(np.arange(num_tensors), np.diff(problem.consumer_offsets))
+    edge_tensor = problem.edge_tensor.astype(np.int64)
     edge_device = op_device[problem.consumers]
     # A place is a tensor on a device; every reader and every departure prolongs a tensor's life there.
     last_use_s = np.full(num_tensors * num_devices, -np.inf)
@@ -110,11 +113,17 @@ def memory_steps(
     home = np.arange(num_tensors) * num_devices + op_device[producer]
     np.maximum.at(last_use_s, home, op_end_s[producer])
     np.maximum.at(last_use_s, home[transfer_tensor], transfer_end_s)
-    copy = transfer_tensor.astype(np.int64) * num_devices + transfer_destination
+    if copies is None:
+        copy_end_s = last_use_s[transfer_tensor.astype(np.int64) * num_devices + transfer_destination]
+    else:
+        read, made = copies
+        of_copy_s = np.full(len(read), -np.inf)
+        np.maximum.at(of_copy_s, read[read >= 0], op_end_s[problem.consumers[read >= 0]])
+        copy_end_s = of_copy_s[made]
 
     device = np.concatenate([op_device[producer], transfer_destination])
     start_s = np.concatenate([op_start_s[producer], transfer_start_s])
-    end_s = np.concatenate([last_use_s[home], last_use_s[copy]])
+    end_s = np.concatenate([last_use_s[home], copy_end_s])
     size = np.where(problem.tensor_resident, 0, problem.tensor_bytes)
     size = np.concatenate([size, problem.tensor_bytes[transfer_tensor]])
 

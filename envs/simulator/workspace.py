@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator import choosing_kernel, choosing_work, in_order, sequential
+from envs.simulator import choosing_kernel, choosing_work, in_order, receiving, sequential
 from envs.simulator.input import SimulatorInput
 
 
@@ -20,17 +21,41 @@ class Kernel(NamedTuple):
     make_work: Callable[[SimulatorInput], Any]
     simulate_many: Callable[..., None]
     transfers_of: Callable[[Any], NDArray[Any]]
+    copies_of: Callable[[Any], tuple[NDArray[Any], NDArray[Any]] | None]  # as `envs.simulator.trace.memory_steps` asks
 
 
-_CHOOSING = Kernel(choosing_work.make_work, choosing_kernel.simulate_many, choosing_work.transfers_of)
-_IN_ORDER = Kernel(in_order.make_work, in_order.simulate_many, in_order.transfers_of)
-_SEQUENTIAL = Kernel(sequential.make_work, sequential.simulate_many, sequential.transfers_of)
+def _one_a_device(work: Any) -> None:
+    """One copy of a tensor for each device, so none is numbered."""
+
+
+_CHOOSING = Kernel(choosing_work.make_work, choosing_kernel.simulate_many, choosing_work.transfers_of, _one_a_device)
+_IN_ORDER = Kernel(in_order.make_work, in_order.simulate_many, in_order.transfers_of, _one_a_device)
+_SEQUENTIAL = Kernel(sequential.make_work, sequential.simulate_many, sequential.transfers_of, sequential.copies_of)
 _KERNELS = {"priority": _CHOOSING, "fifo": _CHOOSING, "program_order": _IN_ORDER, "sequential": _SEQUENTIAL}
 
 
 def kernel_of(problem: SimulatorInput) -> Kernel:
     """The kernel of the problem's schedule."""
     return _KERNELS[problem.schedule]
+
+
+def simulate_rows(
+    problem: SimulatorInput,
+    work: Any,
+    placements: NDArray[np.int32],
+    limit_s: NDArray[np.float64],
+    step_time_s: NDArray[np.float64],
+    peak: NDArray[np.int64],
+) -> None:
+    """Simulate placements of ops, ``int32[B, N]``, in a workspace of `workspace`; the last three are ``[B, ...]``."""
+    simulate_many = kernel_of(problem).simulate_many
+    if not problem.receives:
+        simulate_many(work, placements, limit_s, step_time_s, peak)
+        return
+    for row in range(len(placements)):  # each has op times of its own
+        receiving.charge(problem, work, placements[row])
+        part = slice(row, row + 1)
+        simulate_many(work, placements[part], limit_s[part], step_time_s[part], peak[part])
 
 
 @contextmanager
@@ -40,12 +65,14 @@ def workspace(problem: SimulatorInput) -> Iterator[Any]:
         work = problem.idle_workspaces.pop()
     except IndexError:
         work = kernel_of(problem).make_work(problem)
+        if problem.receives:
+            work = receiving.lowered(problem, work)
     yield work
     problem.idle_workspaces.append(work)
 
 
 def make_workspace(problem: SimulatorInput) -> tuple[Any, tuple[NDArray[Any], ...]]:
-    """A workspace for compiled code that calls the simulator itself, and views of what it leaves there.
+    """A workspace for compiled code that calls the simulator itself, by the link model, and views of what it leaves.
 
     The views: start and end of each op, ``float64[N]``; of each transfer the tensor and the destination, ``uint32``,
     and the end, ``float64``; and how many transfers there were, ``uint32[1]``.

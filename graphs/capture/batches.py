@@ -77,6 +77,26 @@ def batch_form(batch: Any, training: bool) -> BatchForm:
     )
 
 
+def size_of_batch(batch: Any) -> int:
+    """The leading dimension of the first tensor that has one; 0 where there is none."""
+    tensors, _ = _contents(batch, training=True)
+    return next((int(tensor.shape[0]) for tensor in tensors.values() if tensor.dim() > 0), 0)
+
+
+def part_of_batch(batch: Any, parts: int) -> Any:
+    """The first of some equal parts of a batch: every tensor whose leading dimension is the batch's is cut."""
+    size = size_of_batch(batch)
+
+    def cut(_: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[: size // parts] if tensor.dim() > 0 and tensor.shape[0] == size else tensor
+
+    inputs, targets = split_batch(batch)
+    made = map_tensors(inputs, "input", cut)
+    if not isinstance(batch, (tuple, list)):
+        return made
+    return (made, *(map_tensors(target, f"target/{i}", cut) for i, target in enumerate(targets)))
+
+
 def batch_tensors(batch: Any, training: bool, form: BatchForm | None = None) -> dict[str, torch.Tensor]:
     """The tensors of a batch by the keys of the program's inputs: ``"input/0"``, ``"target"``, ...
 

@@ -33,6 +33,10 @@ def run(verb: verbs.Verb) -> int:
         from placement.cli.compare import compare
 
         return compare(verb)
+    if isinstance(verb, verbs.WhatIf):
+        from placement.cli.what_if import what_if
+
+        return what_if(verb)
     if isinstance(verb, verbs.Simulate):
         from placement.cli.simulate import simulate
 

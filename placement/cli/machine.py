@@ -52,7 +52,13 @@ def machine(verb: verbs.Machine) -> int:
 def machine_report(made: MachineCluster) -> RenderableType:
     """What a machine is made of: its devices, how they are joined, copies between them, and what was assumed."""
     cluster, measured = made.cluster, made.measured
-    parts: list[RenderableType] = [_devices(cluster), "", topology_tree(cluster)]
+    parts: list[RenderableType] = [_devices(cluster)]
+    for memory in cluster.shared_memories:
+        users = (
+            f"{memory.devices[0]} to {memory.devices[-1]}" if len(memory.devices) > 2 else " and ".join(memory.devices)
+        )
+        parts.append(Text(f"{users} use the {memory.name}'s memory together: {size(memory.memory_bytes)}", style="dim"))
+    parts += ["", topology_tree(cluster)]
     if 1 < cluster.num_devices <= _MOST_COLUMNS:
         parts += ["", _pairs(cluster)]
     if measured is not None:

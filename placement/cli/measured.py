@@ -16,6 +16,7 @@ from placement.arguments import check_at_least_one, check_can_write, check_posit
 from placement.cli import verbs
 from placement.cli.shared import HeadingDisplay, make_console
 from placement.runs import directory
+from placement.runs.plain import Beside
 from placement.runs.steps import MeasuredSteps
 from placement.text import seconds, size, table
 
@@ -41,6 +42,7 @@ def run(verb: verbs.Run) -> int:
         steps=verb.steps,
         time_limit_s=verb.time_limit_s,
         json=verb.json,
+        plain=verb.plain,
         observer=HeadingDisplay(out, make_console(stderr=True)),
     )
     _show_steps(out, measured)
@@ -64,6 +66,31 @@ def _show_steps(out: Console, measured: MeasuredSteps) -> None:
     for real, (device, ops), peak in zip(measured.devices, count.items(), found.peak_memory_bytes, strict=True):
         made.add_row(real.name, device, f"{ops:,}", size(peak))
     out.print(made)
+    _show_beside(out, measured.beside, found.step_time_s)
+
+
+def _show_beside(out: Console, beside: Beside, placed_s: float) -> None:
+    """What the same cores take without the placement, and whether it is worth running."""
+    if not beside.plain:
+        return
+    out.print()
+    for each in beside.plain:
+        took = f"failed: {each.reason}" if each.step_time_s is None else seconds(each.step_time_s, digits=4)
+        where = f"{each.device}, {each.threads} threads" if each.threads > 1 else each.device
+        out.print(f"{each.name} on the same cores: {took} ({where})", soft_wrap=True)
+    if beside.one_device is not None:
+        (device,) = beside.one_device.cluster.devices
+        took = seconds(beside.one_device.step_time_s, digits=4)
+        out.print(f"all ops on one device of these cores: {took} ({device})", soft_wrap=True)
+    best = beside.fastest
+    if best is not None and best.step_time_s is not None:
+        ratio = placed_s / best.step_time_s
+        if ratio > 1:
+            out.print(
+                f"The placement takes {ratio:.2f} times as long as {best.name}: run the model as it is.", style="yellow"
+            )
+        else:
+            out.print(f"The placement takes {ratio:.2f} of the time of {best.name}.", style="green")
 
 
 def profile(verb: verbs.Profile) -> int:
@@ -128,6 +155,7 @@ def train_measured(verb: verbs.Train, out: Console, err: Console) -> int:
         time_limit_s=verb.time_limit_s,
         seed=verb.seed,
         out=run_dir,
+        plain=verb.plain,
         observer=_MeasuredDisplay(out, err),
     )
     _show_run(out, run)
@@ -148,7 +176,11 @@ def resume_measured(verb: verbs.Train, out: Console, err: Console) -> int:
             "--screen, or start a new run with --out"
         )
     run = api.train_measured(
-        out=verb.resume, resume=True, time_limit_s=verb.time_limit_s, observer=_MeasuredDisplay(out, err)
+        out=verb.resume,
+        resume=True,
+        time_limit_s=verb.time_limit_s,
+        plain=verb.plain,
+        observer=_MeasuredDisplay(out, err),
     )
     _show_run(out, run)
     return 0
@@ -157,6 +189,8 @@ def resume_measured(verb: verbs.Train, out: Console, err: Console) -> int:
 def _check_measured(verb: verbs.Train) -> None:
     if verb.updates is not None:
         raise InputError("a training on measured time is limited by --time-limit-s, not by --updates")
+    if verb.topology is not None:
+        raise InputError("a training on measured time runs on devices of this machine; leave out --topology")
     if verb.preset != "default":
         raise InputError("a training on measured time has the preset default alone; leave out --preset")
 
@@ -191,6 +225,7 @@ def _show_run(out: Console, run: MeasuredRun) -> None:
         shown = "failed" if row.reason else seconds(row.step_time_s, digits=4)
         made.add_row(row.placer, shown, seconds(row.spread_s), seconds(row.simulated_s, digits=4))
     out.print(made)
+    _show_beside(out, run.beside, run.result.step_time_s)
     out.print()
     out.print(
         f"{run.measured:,} placements run, {run.failures:,} of them failed; {run.updates:,} updates of the policy",
@@ -200,4 +235,6 @@ def _show_run(out: Console, run: MeasuredRun) -> None:
         out.print("Stopped before the limit; the best placement so far is kept.", style="yellow")
     if run.run_dir is not None:
         out.print(f"placement   {run.run_dir}/{directory.PLACEMENT}", soft_wrap=True)
+        if run.beside.one_device is not None:
+            out.print(f"one device  {run.run_dir}/{directory.ONE_DEVICE}", soft_wrap=True)
         out.print(f"go on       placement train --resume {run.run_dir} --time-limit-s 60", soft_wrap=True)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from envs.problem import PlacementProblem
+from graphs.computation_graph import ComputationGraph
 from placement.results.comparison import SINGLE_DEVICE, Comparison, Row
 from placement.results.simulated import Simulated, describe_short
 from placement.text import bar, seconds, short, size, table
@@ -82,7 +83,13 @@ def summary(comparison: Comparison, row: Row) -> str:
         parts.append(f"{_against(row.step_time_s, others[0].step_time_s)} with {others[0].placer}")
     if bound_s > 0:
         parts.append(f"{row.step_time_s / bound_s:.2f} times the lower bound")
-    return f"A step takes {seconds(row.step_time_s, digits=4)}: {', '.join(parts)}."
+    rate = tokens_rate(comparison.problem.graph, row.step_time_s)
+    return f"A step takes {seconds(row.step_time_s, digits=4)}{rate}: {', '.join(parts)}."
+
+
+def tokens_rate(graph: ComputationGraph, step_time_s: float) -> str:
+    """``", 12.3 tokens/s"`` of a step that reads or makes tokens; nothing of any other."""
+    return f", {graph.tokens / step_time_s:,.4g} tokens/s" if graph.tokens and step_time_s > 0 else ""
 
 
 def _against(step_time_s: float, other_s: float) -> str:
@@ -245,9 +252,16 @@ def simulated_report(simulated: Simulated) -> RenderableType:
             Text(size(peak), style="bold red" if peak > memory[d] else ""),
             size(int(memory[d])),
         )
+    memories = problem.cluster.memories
+    used = memories.used(trace.peak_memory_bytes[None])[0]
+    for m, shared in enumerate(problem.cluster.shared_memories, problem.num_devices):
+        style = "bold red" if used[m] > memories.limit_bytes[m] else ""
+        label = f"{shared.name} (shared by {len(shared.devices)})"
+        made.add_row(label, *[""] * 5, Text(size(int(used[m])), style=style), size(int(memories.limit_bytes[m])))
     heading = Text.assemble(
         ("step time  ", "dim"),
         (seconds(simulated.step_time_s, digits=4), "bold green" if simulated.feasible else "bold red"),
+        tokens_rate(problem.graph, simulated.step_time_s),
         "" if simulated.feasible else " if memory were no limit",
         (f"  (placed by {simulated.made_by})", "dim"),
     )

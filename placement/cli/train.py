@@ -53,6 +53,8 @@ def train(verb: verbs.Train) -> int:
             raise InputError("--resume goes on from where the run stopped; leave out --start")
         if verb.out is not None:
             raise InputError("--resume goes on in the run's own directory; leave out --out")
+        if verb.topology is not None:
+            raise InputError(f"the run in '{verb.resume}' knows its cluster; leave out --topology")
         config = directory.read_config(verb.resume)
         _check_agrees(verb, verb.resume, config)
         if config.measured is not None:

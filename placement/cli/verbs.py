@@ -55,6 +55,10 @@ DevicesArg = Annotated[
     str,
     arg(metavar="A,B,...", help="Devices of this machine: cpu:0 (a core), cpu:2-3 (cores as one device), cuda:0."),
 ]
+PlainArg = Annotated[
+    Literal["none", "eager", "compiled"],
+    arg(help="Which plain PyTorch to run on the same cores, beside; compiled is both, and takes minutes."),
+]
 GroupsArg = Annotated[int, arg(metavar="N", help="Wanted number of co-location groups.")]
 PinArg = Annotated[
     UseAppendAction[tuple[str, ...]],
@@ -116,6 +120,7 @@ class Train:
     ] = None
     profile: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """With --measured: a graph file from `placement profile`, for the simulator; its cluster file goes to --cluster."""
+    plain: PlainArg = "eager"
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Run directory to make; by default runs/GRAPH-CLUSTER-1, or the next number that is free."""
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -134,6 +139,7 @@ class Run:
     """Steps that count; one more goes before them."""
     time_limit_s: Annotated[float, arg(metavar="S")] = 60.0
     """Seconds that they may take; what is not done by then has failed."""
+    plain: PlainArg = "eager"
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the figures there as JSON."""
 
@@ -222,6 +228,35 @@ class Simulate:
 
 
 @dataclass(frozen=True)
+class WhatIf:
+    """Place a graph for other batches, numbers of devices and speeds of links: a table, a chart, the Pareto front."""
+
+    graph: GraphArg
+    cluster: OptionalClusterArg = None
+    topology: TopologyArg = None
+    batch: Annotated[str | None, arg(metavar="16,32,64", help_behavior_hint="")] = None
+    """Batch sizes, for a graph whose name takes one; by default the graph's own."""
+    devices: Annotated[str | None, arg(metavar="1..8", help_behavior_hint="")] = None
+    """Numbers of accelerators, the first ones of the cluster; by default all."""
+    links: Annotated[str, arg(metavar="0.5x,1x,2x")] = "1x"
+    """Factors of every link's bandwidth."""
+    time_limit_s: Annotated[float, arg(metavar="S")] = 3.0
+    """Seconds of search a cell."""
+    placer: Annotated[str, arg(metavar="NAME")] = "reinforce"
+    """Who places each cell; the learned placer starts from the best of the heuristics."""
+    schedule: EngineScheduleArg = "priority"
+    seed: Annotated[int, arg(metavar="K")] = 0
+    """Seeds each cell's random numbers."""
+    groups: GroupsArg = 256
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the cells there as JSON, after each of them; started again, finished cells are taken from there."""
+    restart: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
+    """Place every cell again, whatever the --json file holds."""
+    plot: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
+    """Draw the chart there."""
+
+
+@dataclass(frozen=True)
 class Import:
     """Turn a model into a graph file, which needs neither the model nor its code any more."""
 
@@ -299,11 +334,12 @@ class List:
     """Only what has this in its name (rtx_40, p4d) or is like it (*x8); of few, also where the figures are from."""
 
 
-Verb = Train | Compare | Simulate | Explain | Run | Profile | Machine | Import | Export | List
+Verb = Train | Compare | WhatIf | Simulate | Explain | Run | Profile | Machine | Import | Export | List
 
 VERBS: dict[str, Callable[..., Verb]] = {
     "train": Train,
     "compare": Compare,
+    "what-if": WhatIf,
     "simulate": Simulate,
     "explain": Explain,
     "run": Run,

@@ -10,6 +10,7 @@ Letters: ``G`` groups, ``D`` devices, ``F`` features, ``Y`` buckets of op types,
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 
@@ -130,7 +131,7 @@ def _shapes(problem: PlacementProblem) -> FloatArray:
     listed: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in range(problem.num_groups)]
     for op, group in enumerate(problem.groups.group_of_op):
         for shape in problem.graph.output_shapes[op]:
-            listed[group].append((int(np.prod(shape, dtype=np.float64)), shape))
+            listed[group].append((int(math.prod(map(float, shape))), shape))
     rows = np.zeros((problem.num_groups, MAX_SHAPES, MAX_RANK), dtype=np.float32)
     for group, shapes in enumerate(listed):
         for i, (_, shape) in enumerate(sorted(shapes, key=lambda entry: -entry[0])[:MAX_SHAPES]):
@@ -195,17 +196,18 @@ def critical_path_s(
         ``(before, after)``, each ``float64[N]``: seconds of the longest path that ends just before an op, and of the
         longest that starts with it.
     """
-    before = np.zeros(graph.num_ops)
-    after = np.zeros(graph.num_ops)
-    offsets, consumers = graph.consumer_offsets, graph.consumers
-    tensors = graph.tensor_offsets
+    seconds = time_s.tolist()  # lists: a loop over entries of arrays takes ten times as long
+    begins = graph.consumer_offsets[graph.tensor_offsets].tolist()
+    consumers = graph.consumers.tolist()
+    before, after = [0.0] * graph.num_ops, [0.0] * graph.num_ops
     for op in range(graph.num_ops):
-        readers = consumers[offsets[tensors[op]] : offsets[tensors[op + 1]]]
-        before[readers] = np.maximum(before[readers], before[op] + time_s[op])
+        end_s = before[op] + seconds[op]
+        for reader in consumers[begins[op] : begins[op + 1]]:
+            before[reader] = max(before[reader], end_s)
     for op in range(graph.num_ops - 1, -1, -1):
-        readers = consumers[offsets[tensors[op]] : offsets[tensors[op + 1]]]
-        after[op] = time_s[op] + (after[readers].max() if len(readers) else 0.0)
-    return before, after
+        readers = consumers[begins[op] : begins[op + 1]]
+        after[op] = seconds[op] + (max(after[reader] for reader in readers) if readers else 0.0)
+    return np.array(before), np.array(after)
 
 
 def _device_features(problem: PlacementProblem) -> FloatArray:

@@ -27,6 +27,13 @@ POLICY_SHARE = 0.03
 """Seconds of the policy for each second and surviving chain, in a run that only time limits; the search takes the
 rest."""
 
+FIRST_TURN_SHARE = 0.15
+"""The policy's first turn may take so large a share of such a run; where it would take more, there is no policy."""
+
+STEPS_A_TURN, OPS_A_DECISION = 60.0, 750.0
+"""How long that turn takes, about: as simulating a step so many times, for reading the graph, and as simulating so many
+ops for each group of each sample, to draw and score it and to learn from it."""
+
 START_SHARE = 0.1
 """Share of the time of such a run in which heuristics are asked, the quick ones first."""
 
@@ -162,6 +169,7 @@ class TimedPace:
 
     Args:
         config: How to learn.
+        groups_an_op: Groups over ops of the graph.
         limit_s: Seconds of the run.
         began_s: When it began, by `time.perf_counter`.
         policy: How long the policy takes.
@@ -169,8 +177,17 @@ class TimedPace:
     """
 
     def __init__(
-        self, config: LearningConfig, *, limit_s: float, began_s: float, policy: PolicyTime, first: float
+        self,
+        config: LearningConfig,
+        *,
+        groups_an_op: float,
+        limit_s: float,
+        began_s: float,
+        policy: PolicyTime,
+        first: float,
     ) -> None:
+        self._steps_a_turn = STEPS_A_TURN + OPS_A_DECISION * groups_an_op * (config.update.samples + 1)
+        self._first_turn_s = 0.0
         self._limit_s = max(limit_s, 1e-3)
         self._began_s = began_s
         self._first = first
@@ -186,7 +203,7 @@ class TimedPace:
         """Let the chains plan for as many evaluations as the cores manage in the time, by a measured step."""
         chains.expect(math.inf)
         if self._searches:
-            chains.expect_seconds(self._limit_s)
+            self._first_turn_s = self._steps_a_turn * chains.expect_seconds(self._limit_s)
 
     def begin_search(self) -> None:
         """Let the clock count only the time that is left: heuristics are slow on large graphs."""
@@ -195,8 +212,10 @@ class TimedPace:
 
     def policy_is_due(self) -> bool:
         """True where the policy had no more than its share so far, and its turn would end before the run does."""
-        if not self._searches or self._policy.last_s == 0:
+        if not self._searches:
             return True
+        if self._policy.last_s == 0:
+            return self._first_turn_s <= FIRST_TURN_SHARE * self._limit_s
         gone_s = time.perf_counter() - self._began_s
         due = self._policy.all_s - self._before_s <= self._policy_share * gone_s
         return due and gone_s + 3 * self._policy.last_s < self._limit_s
@@ -217,7 +236,14 @@ class TimedPace:
 
 
 def make_pace(
-    config: LearningConfig, limits: Limits, *, num_ops: int, began_s: float, policy: PolicyTime, goes_on: bool
+    config: LearningConfig,
+    limits: Limits,
+    *,
+    num_ops: int,
+    num_groups: int,
+    began_s: float,
+    policy: PolicyTime,
+    goes_on: bool,
 ) -> Pace:
     """The pace of a run.
 
@@ -225,10 +251,18 @@ def make_pace(
         config: How to learn.
         limits: Of the run.
         num_ops: Of the graph.
+        num_groups: Of the problem.
         began_s: When the run began, by `time.perf_counter`.
         policy: How long the policy takes.
         goes_on: Whether the search has walked in a run before.
     """
     if limits.time_limit_s is None or limits.updates is not None or limits.evaluations is not None:
         return CountedPace(config, num_ops=num_ops, evaluations=limits.evaluations)
-    return TimedPace(config, limit_s=limits.time_limit_s, began_s=began_s, policy=policy, first=1.0 if goes_on else 0.0)
+    return TimedPace(
+        config,
+        groups_an_op=num_groups / num_ops,
+        limit_s=limits.time_limit_s,
+        began_s=began_s,
+        policy=policy,
+        first=1.0 if goes_on else 0.0,
+    )

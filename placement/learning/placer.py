@@ -42,6 +42,7 @@ def place_with(
     few = budget.evaluations is not None and budget.evaluations <= MOST_EVALUATIONS
     if few and config.warm_start and config.search_moves > 0:
         return _screened(problem, budget=budget, rng=rng, config=config)
+    began = time.perf_counter()
     trainer = Trainer(problem, config=config, seed=int(rng.integers(2**31)))
     limited = budget.time_limit_s is not None or budget.evaluations is not None
 
@@ -49,8 +50,9 @@ def place_with(
         if budget.on_progress is not None:
             budget.on_progress(Progress(stats.elapsed_s, stats.evaluations, stats.best_s, stats.mean_s))
 
+    limit_s = budget.time_limit_s if limited else DEFAULT_TIME_LIMIT_S
     trainer.run(
-        time_limit_s=budget.time_limit_s if limited else DEFAULT_TIME_LIMIT_S,
+        time_limit_s=None if limit_s is None else max(limit_s - (time.perf_counter() - began), 0.0),
         evaluations=budget.evaluations,
         on_update=after_update,
     )

@@ -232,7 +232,7 @@ class Screening:
             return placements[:0]
         rows = np.stack(list(new.values()))
         evaluation = self.model.evaluate_ops(rows)
-        return rows[ranked(evaluation, self.model.cluster.memory_bytes)]
+        return rows[ranked(evaluation, self.model.cluster.memories)]
 
     def _evaluate(self, placements: Iterable[Ops]) -> None:
         """Evaluate as many as the budget allows, count them, and keep the best."""

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -72,7 +72,6 @@ class Trainer:
         self.elapsed_s = 0.0
         self.interrupted = False
         self._rng = np.random.default_rng(seed)
-        self._learner = Learner(problem, config=config, seed=seed)
         self._timer = Timer()
         self._chains = MoveSearch(problem, config=config.search, seed=seed)
         self._scorer = Scorer(problem, elites=config.update.elites, chains=self._chains, timer=self._timer)
@@ -80,6 +79,11 @@ class Trainer:
         self._policy_time = PolicyTime()
         self._start = start
         self._started = False
+
+    @cached_property
+    def _learner(self) -> Learner:
+        """Made when it is first needed: a short run on a large graph has no time for it."""
+        return Learner(self.problem, config=self.config, seed=self.seed)
 
     @classmethod
     def resume(cls, problem: PlacementProblem, state: State) -> Trainer:
@@ -125,6 +129,7 @@ class Trainer:
             self.config,
             limits,
             num_ops=self.problem.graph.num_ops,
+            num_groups=self.problem.num_groups,
             began_s=began_s,
             policy=self._policy_time,
             goes_on=self._chains.evaluations > 0,

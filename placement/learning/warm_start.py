@@ -13,6 +13,7 @@ from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.placers import HEURISTICS
 from placement.placers.base import Budget
+from placement.placers.list_scheduling.quick import quick_placements
 from placement.placers.searching.starts import ASKED_FIRST as QUICK
 
 
@@ -48,7 +49,8 @@ def heuristic_start(
             half of them, since what it answers must be evaluated, too. None for as many as they like.
         rng: For those that draw.
         time_limit_s: Only the quick ones are asked, those that searches start from as well, and no more of them when
-            this is over; None asks all.
+            this is over; before them, on one graph of the groups, the list schedulers
+            (`placement.placers.list_scheduling.quick`). None asks all.
         on_answer: Called with each placement, ``int64[G]``, as it comes.
     """
     names = [info.name for info in HEURISTICS.values() if not (info.learns or info.searches or info.exact)]
@@ -60,6 +62,9 @@ def heuristic_start(
     used = 0
     for name in names:
         left_s = None if time_limit_s is None else max(time_limit_s - (time.perf_counter() - started), 0.0)
+        if left_s is not None and name == QUICK[0]:
+            placements |= quick_placements(problem, should_stop=lambda: time.perf_counter() - started > time_limit_s)
+            left_s = max(time_limit_s - (time.perf_counter() - started), 0.0)
         if left_s == 0 and placements:
             break
         try:

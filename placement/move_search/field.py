@@ -34,7 +34,9 @@ class Field(NamedTuple):
     input_offsets: NDArray[np.int64]  # [N + 1]
     input_tensors: NDArray[np.int32]
     producer: NDArray[np.int32]  # [T]
-    memory_bytes: NDArray[np.int64]  # [D]
+    memory_bytes: NDArray[np.int64]  # [M], of each device and of what devices share, see `envs.clusters.memories`
+    memory_offsets: NDArray[np.int64]  # [M + 1]
+    memory_users: NDArray[np.int64]  # the devices that use each memory
 
     @property
     def num_movable(self) -> int:
@@ -90,7 +92,9 @@ def make_field(problem: PlacementProblem, units: Groups) -> Field:
         input_offsets=np.array(input_offsets, dtype=np.int64),
         input_tensors=np.array(input_tensors, dtype=np.int32),
         producer=np.array(graph.tensor_producer, dtype=np.int32),
-        memory_bytes=np.array(cluster.memory_bytes, dtype=np.int64),
+        memory_bytes=cluster.memories.limit_bytes,
+        memory_offsets=cluster.memories.offsets,
+        memory_users=cluster.memories.users,
     )
 
 

@@ -145,26 +145,20 @@ def _sum_up_in_turn(
     delayed_s,
 ):  # fmt: skip
     """As `_trace_back`, under the schedule ``sequential``: all that happens is on the critical path, nothing waits."""
-    num_devices = transfer_s.shape[1]
     critical_s[:] = 0.0
     transfer_s[:] = 0.0
     waited_s[:] = 0.0
     delayed_s[:] = 0.0
-    for k in range(num_sent):
-        arrival_s[sent_tensor[k] * num_devices + sent_to[k]] = sent_end_s[k]
-    before_s = 0.0
+    before_s, k = 0.0, 0
     for op in range(len(unit_of_op)):
         device, unit = op_device[op], unit_of_op[op]
-        for i in range(input_offsets[op], input_offsets[op + 1]):
-            tensor = input_tensors[i]
-            maker = producer[tensor]
-            if op_device[maker] != device:
-                at_s = arrival_s[np.int64(tensor) * num_devices + device]
-                if at_s > before_s:  # sent for this op, in the order of its inputs
-                    half_s = 0.5 * (at_s - before_s)
-                    transfer_s[unit, op_device[maker]] += half_s
-                    transfer_s[unit_of_op[maker], device] += half_s
-                    before_s = at_s
+        while k < num_sent and sent_end_s[k] <= start_s[op]:  # sent for this op; others later, or in no time
+            maker = producer[sent_tensor[k]]
+            half_s = 0.5 * (sent_end_s[k] - before_s)
+            transfer_s[unit, op_device[maker]] += half_s
+            transfer_s[unit_of_op[maker], device] += half_s
+            before_s = sent_end_s[k]
+            k += 1
         critical_s[unit] += end_s[op] - start_s[op]
         before_s = end_s[op]
 
@@ -357,11 +351,14 @@ def _simulate_compiled(work, op_device, bounds_s, step_time_s, peak):
 
 
 @inlined
-def _missing_share(peak, memory_bytes):
+def _missing_share(peak, memory_bytes, memory_offsets, memory_users):
     """As `placement.placers.best.missing_share`, of one placement that is everywhere where it may be."""
     missing = 0.0
-    for d in range(len(memory_bytes)):
-        missing += max(peak[d] - memory_bytes[d], 0) / max(memory_bytes[d], 1)
+    for m in range(len(memory_bytes)):
+        used = 0
+        for i in range(memory_offsets[m], memory_offsets[m + 1]):
+            used += peak[memory_users[i]]
+        missing += max(used - memory_bytes[m], 0) / max(memory_bytes[m], 1)
     return missing
 
 
@@ -430,7 +427,9 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
                 counts[EVALUATIONS] += counts[TRACED] == UNKNOWN
                 counts[TRACED] = SIMULATED
                 scalars[STEP] = step_time_s[0]
-                scalars[MISSING] = _missing_share(chain.peak[0], field.memory_bytes)
+                scalars[MISSING] = _missing_share(
+                    chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users
+                )
                 scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
             if counts[TRACED] == SIMULATED:
                 # The workspace still holds the trace of the placement that was accepted last.
@@ -494,7 +493,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
             chain.bounds_s[0] = limit_s
             _simulate(work, chain.simulated, chain.bounds_s, step_time_s, chain.peak)
             counts[EVALUATIONS] += 1
-            missing = _missing_share(chain.peak[0], field.memory_bytes)
+            missing = _missing_share(chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users)
             cost_s = _charged_s(step_time_s[0], missing, reference_s)
             reward = 0.0
             if cost_s <= limit_s:

@@ -157,10 +157,14 @@ class MoveSearch:
                 self.problem, finest=finest, evaluations=evaluations, rounds=rounds, by_types=True
             )
 
-    def expect_seconds(self, limit_s: float) -> None:
-        """The same by the clock: as many evaluations as the cores that the surviving chains use manage in a time."""
+    def expect_seconds(self, limit_s: float) -> float:
+        """The same by the clock: as many evaluations as the cores that the surviving chains use manage in a time.
+
+        Returns:
+            Seconds that simulating a step takes; 0 where no placement is known to measure by.
+        """
         if self.best_ops is None:
-            return
+            return 0.0
         took_s = np.inf
         for _ in range(3):
             began = time.perf_counter()
@@ -168,6 +172,7 @@ class MoveSearch:
             took_s = min(took_s, time.perf_counter() - began)
         cores = min(available_cores(), self.config.num_surviving)
         self.expect(cores * limit_s / (SHARE_OF_A_STEP * took_s))
+        return took_s
 
     def offer(self, ops: Ops, step_s: float, missing: float) -> None:
         """Tell of a placement of ops; cycles begin from the best that is known.
@@ -183,8 +188,8 @@ class MoveSearch:
 
     def offer_best_of(self, placements: NDArray[np.integer], evaluation: Evaluation) -> None:
         """Tell of the best of some placements, ``int[B, G]`` or ``int[B, N]``, by what they came to."""
-        memory_bytes = self.problem.cluster.memory_bytes
-        row, missing = int(ranked(evaluation, memory_bytes)[0]), missing_share(evaluation, memory_bytes)
+        memories = self.problem.cluster.memories
+        row, missing = int(ranked(evaluation, memories)[0]), missing_share(evaluation, memories)
         ops = self.problem.to_ops(placements[row])
         self.offer(ops, float(evaluation.step_time_s[row]), float(missing[row]))
 
@@ -263,7 +268,12 @@ class MoveSearch:
         for future in started:
             future.result()
         for walker in self._walkers:
-            if np.isfinite(walker.best.step_s):
+            if not np.isfinite(walker.best.step_s):
+                continue
+            if self.problem.simulator_input.receives:  # which the chains do not know
+                ops = walker.best.ops.copy()
+                self.offer_best_of(ops[None], self.problem.evaluate_ops(ops[None], threads=1))
+            else:
                 self.offer(*walker.best)
 
     def _walk(

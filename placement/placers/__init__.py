@@ -60,6 +60,16 @@ HEURISTICS: dict[str, PlacerInfo] = {
         _info("round_robin", "groups dealt out to the accelerators in turn"),
         _info("expert", "what a person would do, for the workloads that have such a rule"),
         _info("accelerate_auto", "devices filled in module order by memory, as Accelerate's device_map='auto'"),
+        PlacerInfo(
+            "accelerate_balanced",
+            "placement.placers.accelerate_maps:place_balanced",
+            "Accelerate's own device_map='auto' (and 'balanced'), for its target",
+        ),
+        PlacerInfo(
+            "accelerate_sequential",
+            "placement.placers.accelerate_maps:place_sequential",
+            "Accelerate's own device_map='sequential', for its target",
+        ),
         _info("contiguous", "an order of the groups cut into runs, by balance and then by simulation"),
         _info("mincut", "METIS over the accelerators: equal work, few bytes across (Karypis and Kumar, 1998)"),
         _info("scotch", "Scotch's mapping onto the weighted cluster, CPU included (Pellegrini and Roman, 1996)"),

@@ -239,7 +239,7 @@ class Search:
         """
         if evaluation.feasible.all():
             return evaluation.step_time_s
-        return charged_s(evaluation, self.problem.cluster.memory_bytes, reference_s=self.known.step_limit_s)
+        return charged_s(evaluation, self.problem.cluster.memories, reference_s=self.known.step_limit_s)
 
     def placed(self, *, config: Mapping[str, Any] | None = None, note: str = "") -> Placed:
         """The answer: the best feasible placement, or where none was found the one that exceeds memory least."""

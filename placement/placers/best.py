@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.bounds import upper_bound_s
+from envs.clusters.memories import Memories
 from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
@@ -30,24 +31,24 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 
-def missing_share(evaluation: Evaluation, memory_bytes: NDArray[np.int64]) -> FloatArray:
-    """``float64[B]``: bytes that each device lacks, as a share of its own memory, summed over the devices.
+def missing_share(evaluation: Evaluation, memories: Memories) -> FloatArray:
+    """``float64[B]``: bytes that each memory lacks, as a share of itself, summed over devices and what they share.
 
     It is 0 exactly where the placement is feasible, infinite where the evaluation was aborted (the peaks are not known
     then), and next to nothing where an op is where it may not be or a measurement failed.
 
     Args:
         evaluation: Of the placements.
-        memory_bytes: ``int64[D]``; a device without memory counts as one of a byte.
+        memories: Of the cluster; one of no bytes counts as one of a byte.
     """
-    over = np.maximum(evaluation.peak_memory_bytes - memory_bytes, 0)  # [B, D]
-    shares = np.cumsum(over / np.maximum(memory_bytes, 1), axis=1)  # a running sum adds as a loop over devices does
+    over = memories.lacking(evaluation.peak_memory_bytes)  # [B, M]
+    shares = np.cumsum(over / np.maximum(memories.limit_bytes, 1), axis=1)  # a running sum adds as a loop does
     missing = shares[:, -1] if shares.shape[1] else np.zeros(len(over))
     missing = np.where(evaluation.feasible, 0.0, np.maximum(missing, np.finfo(np.float64).tiny))
     return np.where(evaluation.aborted, np.inf, missing)
 
 
-def charged_s(evaluation: Evaluation, memory_bytes: NDArray[np.int64], *, reference_s: float) -> FloatArray:
+def charged_s(evaluation: Evaluation, memories: Memories, *, reference_s: float) -> FloatArray:
     """``float64[B]``: the step time, and for what does not fit more than `reference_s`, the more the more is missing.
 
     ``max(reference_s, step time) * (1.1 + missing_share)``. The step time that a placement would have if memory were no
@@ -56,12 +57,12 @@ def charged_s(evaluation: Evaluation, memory_bytes: NDArray[np.int64], *, refere
 
     Args:
         evaluation: Of the placements.
-        memory_bytes: ``int64[D]``.
+        memories: Of the cluster.
         reference_s: The best feasible step that is known, or what no step exceeds: `BestKnown.reference_s`.
     """
     if evaluation.feasible.all():
         return evaluation.step_time_s
-    missing = missing_share(evaluation, memory_bytes)
+    missing = missing_share(evaluation, memories)
     charge = np.maximum(evaluation.step_time_s, reference_s) * (INFEASIBLE_RATIO + missing)
     return np.where(evaluation.feasible, evaluation.step_time_s, charge)
 
@@ -71,9 +72,9 @@ def step_limit_s(problem: PlacementProblem) -> float:
     return max(upper_bound_s(problem.with_groups(one_group_an_op(problem.graph))), LEAST_REFERENCE_S)
 
 
-def ranked(evaluation: Evaluation, memory_bytes: NDArray[np.int64]) -> IntArray:
+def ranked(evaluation: Evaluation, memories: Memories) -> IntArray:
     """``int64[B]``, rows: first what fits, the fastest first; then the rest, what lacks least memory first."""
-    return np.lexsort((evaluation.step_time_s, missing_share(evaluation, memory_bytes)))
+    return np.lexsort((evaluation.step_time_s, missing_share(evaluation, memories)))
 
 
 class BestKnown:
@@ -112,8 +113,8 @@ class BestKnown:
             self.step_time_s = float(cost_s[best])
             self.placement = np.array(placements[best], dtype=np.int64)
         elif self.step_time_s == math.inf:
-            missing = missing_share(evaluation, self.problem.cluster.memory_bytes)
-            least = int(ranked(evaluation, self.problem.cluster.memory_bytes)[0])
+            missing = missing_share(evaluation, self.problem.cluster.memories)
+            least = int(ranked(evaluation, self.problem.cluster.memories)[0])
             if missing[least] < self.least_overflow:
                 self.least_overflow = float(missing[least])
                 self.placement = np.array(placements[least], dtype=np.int64)
@@ -136,7 +137,7 @@ class BestKnown:
 
     def charged_s(self, evaluation: Evaluation) -> FloatArray:
         """``float64[B]``: what placements are charged by what is known now."""
-        return charged_s(evaluation, self.problem.cluster.memory_bytes, reference_s=self.reference_s)
+        return charged_s(evaluation, self.problem.cluster.memories, reference_s=self.reference_s)
 
     def _keep_elite(self, placements: NDArray[np.integer], cost_s: NDArray[np.float64]) -> None:
         worst = self.elite[-1][0] if len(self.elite) == self.elites else math.inf

@@ -22,10 +22,11 @@ def place(
     problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
 ) -> Placed:
     """The ready task that can start first, again and again; on groups and on ops."""
-    return place_both_ways(Search(problem, budget), _rule, contention=(False,))
+    return place_both_ways(Search(problem, budget), rule, contention=(False,))
 
 
-def _rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:
+def rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:
+    """``int64[K]``: a device for each task; see `placement.placers.list_scheduling.schedule.Rule`."""
     return earliest_start_schedule(
         problem, tasks, upward_rank(problem, tasks), allowed=accelerators_first(problem, tasks.unit_allowed)
     )

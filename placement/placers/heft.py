@@ -22,9 +22,10 @@ def place(
     problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
 ) -> Placed:
     """Tasks by upward rank, each where it ends earliest; on groups and on ops, with and without link contention."""
-    return place_both_ways(Search(problem, budget), _rule)
+    return place_both_ways(Search(problem, budget), rule)
 
 
-def _rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:
+def rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:
+    """``int64[K]``: a device for each task; see `placement.placers.list_scheduling.schedule.Rule`."""
     order = priority_order(tasks, upward_rank(problem, tasks))
     return insertion_schedule(problem, tasks, order, ports=ports)

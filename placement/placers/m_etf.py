@@ -21,9 +21,10 @@ def place(
     problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
 ) -> Placed:
     """The ready task that can start first where it fits, again and again; on groups and on ops."""
-    return place_both_ways(Search(problem, budget), _rule, contention=(True,))
+    return place_both_ways(Search(problem, budget), rule, contention=(True,))
 
 
-def _rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:
+def rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:
+    """``int64[K]``: a device for each task; see `placement.placers.list_scheduling.schedule.Rule`."""
     allowed = accelerators_first(problem, tasks.unit_allowed)
     return earliest_start_schedule(problem, tasks, upward_rank(problem, tasks), allowed=allowed, ports=ports)

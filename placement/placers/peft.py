@@ -24,10 +24,11 @@ def place(
     problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
 ) -> Placed:
     """Tasks by mean optimistic cost, each where its end plus that cost is least; on groups and on ops."""
-    return place_both_ways(Search(problem, budget), _rule)
+    return place_both_ways(Search(problem, budget), rule)
 
 
-def _rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:
+def rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:
+    """``int64[K]``: a device for each task; see `placement.placers.list_scheduling.schedule.Rule`."""
     cost_s = optimistic_cost_s(problem, tasks)  # [K, D]
     order = priority_order(tasks, cost_s.mean(axis=1))
     return insertion_schedule(problem, tasks, order, bias_s=cost_s, ports=ports)

@@ -119,9 +119,11 @@ class Comparison:
         return to_best, to_one, to_bound
 
     def short_bytes(self, row: Row) -> NDArray[np.int64]:
-        """``int64[D]``: by how much the row's peak exceeds each device's memory; zeros where it has no placement."""
-        memory = self.problem.cluster.memory_bytes
-        return np.zeros_like(memory) if row.peak_memory_bytes is None else np.maximum(row.peak_memory_bytes - memory, 0)
+        """``int64[M]``: what each memory, of a device or shared, is short of; zeros where the row has no placement."""
+        memories = self.problem.cluster.memories
+        if row.peak_memory_bytes is None:
+            return np.zeros_like(memories.limit_bytes)
+        return memories.lacking(row.peak_memory_bytes[None])[0]
 
     def check_feasible(self) -> None:
         """Raise where no row is feasible.

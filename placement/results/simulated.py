@@ -72,14 +72,15 @@ def describe_short(problem: PlacementProblem, peak_memory_bytes: NDArray[np.int6
         problem: What was placed.
         peak_memory_bytes: ``int64[D]``, of a placement that is not feasible.
     """
-    memory = problem.cluster.memory_bytes
-    names, short = problem.cluster.device_names, np.flatnonzero(peak_memory_bytes > memory)
+    memories = problem.cluster.memories
+    used, have = memories.used(peak_memory_bytes[None])[0], memories.limit_bytes
+    short = np.flatnonzero(used > have)
     if short.size == 0:
         return "puts an op where it may not run"
     return ", ".join(
-        f"needs {size(peak_memory_bytes[d])} on {names[d]}, which has {size(memory[d])}: short by "
-        f"{size(peak_memory_bytes[d] - memory[d])}"
-        for d in short
+        f"needs {size(used[m])} {'on' if m < problem.num_devices else 'of shared memory'} {memories.names[m]}, which "
+        f"has {size(have[m])}: short by {size(used[m] - have[m])}"
+        for m in short
     )
 
 

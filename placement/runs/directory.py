@@ -12,6 +12,7 @@
 ``checkpoint.pt``           the trainer's state
 ``measurements.jsonl``      of a training on measured time: every placement that was run (`placement.runs.measurements`)
 ``measured.json``           and at its end the rows
+``one_device.json``         every op on one device of all cores, where that was measured beside (`placement.runs.plain`)
 ``events.out.tfevents.*``   TensorBoard's events
 ``.lock``                   held by the process that works on the run
 ==========================  ============================================================================================
@@ -47,7 +48,7 @@ from graphs.sources import load_graph
 from placement.runs.problem_content import decode_groups, encode_groups
 
 CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
-MEASUREMENTS, MEASURED = "measurements.jsonl", "measured.json"
+MEASUREMENTS, MEASURED, ONE_DEVICE = "measurements.jsonl", "measured.json", "one_device.json"
 DEVICE_MAP = "device_map.json"
 REPORT = "report.html"
 
@@ -149,7 +150,8 @@ def hold(run_dir: Path) -> Iterator[None]:
             raise InputError(
                 f"another process works on the run in '{run_dir}'; wait for it or stop it, or give another --out"
             ) from error
-        for name in (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT, MEASURED, GRAPH, CLUSTER, GROUPS, START, REPORT):
+        names = (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT, MEASURED, ONE_DEVICE, GRAPH, CLUSTER, GROUPS, START, REPORT)
+        for name in names:
             for leftover in run_dir.glob(f".{name}.*.tmp"):
                 leftover.unlink(missing_ok=True)
         yield

@@ -19,6 +19,7 @@ from placement.runs.compile_ahead import compile_ahead
 from placement.runs.measured_training import MeasuredRun, MeasuredTraining
 from placement.runs.measurements import read_measurements
 from placement.runs.observer import RunObserver
+from placement.runs.plain import Beside, Plain, run_beside
 from placement.runs.training import left_s, reload
 
 __all__ = ["MeasuredRun", "resume_measured", "train_measured", "train_source"]
@@ -36,6 +37,7 @@ def train_source(
     time_limit_s: float,
     seed: int,
     run_dir: Path | None,
+    plain: Plain,
     observer: RunObserver | None,
 ) -> MeasuredRun:
     """Make a measured problem from names, and learn; the arguments are those of `placement.api.train_measured`.
@@ -63,18 +65,23 @@ def train_source(
         with observer.stage(f"building {source} with its weights"):
             problem.measurer.process.start()
         return train_measured(
-            problem, time_limit_s=time_limit_s, seed=seed, screen=screen, out=run_dir, observer=observer
+            problem, time_limit_s=time_limit_s, seed=seed, screen=screen, out=run_dir, plain=plain, observer=observer
         )
 
 
 def resume_measured(
-    run_dir: Path, *, time_limit_s: float | None = None, observer: RunObserver | None = None
+    run_dir: Path,
+    *,
+    time_limit_s: float | None = None,
+    plain: Plain = "none",
+    observer: RunObserver | None = None,
 ) -> MeasuredRun:
     """Go on with a run: what was measured is known, and the policy goes on from its checkpoint.
 
     Args:
         run_dir: Its directory.
         time_limit_s: Seconds more; by default what is left of the time that the run was given at first.
+        plain: Which plain PyTorch to measure beside.
         observer: Told how the run goes on.
 
     Raises:
@@ -100,8 +107,9 @@ def resume_measured(
             with observer.stage(f"building {settings.source} with its weights"):
                 problem.measurer.process.start()
             _compile(problem, observer)
+            beside = _beside(problem, plain, observer)
             training = MeasuredTraining(problem, time_limit_s, config.seed, settings.screen, run_dir, observer)
-            training.elapsed_s = elapsed_s
+            training.elapsed_s, training.beside = elapsed_s, beside
             return training.run()
 
 
@@ -112,6 +120,7 @@ def train_measured(
     seed: int = 0,
     screen: bool = False,
     out: str | Path | None = None,
+    plain: Plain = "none",
     observer: RunObserver | None = None,
 ) -> MeasuredRun:
     """Learn a placement from the measured time of real steps.
@@ -124,6 +133,7 @@ def train_measured(
         seed: Seeds the learner's random numbers; what is measured is never quite the same twice.
         screen: Learn from the simulator and measure what it finds best.
         out: The run directory; None writes no files.
+        plain: Which plain PyTorch to measure beside, and with it all cores as one device; neither is in the time.
         observer: Told of each measurement, with who proposed the placement.
 
     Raises:
@@ -151,7 +161,23 @@ def train_measured(
             directory.create(
                 run_dir, problem, preset="default", seed=seed, time_limit_s=time_limit_s, measured=settings
             )
-        return MeasuredTraining(problem, time_limit_s, seed, screen, run_dir, observer).run()
+        beside = _beside(problem, plain, observer)
+        training = MeasuredTraining(problem, time_limit_s, seed, screen, run_dir, observer)
+        training.beside = beside
+        return training.run()
+
+
+def _beside(problem: MeasuredProblem, plain: Plain, observer: RunObserver) -> Beside:
+    measurer = problem.measurer
+    return run_beside(
+        plain,
+        measurer.process.source,
+        problem.graph,
+        measurer.process.devices,
+        time_limit_s=measurer.time_limit_s,
+        how=measurer.how,
+        observer=observer,
+    )
 
 
 def _compile(problem: MeasuredProblem, observer: RunObserver) -> None:

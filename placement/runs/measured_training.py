@@ -15,7 +15,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -33,6 +33,7 @@ from placement.results.placement_file import PlacementResult, make_result, write
 from placement.runs import directory
 from placement.runs.measurements import MeasurementFile
 from placement.runs.observer import RunObserver
+from placement.runs.plain import Beside
 from placement.runs.record import TrainingRecord, resume_trainer
 from placement.runs.stopping import stop_on_sigterm
 from placement.runs.training import LEARNED, compare_others, make_trainer
@@ -70,6 +71,7 @@ class MeasuredRun:
         failures: How many of them failed.
         updates: Updates of the policy.
         run_dir: Where the files are; None where none were asked for.
+        beside: What else the same cores were measured with: plain PyTorch, and all of them as one device.
         interrupted: True where Ctrl-C or SIGTERM ended it.
     """
 
@@ -80,6 +82,7 @@ class MeasuredRun:
     updates: int
     run_dir: Path | None
     interrupted: bool
+    beside: Beside = field(default_factory=Beside)
 
 
 class MeasuredTraining:
@@ -96,6 +99,7 @@ class MeasuredTraining:
     Attributes:
         elapsed_s: Seconds of the training before this.
         updates: Updates of the policy so far.
+        beside: What else the same cores were measured with.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class MeasuredTraining:
         self.run_dir = run_dir
         self.elapsed_s = 0.0
         self.updates = 0
+        self.beside = Beside()
         self._observer = observer
         self._began = time.monotonic()
         self._until = self._began + time_limit_s
@@ -147,8 +152,12 @@ class MeasuredTraining:
             run = self._finish(interrupted=interrupted or stop.is_set())
         if self.run_dir is not None:
             write_placement(self.run_dir / directory.PLACEMENT, run.result)
-            rows = msgspec.json.format(msgspec.json.encode({"rows": run.rows}), indent=2) + b"\n"
-            write_atomically(self.run_dir / directory.MEASURED, rows)
+            content: dict[str, object] = {"rows": run.rows, "plain": run.beside.plain}
+            if run.beside.one_device is not None:
+                content["one_device_s"] = run.beside.one_device.step_time_s
+                write_placement(self.run_dir / directory.ONE_DEVICE, run.beside.one_device)
+            encoded = msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+            write_atomically(self.run_dir / directory.MEASURED, encoded)
         return run
 
     def _know_earlier(self) -> None:
@@ -272,6 +281,7 @@ class MeasuredTraining:
             updates=self.updates,
             run_dir=self.run_dir,
             interrupted=interrupted,
+            beside=self.beside,
         )
 
     def _row(self, name: str, placement: NDArray[np.integer]) -> MeasuredRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ from placement.arguments import check_at_least_one, check_can_write, check_ends,
 from placement.results.comparison import check_seed
 from placement.results.placement_file import PlacementResult, check_placement
 from placement.runs.observer import RunObserver
+from placement.runs.plain import Beside, Plain, run_beside
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +35,14 @@ class MeasuredSteps:
         result: The placement.
         devices: What it ran on, in the order of the placement's devices.
         measurement: Step times and peak memory.
+        beside: What else the same cores were measured with.
     """
 
     problem: PlacementProblem
     result: PlacementResult
     devices: tuple[RealDevice, ...]
     measurement: Measurement
+    beside: Beside = field(default_factory=Beside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,7 @@ def run_steps(
     *,
     steps: int,
     time_limit_s: float,
+    plain: Plain,
     observer: RunObserver,
 ) -> MeasuredSteps:
     """Measure the steps of a placement; the arguments are those of `placement.api.run`.
@@ -100,12 +104,14 @@ def run_steps(
             found = measurer.measure(placement, result.schedule)
     if found.reason:
         raise NoFeasiblePlacementError(f"the placement cannot be run: {found.reason}")
-    return MeasuredSteps(problem, result, real, found)
+    beside = run_beside(plain, graph, loaded, real, time_limit_s=time_limit_s, how=how, observer=observer)
+    return MeasuredSteps(problem, result, real, found, beside)
 
 
 def encode_steps(measured: MeasuredSteps) -> bytes:
     """The figures as JSON."""
     found, names = measured.measurement, [device.name for device in measured.devices]
+    one_device = measured.beside.one_device
     content = {
         "graph": measured.problem.graph.name,
         "devices": names,
@@ -114,6 +120,8 @@ def encode_steps(measured: MeasuredSteps) -> bytes:
         "spread_s": found.spread_s,
         "step_times_s": found.step_times_s,
         "peak_memory_bytes": dict(zip(names, found.peak_memory_bytes, strict=True)),
+        "plain": measured.beside.plain,
+        "one_device_s": None if one_device is None else one_device.step_time_s,
     }
     return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 

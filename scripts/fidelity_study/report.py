@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.stats import kendalltau, spearmanr
 from envs.measured.problem import interquartile_mean
 from envs.measured.profile import AGREE, MOST_RUNS, Observation
 from envs.problem import PlacementProblem
-from scripts.fidelity_study import receiver_copies
+from placement.learning.screening import with_op_times
 
 Floats = NDArray[np.float64]
 
@@ -167,19 +167,22 @@ def fit_of(predicted_s: Floats, measured_s: Floats) -> Fit:
 def row_of(graph: str, devices: str, problem: PlacementProblem, found: Measurements) -> Row:
     """What the models say of what was measured.
 
-    ``link`` is the simulator; in ``receiver`` copies take the receiver's time; in ``contention`` ops are in addition
-    slower while the other devices work; ``own ops`` has instead the op times of the very steps that are predicted, so
-    that what is left of the error comes from order, waiting and copies.
+    ``link`` lets copies overlap; ``receiver`` is the simulator, in which they take the receiver's time where the links
+    of the profile say so; ``own ops`` has instead the op times of the very steps that are predicted, so that what is
+    left of the error comes from order, waiting and copies.
     """
     places, measured_s = found.op_device.astype(np.int32), found.step_s
-    link = problem.evaluate_ops(places).step_time_s
-    receiver = np.array([receiver_copies.step_time_s(problem, place) for place in places])
-    contention = np.array([receiver_copies.step_time_s(problem, place, contention=True) for place in places])
+    links = tuple(replace(link, receiver_copies=False) for link in problem.cluster.links)
+    overlapping = replace(problem, cluster=replace(problem.cluster, links=links))
+    link = overlapping.evaluate_ops(places).step_time_s
+    receiver = problem.evaluate_ops(places).step_time_s
     own = []
+    specs = len(problem.simulator_input.op_time_s)
     for place, op_s, pauses in zip(places, found.op_s, found.pauses, strict=True):
         own_s = np.where(np.isnan(op_s), 0.0, op_s + pauses[place])
-        own.append(receiver_copies.step_time_s(problem, place, op_time_s=own_s))
-    fits = {"link": link, "receiver": receiver, "contention": contention, "own ops": np.array(own)}
+        of_its_own = with_op_times(problem, np.tile(own_s, (specs, 1)))
+        own.append(float(of_its_own.evaluate_ops(place[None]).step_time_s[0]))
+    fits = {"link": link, "receiver": receiver, "own ops": np.array(own)}
     times = problem.op_time_s[places, np.arange(places.shape[1])]  # [P, N]
     runs = ~np.isnan(found.op_s)  # bool[P, N]
     pauses = np.take_along_axis(found.pauses, places, axis=1)
@@ -206,7 +209,7 @@ def plot_rows(rows: list[Row], path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(rows), squeeze=False)
     for column, row in enumerate(rows):
-        for line, (model, title) in enumerate([("link", "simulator"), ("contention", "with copies, contention")]):
+        for line, (model, title) in enumerate([("link", "copies overlap"), ("receiver", "copies by the receiver")]):
             axes, fit = panels[line][column], row.fits[model]
             both = 1e3 * np.concatenate([fit.predicted_s, row.measured_s])
             ends = [both.min() * 0.95, both.max() * 1.05]

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -79,6 +80,7 @@ class Kind:
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
     folder = tmp_path_factory.mktemp("good")
     graph = random_graph(14, resident_bytes=100)
+    graph = replace(graph, tensor_transfer_s=np.where(np.arange(graph.num_tensors) % 3 == 0, 1e-5, np.nan))
     (folder / "good.graph.json").write_bytes(encode_graph(graph))
     problem = make_problem(str(folder / "good.graph.json"), "k80x2")
     console = Console(file=io.StringIO(), width=100)
@@ -160,6 +162,8 @@ links:
 - {between: ["pcie:0", "gpu:0-3"], bytes_per_s: 1.2e10, latency_s: 7.5e-06}
 - {between: ["cpu:0", "pcie:0"], bytes_per_s: 1.2e10, latency_s: 7.5e-06, back_bytes_per_s: 1.0e10}
 - {all: ["npu:*", "cpu:0"], bytes_per_s: 1.0e11, latency_s: 0.0, back_latency_s: 1.0e-6}
+shared_memories:
+- {name: unified, devices: ["cpu:0", "npu:0"], memory_bytes: 1.6e10}
 """
 
 NAMES = {"config": directory.CONFIG, "checkpoint": FILE_NAME, "graph": "f.graph.json", "gzip": "f.graph.json.gz"}

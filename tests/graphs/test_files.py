@@ -3,6 +3,7 @@
 import copy
 import gzip
 import json
+import math
 import os
 import tempfile
 import time
@@ -49,7 +50,7 @@ def small_graph() -> ComputationGraph:
         TensorRecord(0, 128, [2, 3]),
         TensorRecord(1, 64, [2, 4], resident=True),
         TensorRecord(2, 128, [3]),
-        TensorRecord(2, 4, []),
+        TensorRecord(2, 4, [], transfer_s=2.5e-5),
         TensorRecord(3, 64, [4]),
     ]
     return build("small", ops, tensors, [[1, 4], [2, 3]])
@@ -87,6 +88,7 @@ def graphs(draw: st.DrawFn) -> ComputationGraph:
             draw(sizes),
             draw(st.lists(st.integers(producer + 1, count - 1))) if producer + 1 < count else [],
             draw(st.booleans()),
+            draw(st.just(math.nan) | st.floats(0, 1e9)),
         )
         for producer in draw(st.lists(st.integers(0, count - 1), max_size=10))
     ]
@@ -140,7 +142,7 @@ def test_every_field_is_written_as_documented() -> None:
         "consumers": ["mm", "up\n\"date'é"],
         "resident": True,
     }
-    assert written["tensors"][3] == {"producer": "mm", "bytes": 4, "consumers": []}
+    assert written["tensors"][3] == {"producer": "mm", "bytes": 4, "consumers": [], "seconds": 2.5e-05}
     assert written["colocation"] == [["w", "up\n\"date'é"], ["mm", "grad"]]
     assert decode_graph(encode_graph(small_graph())).sha256 == small_graph().sha256
 
@@ -171,6 +173,8 @@ def test_files_satisfy_the_schema(graph: ComputationGraph) -> None:
         (["ops", 0, "resident_bytes"], {"weights": 1}),
         (["ops", 4, "allowed_kinds"], ["dsp"]),
         (["tensors", 0, "bytes"], 1.5),
+        (["tensors", 0, "seconds"], -1.0),
+        (["tensors", 0, "seconds"], "1 ms"),
     ],
 )
 def test_the_schema_refuses_what_the_reader_refuses(path: list[Any], value: Any) -> None:

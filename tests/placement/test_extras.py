@@ -17,7 +17,15 @@ from placement.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
-HIDDEN = {"matplotlib": "plots", "pymetis": "partitioners", "ortools": "exact", "onnx": "onnx", "bokeh": "report"}
+HIDDEN = {
+    "accelerate": "accelerate",
+    "matplotlib": "plots",
+    "pymetis": "partitioners",
+    "ortools": "exact",
+    "onnx": "onnx",
+    "bokeh": "report",
+    "transformers": "hf",
+}
 """Each module that only an extra installs, and the extra."""
 
 AS_IF_ABSENT = (
@@ -103,6 +111,11 @@ def test_training_goes_without_the_extras_and_says_that_there_are_no_pictures(he
         (
             ["import", "model.onnx", "--out", "m.graph.json"],
             "reading it needs the package 'onnx'; install it with: pip install 'device-placement[onnx]'",
+        ),
+        (
+            ["compare", "hf:llama:num_hidden_layers=1", "--cluster", "k80x2"],
+            "graph 'hf:llama:num_hidden_layers=1' needs Transformers, which is not installed: "
+            "pip install 'device-placement[hf]'",
         ),
     ],
 )

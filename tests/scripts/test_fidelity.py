@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs.measured.machine import as_one, parse_devices
 from envs.measured.process import MeasuringProcess
 from scripts import fidelity, measured_gain
 from scripts.fidelity_study.report import fit_of
@@ -56,13 +57,23 @@ def test_placements_are_measured_once_and_compared(source: str, monkeypatch: pyt
         "kept",
         "--time-limit-s",
         "3",
+        "--no-compile",
         "--json",
         "g.json",
     ]
     assert run(measured_gain, monkeypatch, *gain) == 0
     (found,) = json.loads(Path("g.json").read_text())["workloads"]
-    assert [r["placer"].split(" (")[0] for r in found["rows"]] == ["one core", "best heuristic", "learned"]
+    one = as_one(parse_devices(DEVICES))
+    assert one is not None
+    assert [r["placer"].split(" (")[0] for r in found["rows"]] == [
+        "one core",
+        "best heuristic",
+        "learned",
+        f"one device {one.name}",
+        "plain PyTorch, 2 threads",
+    ]
     assert all(len(r["runs_s"]) == 5 for r in found["rows"])
+    assert [r["simulated_s"] is None for r in found["rows"]] == [False, False, False, True, True]
 
     # A second time nothing is run.
     def refuse(*_: object, **__: object) -> None:

@@ -25,12 +25,18 @@ from placement.placers.searching.repair import repair
 SPARE = 0.95
 """Share of a device's memory that the estimates may fill."""
 
+OPS_GRAIN = 3.0
+"""Scheduling an op takes about so many times as long as scheduling a group: more of them are ready at once."""
+
 Rule = Callable[[PlacementProblem, TaskGraph, bool], NDArray[np.int64]]
 """``rule(problem, tasks, ports) -> int64[K]``: a device for each task; `ports` as in `insertion_schedule`."""
 
 
 def place_both_ways(search: Search, rule: Rule, *, contention: tuple[bool, ...] = (False, True)) -> Placed:
     """Run a list scheduler on groups, and on single ops followed by a vote in each group; answer the best.
+
+    A schedule cannot be broken off. So where time is limited, one is begun only where there is time for it: of groups
+    always a first one, of ops as long as what the groups took times the ops for each task would leave time.
 
     Args:
         search: What evaluates and keeps the best.
@@ -39,20 +45,40 @@ def place_both_ways(search: Search, rule: Rule, *, contention: tuple[bool, ...] 
     """
     problem = search.problem
     best_s, chosen = np.inf, ""
+    took_s = 0.0  # of the longest schedule so far
     for grain in ("groups", "ops, then a vote in each group"):
-        tasks = task_graph.of_groups(problem) if grain == "groups" else task_graph.of_ops(problem)
+        if grain == "groups":
+            tasks = task_graph.of_groups(problem)
+        else:
+            took_s *= OPS_GRAIN * problem.graph.num_ops / tasks.num_tasks
+            if not _leaves_time(search, took_s):
+                break
+            tasks = task_graph.of_ops(problem)
         for ports in contention:
+            if not _leaves_time(search, took_s):
+                break
+            began_s = search.elapsed_s
             device = rule(problem, tasks, ports)
-            if grain == "groups":
-                placement = np.zeros(problem.num_groups, dtype=np.int64)
-                placement[tasks.unit] = device
-            else:
-                placement = task_graph.vote(problem, device)
+            placement = groups_placed(problem, tasks, device) if grain == "groups" else task_graph.vote(problem, device)
+            took_s = max(took_s, search.elapsed_s - began_s)
             repair(search, placement)
             if search.best_s < best_s:
                 best_s = search.best_s
                 chosen = f"on {grain}" + (", transfers queueing" if ports else "")
     return search.placed(note=chosen)
+
+
+def groups_placed(problem: PlacementProblem, tasks: TaskGraph, device: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``int64[G]`` from ``int64[K]``, a device for each task of the graph of groups."""
+    placement = np.zeros(problem.num_groups, dtype=np.int64)
+    placement[tasks.unit] = device
+    return placement
+
+
+def _leaves_time(search: Search, seconds: float) -> bool:
+    """Whether something that takes so long ends before the search's time does."""
+    limit_s = search.budget.time_limit_s
+    return limit_s is None or search.elapsed_s + seconds <= limit_s
 
 
 def mean_transfer_s(problem: PlacementProblem, tasks: TaskGraph) -> NDArray[np.float64]:

@@ -165,6 +165,11 @@ def _contract(
         are `TaskGraph.tensor_bytes`, `by_links` and `added_s`.
     """
     graph = problem.graph
+    num_tasks = int(task_of_op.max()) + 1
+    tensor, target = np.divmod(
+        np.unique(graph.edge_tensor * np.int64(num_tasks) + task_of_op[graph.consumers]), num_tasks
+    )
+    source = task_of_op[graph.tensor_producer[tensor]]
     merged: dict[tuple[int, tuple[int, ...]], list[float]] = {}
 
     def merge(source: int, targets: tuple[int, ...], size: float, seconds: float) -> None:
@@ -175,16 +180,23 @@ def _contract(
         else:
             figures[2] += seconds
 
-    offsets = graph.consumer_offsets
-    for tensor in range(graph.num_tensors):
-        source = int(task_of_op[graph.tensor_producer[tensor]])
-        size, seconds = float(graph.tensor_bytes[tensor]), float(graph.tensor_transfer_s[tensor])
-        targets = np.unique(task_of_op[graph.consumers[offsets[tensor] : offsets[tensor + 1]]])
-        later = tuple(int(t) for t in targets if t > source)
-        if later:
-            merge(source, later, size, seconds)
-        for target in targets[targets < source]:
-            merge(int(target), (source,), size, seconds)
+    later = target > source
+    tensors, first = np.unique(tensor[later], return_index=True)
+    ends = [*first[1:].tolist(), int(later.sum())]
+    targets = target[later].tolist()
+    sizes = graph.tensor_bytes[tensors].astype(np.float64).tolist()
+    given_s = graph.tensor_transfer_s[tensors].tolist()
+    for maker, size, seconds, a, b in zip(
+        source[later][first].tolist(), sizes, given_s, first.tolist(), ends, strict=True
+    ):
+        merge(maker, tuple(targets[a:b]), size, seconds)
+    earlier = target < source
+    sizes = graph.tensor_bytes[tensor[earlier]].astype(np.float64).tolist()
+    given_s = graph.tensor_transfer_s[tensor[earlier]].tolist()
+    for reader, maker, size, seconds in zip(
+        target[earlier].tolist(), source[earlier].tolist(), sizes, given_s, strict=True
+    ):
+        merge(reader, (maker,), size, seconds)
     keys = sorted(merged)
     counts = [len(targets) for _, targets in keys]
     return (

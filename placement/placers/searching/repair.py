@@ -100,7 +100,7 @@ def _bulk(
         quickest: True where a group goes to the device that computes it soonest of those that have room, the roomiest
             of equals; False where it goes to the roomiest of all.
     """
-    memory = problem.cluster.memory_bytes.astype(np.float64)
+    memory = _limits(problem, evaluation.peak_memory_bytes[0])
     estimate = group_bytes(problem).astype(np.float64)
     held = np.bincount(placement, estimate, problem.num_devices)
     # What the estimate misses on a device is taken to be in proportion to what it sees.
@@ -131,6 +131,18 @@ def _bulk(
     return moved
 
 
+def _limits(problem: PlacementProblem, peak_memory_bytes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """``float64[D]``: what each device is to keep within: its memory, or its part of a shared one that is short."""
+    cluster = problem.cluster
+    limits = cluster.memory_bytes.astype(np.float64)
+    for number, shared in enumerate(cluster.shared_memories):
+        members = np.flatnonzero(cluster.shared_by == number)
+        used = float(peak_memory_bytes[members].sum())
+        if used > shared.memory_bytes:
+            limits[members] = np.minimum(limits[members], peak_memory_bytes[members] * (shared.memory_bytes / used))
+    return limits
+
+
 def _descend(search: Search, placement: NDArray[np.int64]) -> bool:
     """Steepest descent on the bytes that are missing."""
     problem = search.problem
@@ -142,7 +154,7 @@ def _descend(search: Search, placement: NDArray[np.int64]) -> bool:
     for _ in range(STEPS):
         if evaluation.feasible[0]:
             return True
-        over = evaluation.peak_memory_bytes[0] - problem.cluster.memory_bytes
+        over = evaluation.peak_memory_bytes[0] - _limits(problem, evaluation.peak_memory_bytes[0])
         moves = _moves(problem, placement, over, estimate)
         if search.spent or not len(moves):
             return False
@@ -191,7 +203,7 @@ def _scatter(search: Search) -> bool:
 
 
 def _moves(
-    problem: PlacementProblem, placement: NDArray[np.int64], over: NDArray[np.int64], estimate: NDArray[np.int64]
+    problem: PlacementProblem, placement: NDArray[np.int64], over: NDArray[np.float64], estimate: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """``int64[M, 2]`` of (group, device): the largest groups of the worst device to each device, roomiest first."""
     worst = int(over.argmax())
@@ -203,5 +215,5 @@ def _moves(
 
 
 def _missing_bytes(problem: PlacementProblem, evaluation: Evaluation) -> NDArray[np.int64]:
-    """``int64[B]``: bytes by which the devices together exceed their memories."""
-    return np.maximum(evaluation.peak_memory_bytes - problem.cluster.memory_bytes, 0).sum(axis=1)
+    """``int64[B]``: bytes that all memories, of devices and shared, are short of."""
+    return problem.cluster.memories.lacking(evaluation.peak_memory_bytes).sum(axis=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,7 +62,8 @@ def test_without_accelerators_cores_are_the_devices(cores: int, names: list[str]
     found = host(cores, memory_bytes=64 * 10**9, free_bytes=40 * 10**9)
     made = make_machine_cluster(found, DEVICE_SPECS, name="m", measured=measured(found))
     assert list(made.cluster.device_names) == names
-    assert made.cluster.memory_bytes.sum() == pytest.approx(40e9, rel=1e-6)
+    assert made.cluster.all_memory_bytes == 40e9
+    assert set(made.cluster.memory_bytes.tolist()) == {40 * 10**9}
     spec = made.cluster.devices[0].spec
     # Attention was the quickest class, so it sets the peak of which products reach two thirds.
     assert spec.rate_flops_per_s("float32") * spec.efficiency["product"] == pytest.approx(60e9)
@@ -137,11 +140,12 @@ def test_what_was_not_measured_is_the_catalogues_and_said() -> None:
     assert own.devices[1].spec.name == "sixty_measured"
 
 
-def test_apples_gpu_takes_its_memory_from_the_host() -> None:
+def test_apples_gpu_shares_the_hosts_memory() -> None:
     card = FoundGpu(name="Apple M2 Max", memory_bytes=24 * 10**9, shares_memory=True)
     found = Found(cpu_name="Apple M2 Max", cores=12, gpus=(card,), memory_bytes=32 * 10**9)
     cluster = make_machine_cluster(found, DEVICE_SPECS, name="m", measured=measured(found)).cluster
-    assert cluster.memory_bytes.tolist() == [int(0.95 * 8e9), int(0.95 * 24e9)]
+    assert cluster.memory_bytes.tolist() == [int(0.95 * 32e9), int(0.95 * 24e9)]
+    assert cluster.all_memory_bytes == int(0.95 * 32e9)
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -201,6 +205,71 @@ def test_gpus_are_as_the_driver_says() -> None:
     assert find_gpus(answers(xml=None, topo=None)) == Found()
 
 
+def pretended_nvml(links: dict[int, list[str | None]]) -> types.ModuleType:
+    """NVML of two GPUs, and where each NVLink of theirs leads; None is a link that is not there."""
+    nvml = types.ModuleType("pynvml")
+    buses = ["00000000:01:00.0", "00000000:02:00.0"]
+
+    class NVMLError(Exception):
+        pass
+
+    def state(handle: int, link: int) -> int:
+        if link >= len(links[handle]):
+            raise NVMLError
+        return int(links[handle][link] is not None)
+
+    def lanes(handle: int) -> int:
+        raise NVMLError
+
+    made: dict[str, object] = {
+        "NVMLError": NVMLError,
+        "NVML_NVLINK_MAX_LINKS": 18,
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda i: i,
+        "nvmlDeviceGetName": lambda handle: b"NVIDIA RTX A6000" if handle else "NVIDIA RTX A6000",
+        "nvmlDeviceGetMemoryInfo": lambda handle: types.SimpleNamespace(total=48 * 10**9, free=47 * 10**9),
+        "nvmlDeviceGetPciInfo": lambda handle: types.SimpleNamespace(busId=buses[handle].encode()),
+        "nvmlDeviceGetMaxPcieLinkGeneration": lambda handle: 4,
+        "nvmlDeviceGetCurrPcieLinkWidth": lanes,
+        "nvmlDeviceGetTopologyCommonAncestor": lambda a, b: 40,
+        "nvmlDeviceGetNvLinkState": state,
+        "nvmlDeviceGetNvLinkRemotePciInfo": lambda handle, link: types.SimpleNamespace(busId=links[handle][link]),
+    }
+    for name, value in made.items():
+        setattr(nvml, name, value)
+    return nvml
+
+
+@pytest.mark.parametrize(
+    ("links", "found"),
+    [
+        (
+            {0: ["00000000:02:00.0"] * 4, 1: ["00000000:01:00.0"] * 4},
+            (FoundLink(0, 1, "nvlink", 4),),
+        ),
+        (
+            {0: ["00000000:09:00.0", None, "00000000:0A:00.0"], 1: ["00000000:09:00.0"]},
+            (FoundLink(0, -1, "nvlink", 2), FoundLink(1, -1, "nvlink", 1)),
+        ),
+        ({0: [], 1: []}, ()),
+    ],
+)
+def test_without_nvidia_smi_nvml_is_asked(
+    links: dict[int, list[str | None]], found: tuple[FoundLink, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", pretended_nvml(links))
+    monkeypatch.setattr(finding, "is_installed", lambda module: module == "pynvml")
+    machine = find_gpus(answers(xml=None, topo=None))
+    assert machine.links == found
+    assert machine.path(0, 1) == "NODE"
+    assert [(gpu.name, gpu.pcie_generation, gpu.pcie_lanes, gpu.bus) for gpu in machine.gpus] == [
+        ("NVIDIA RTX A6000", 4, None, "0:01:00.0"),
+        ("NVIDIA RTX A6000", 4, None, "0:02:00.0"),
+    ]
+
+
 def test_only_gpus_that_pytorch_sees_are_devices() -> None:
     cards = [FoundGpu(name=f"card {i}", memory_bytes=10**9, bus=f"0:0{i}:00.0", cpus=(i,)) for i in range(3)]
     links = (FoundLink(0, 2, "nvlink", 2), FoundLink(0, 1, "nvlink", 1))
@@ -246,6 +315,16 @@ def test_a_machine_is_measured_once(measurements: list[Found], monkeypatch: pyte
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     this_machine()
     assert len(measurements) == 3
+
+
+@pytest.mark.slow
+def test_the_machine_at_hand_is_measured_in_less_than_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.machine.this.user_cache_path", lambda app: tmp_path / app)
+    made = this_machine()
+    assert made.measured is not None
+    assert made.measured.took_s < 60
+    assert set(made.cluster.device_names) <= {part.name for part in parts_of(made.found)}
+    assert this_machine().cluster.sha256 == made.cluster.sha256
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"version": 0}', b"\xff"])

@@ -7,12 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from envs.clusters.cluster import Cluster
 from envs.clusters.device_specs import DEVICE_SPECS
 from envs.clusters.file import cluster_to_yaml, parse_cluster
 from envs.machine.found import merge, parse_cpus, show_cpus
 from envs.machine.reading import load_topology, parse_topology, read_topology
+from envs.machine.to_cluster import Like, make_machine_cluster
 from graphs.errors import InputError
 
 DATA = Path(__file__).parent / "data"
@@ -122,6 +125,15 @@ def test_gpus_without_nvlink_go_by_the_hosts() -> None:
     assert rate(bridged, "gpu:0", "gpu:1") == pytest.approx(0.9 * 56.25e9)
 
 
+def test_gpus_of_which_nothing_is_told_but_that_they_are_far_have_one_host(tmp_path: Path) -> None:
+    for count, hosts in ((2, 2), (4, 1)):
+        names = [f"GPU{i}" for i in range(count)]
+        rows = [" ".join([a, *("X" if a == b else "SYS" for b in names)]) for a in names]
+        (tmp_path / "vm.txt").write_text("\n".join([" ".join(names), *rows]))
+        cluster = load_topology(f"{tmp_path / 'vm.txt'}:gpu=t4").cluster
+        assert sum(device.name.startswith("cpu") for device in cluster.devices) == hosts
+
+
 def test_network_cards_tell_which_gpus_share_a_pcie_switch() -> None:
     """NVLink stands in the GPUs' own cells, so what they share shows in the cards' columns only."""
     for name in ("dgx1_v100.txt", "dgx_a100.txt"):
@@ -189,7 +201,10 @@ def test_lstopo_tells_the_host() -> None:
     assert (found.path(0, 1), found.path(0, 2)) == ("PIX", "SYS")
     cluster = machine("dgx2_part.lstopo.xml")
     assert rate(cluster, "gpu:0", "gpu:3") == pytest.approx(6 * NVLINK_2)
-    assert cluster.devices[0].spec.memory_bytes == pytest.approx(0.95 * 810234351616, rel=1e-4)
+    assert cluster.devices[0].spec.memory_bytes == pytest.approx(2 * 0.95 * 810234351616, rel=1e-4)
+    assert [(memory.devices, memory.memory_bytes) for memory in cluster.shared_memories] == [
+        (("cpu:0", "cpu:1"), cluster.devices[0].spec.memory_bytes)
+    ]
     station = read_topology(str(DATA / "workstation.lstopo.xml"))
     assert [(gpu.pcie_generation, gpu.pcie_lanes) for gpu in station.gpus] == [(None, 8), (4, 16)]
     assert [gpu.memory_bytes for gpu in station.gpus] == [24903680 * 1024] * 2
@@ -201,7 +216,8 @@ def test_the_host_is_as_lscpu_says() -> None:
     assert (found.cpu_name, found.sockets, found.cores) == ("Intel(R) Xeon(R) Gold 6326 CPU @ 2.90GHz", 2, 32)
     assert found.memory_bytes == 527978128 * 1024
     made = load_topology(f"{DATA / 'a6000_bridge.txt'}:gpu=t4,memory_bytes=64e9")
-    assert [device.spec.memory_bytes for device in made.cluster.devices[:2]] == [30_400_000_000] * 2
+    assert [device.spec.memory_bytes for device in made.cluster.devices[:2]] == [60_800_000_000] * 2
+    assert sum(memory.memory_bytes for memory in made.cluster.shared_memories) == 60_800_000_000
     assert any("Xeon(R) Gold 6326" in note and "cpu=NAME" in note for note in made.notes)
 
 
@@ -317,6 +333,58 @@ def write_list(name: str) -> Path:
     path = Path(tempfile.mkdtemp()) / "list.txt"
     path.write_text(f"GPU 0: {name} (UUID: GPU-0)\n")
     return path
+
+
+@pytest.mark.parametrize(
+    ("name", "specs"),
+    [
+        ("dgx1_v100.txt", ["v100_16gb"] * 8),
+        ("dgx_a100.txt", ["a100_40gb"] * 8),
+        ("rtx3090x8.txt", ["rtx_3090"] * 8),
+        ("l40s_pairs.txt", ["l40s"] * 4),
+        ("a6000_bridge.txt", ["a6000"] * 4),
+        ("rtx4090_and_p40.txt", ["rtx_4090", "p40"]),
+        ("rtx4090_and_p40.xml", ["rtx_4090", "p40"]),
+        ("rtx5090_and_4090s.txt", ["rtx_5090", *["rtx_4090"] * 4]),
+        ("wsl.txt", ["rtx_3060"]),
+        ("mi250x.txt", ["mi250x"] * 8),
+        ("mi100_pcie.txt", ["mi100"] * 4),
+        ("workstation.lstopo.xml", ["a5000"] * 2),
+        ("a100_divided.xml", ["a100_14sm_20gb", "a100_14sm_20gb", "a100_42sm_39gb", "a100"]),
+    ],
+)
+def test_gpus_are_known_by_the_names_that_drivers_give_them(name: str, specs: list[str]) -> None:
+    cluster = load_topology(str(DATA / name)).cluster
+    assert [device.spec.name for device in cluster.devices if device.name.startswith("gpu")] == specs
+
+
+@given(name=st.sampled_from(sorted(path.name for path in DATA.iterdir())), data=st.data())
+@settings(max_examples=80)
+def test_damaged_outputs_are_read_or_refused_in_a_sentence(name: str, data: st.DataObject) -> None:
+    lines = (DATA / name).read_bytes().split(b"\n")
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(lines) - 1))
+        words = lines[place].split(b" ")
+        word = data.draw(st.integers(0, len(words) - 1))
+        put = data.draw(
+            st.sampled_from([b"", b"GPU0", b"X", b"NV9", b"99999999999", b"-1", b"<a>", b"\xff", b"SYS SYS"])
+        )
+        kind = data.draw(st.sampled_from(["drop", "twice", "word", "cut"]))
+        if kind == "drop":
+            lines[place] = b""
+        elif kind == "twice":
+            lines.insert(place, lines[place])
+        elif kind == "cut":
+            lines = lines[: place + 1]
+        else:
+            lines[place] = b" ".join([*words[:word], put, *words[word + 1 :]])
+    try:
+        found = parse_topology(b"\n".join(lines), "it")
+        made = make_machine_cluster(found, DEVICE_SPECS, name="m", like=Like(gpu="t4"))
+    except InputError:
+        return
+    assert len(made.cluster.devices) >= 1
+    assert made.cluster.memory_bytes.min() >= 0
 
 
 def test_lists_of_processors() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from graphs.capture import capture
 from graphs.colocation.rules import colocate
 from tests.envs.measured.measured_problems import NAMES, make_faulty
 
-SOURCE = "python:tests.envs.measured.measured_problems:make_faulty"
+MODULE = "python:tests.envs.measured.measured_problems"
+SOURCE = f"{MODULE}:make_faulty"
 QUICK = Protocol(dropped=1, steps=3, short_steps=3)
 
 
@@ -25,12 +27,12 @@ def alive(process_id: int) -> bool:
     return True
 
 
-def faulty_problem(time_limit_s: float = 60.0) -> MeasuredProblem:
-    options = make_faulty()
-    graph = capture(options.pop("model"), options.pop("example_batch"), **{**options, "name": SOURCE})  # type: ignore[arg-type]
+def faulty_problem(time_limit_s: float = 60.0, make: Callable[[], dict[str, object]] = make_faulty) -> MeasuredProblem:
+    options, source = make(), f"{MODULE}:{make.__name__}"
+    graph = capture(options.pop("model"), options.pop("example_batch"), **{**options, "name": source})  # type: ignore[arg-type]
     devices = parse_devices(NAMES)
     problem = PlacementProblem(graph, colocate(graph, wanted_groups=100), machine_cluster(devices))
-    return measured(problem, SOURCE, devices, time_limit_s=time_limit_s, how=QUICK)
+    return measured(problem, source, devices, time_limit_s=time_limit_s, how=QUICK)
 
 
 def placements(problem: PlacementProblem) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 import copy
 import ctypes
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -133,17 +135,19 @@ FAULT = {"device": "", "how": ""}
 @torch.library.custom_op("measured_tests::faulty", mutates_args=())
 def faulty(x: torch.Tensor) -> torch.Tensor:
     """Doubles; unless it runs on a device that is to fail."""
-    import os
-    import signal
-
     name = threading.current_thread().name
     device = os.environ.get("FAULTY_DEVICE") or FAULT["device"]
     how = os.environ.get("FAULTY_HOW") or FAULT["how"]
+    if how == "drawn":
+        how = _drawn() if name.startswith("device ") else ""
+        device = name.removeprefix("device ")
     if name == f"device {device}" or (device == "any" and name.startswith("device ")):
         if how == "raise":
             raise ValueError("it is broken")
         if how == "memory":
             raise MemoryError
+        if how == "exhaust":
+            torch.empty(1 << 55)
         if how == "hang":
             time.sleep(1000)
         if how == "kill":
@@ -169,6 +173,30 @@ def faulty(x: torch.Tensor) -> torch.Tensor:
     return x * 2
 
 
+DRAWN = (
+    "raise",
+    "kill",
+    "memory",
+    "hang",
+    "segfault",
+    "exhaust",
+    "fork",
+    "hold",
+    "flood",
+    "fork_session",
+    "fork_and_die",
+)
+"""What happens in turn to every third call of `faulty` where it is to be drawn, over all processes."""
+
+
+def _drawn() -> str:
+    """Count this call in the file of calls, and say what is to happen in it."""
+    with open(os.environ["FAULTY_CALLS"], "ab") as file:
+        file.write(b".")
+        number = file.tell()
+    return DRAWN[number // 3 % len(DRAWN)] if number % 3 == 0 else ""
+
+
 @faulty.register_fake
 def _(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
@@ -185,6 +213,23 @@ class Faulty(nn.Module):
         return self.last(self.middle(self.first(x)))
 
 
+class Fragile(nn.Module):
+    """Many layers, so that there are many placements, of which the middle one may fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.ModuleList(nn.Linear(4, 4) for _ in range(6))
+        self.middle, self.after = _Middle(), nn.ModuleList(nn.Linear(4, 4) for _ in range(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.before:
+            x = layer(x)
+        x = self.middle(x)
+        for layer in self.after:
+            x = layer(x)
+        return x
+
+
 class _Middle(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return faulty(x)
@@ -194,3 +239,9 @@ def make_faulty() -> dict[str, object]:
     """For ``python:tests.envs.measured.measured_problems:make_faulty``."""
     torch.manual_seed(0)
     return {"model": Faulty(), "example_batch": torch.ones(2, 4), "training": False, "name": "faulty"}
+
+
+def make_fragile() -> dict[str, object]:
+    """For ``python:tests.envs.measured.measured_problems:make_fragile``."""
+    torch.manual_seed(0)
+    return {"model": Fragile(), "example_batch": torch.ones(2, 4), "training": False, "name": "fragile"}

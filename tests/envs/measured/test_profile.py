@@ -65,7 +65,7 @@ def test_a_profile_is_what_was_observed_under_load() -> None:
     np.testing.assert_allclose(times["profiled_cpu_1"], [106 * US, 246 * US, 246 * US, 16 * US, 0.0])
     np.testing.assert_allclose(found.solo_step_s, [522 * US, 522 * US])
     (link,) = found.cluster.links
-    assert (link.a, link.b) == ("cpu:0", "cpu:1")
+    assert (link.a, link.b, link.receiver_copies) == ("cpu:0", "cpu:1", True)
     assert link.bytes_per_s == pytest.approx(10e9)  # 10 MB in 1004 us, of which a small copy takes 4
     assert link.latency_s == pytest.approx(34 * US)  # (34 + 34) / 2: 1034 - 1000 after x, 36 - 2 after right
     assert found.graph.untimed.sha256 == graph.sha256 != found.graph.sha256

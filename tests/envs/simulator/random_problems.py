@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import HealthCheck, settings
@@ -18,6 +19,7 @@ MANY = settings(FEW, max_examples=10_000)
 
 TIMES_S = (0.0, 0.0, 0.25, 1.0, 1.0, 2.0, 1 / 3, 0.1)  # ties, no time at all, and sums that round
 SENDS_S = (*(math.nan,) * 4, *TIMES_S)  # most tensors take what their bytes take
+MODULES = ("", "", "a", "a.x", "a.y", "b", "b.z.u", "b.z.v", "c.0", "c.1.x", "loss")
 SIZES = (0, 1, 1, 2, 7, 1000)
 SPECS = tuple(DeviceSpec(f"spec{i}", kind, 500, {"float32": 1.0}, 1.0) for i, kind in enumerate(("gpu", "gpu", "cpu")))
 
@@ -50,11 +52,15 @@ def problems(
     kinds = sorted({d.spec.kind for d in machine.devices})
     specs = sorted({d.spec.name for d in machine.devices})
     ops, tensors = [], []
+    forward = draw(st.sampled_from([count, count // 2]))
     for op in range(count):
         allowed = draw(st.sampled_from([None, None, None, *([kind] for kind in kinds)])) if restrict else None
         held = {"parameter": draw(st.sampled_from(SIZES))} if draw(st.booleans()) else {}
         times = {spec: draw(st.sampled_from(TIMES_S)) for spec in specs}
-        ops.append(OpRecord(f"op{op}", "add", allowed_kinds=allowed, resident_bytes=held, time_s=times))
+        module, call = draw(st.sampled_from(MODULES)), draw(st.sampled_from([0, 0, 1]))
+        record = OpRecord(f"op{op}", "add", allowed_kinds=allowed, resident_bytes=held, time_s=times)
+        phase = "forward" if op < forward else "backward"
+        ops.append(replace(record, module=module, module_call=call, phase=phase))
         for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 3]))):
             readers = draw(st.sets(st.integers(op + 1, count - 1), max_size=4)) if op + 1 < count else set()
             size, resident, seconds = draw(st.sampled_from(SIZES)), draw(st.booleans()), draw(st.sampled_from(SENDS_S))

@@ -7,13 +7,15 @@ so it checks that too. Quadratic and slow, which is no matter for graphs of some
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 
 from envs.problem import PlacementProblem
 from envs.simulator.trace import Trace
+from graphs.colocation.whole_modules import whole_modules
+from graphs.computation_graph import PHASES
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Sent:
     destination: int
     start_s: float
     end_s: float
+    visit: object = None
 
 
 class History:
@@ -37,6 +40,7 @@ class History:
         self.end_s: dict[int, float] = {}  # of every op that has started
         self.ended: set[int] = set()
         self.sent: list[Sent] = []
+        self.served: dict[tuple[int, int], object] = {}  # under ``sequential``, whose copy an op reads
         self.remaining_s = cache(self._remaining_s)
 
     def readers(self, tensor: int) -> list[int]:
@@ -107,6 +111,10 @@ class History:
                 self.start_s[chosen] = now
                 self.end_s[chosen] = now + float(self.problem.op_time_s[device, chosen])
 
+    def reads_copy(self, tensor: int, op: int, copy: Sent) -> bool:
+        """Whether an op on the copy's device reads it: always, but under ``sequential``."""
+        return self.problem.schedule != "sequential" or self.served.get((tensor, op), "none") == copy.visit
+
     def lives(self) -> Iterator[tuple[int, float, float, int]]:
         """``(device, start, end, bytes)`` of every tensor in every memory."""
         for tensor in range(self.graph.num_tensors):
@@ -120,18 +128,118 @@ class History:
             until = max([self.end_s[producer], last_read[home], *(s.end_s for s in copies)])
             yield home, self.start_s[producer], until, 0 if self.graph.tensor_resident[tensor] else size
             for s in copies:
-                yield s.destination, s.start_s, last_read[s.destination], size
+                mine = [
+                    self.end_s[r]
+                    for r in self.readers(tensor)
+                    if self.placement[r] == s.destination and self.reads_copy(tensor, r, s)
+                ]
+                yield s.destination, s.start_s, max(mine), size
+
+
+class Visits:
+    """Which reads share a copy under the schedule ``sequential``."""
+
+    def __init__(self, history: History) -> None:
+        self.graph, self.placement = history.graph, history.placement
+        found = whole_modules(self.graph)
+        self.paths = [self.graph.module_names[m] for m in self.graph.module]
+        self.counted = [
+            op
+            for op in history.ops
+            if PHASES[self.graph.phase[op]] == "forward"
+            and any(inside(self.paths[op], path) for path in found.members[found.group_of_op[op]])
+        ]
+        self.sums = self.chains()
+
+    def calls(self, path: str) -> int:
+        """How often a module is called: as its own ops say, or what divides the calls of all that is in it."""
+        own = [int(self.graph.module_call[op]) + 1 for op, of in enumerate(self.paths) if of == path]
+        if own:
+            return max(own)
+        return math.gcd(*(self.calls(of) for of in set(self.paths) if inside(of, path)))
+
+    def is_called(self, path: str) -> bool:
+        parts = {of[len(path) :].lstrip(".").split(".")[0] for of in self.paths if inside(of, path) and of != path}
+        return path in {"", *self.paths} or not all(part.isdigit() for part in parts)
+
+    def visit(self, op: int) -> tuple[str, int]:
+        path = self.paths[op]
+        outer = [path[:i] for i in range(len(path)) if path[i] == "."]
+        for entry in dict.fromkeys(["", *outer, path]):
+            on = {self.placement[o] for o in self.counted if inside(self.paths[o], entry)}
+            if len(on) == 1 and self.is_called(entry):
+                break
+        else:
+            entry = path
+        return entry, int(self.graph.module_call[op]) * self.calls(entry) // self.calls(path)
+
+    def chains(self) -> list[list[tuple[int, int]]]:
+        """Sums of gradients, each as ``(contribution, the op that adds it)``."""
+        graph = self.graph
+        rows: dict[int, list[tuple[int, int]]] = {}
+        chain: dict[int, int] = {}
+        for op in range(graph.num_ops):
+            if PHASES[graph.phase[op]] != "backward" or not self.reads(op):
+                continue
+            goes_on = [
+                t
+                for t in self.reads(op)
+                if (before := int(graph.tensor_producer[t])) in chain
+                and graph.consumer_offsets[t + 1] - graph.consumer_offsets[t] == 1
+                and (self.paths[before], graph.module_call[before]) == (self.paths[op], graph.module_call[op])
+            ][:1]
+            chain[op] = chain[int(graph.tensor_producer[goes_on[0]])] if goes_on else op
+            given = [t for t in self.reads(op) if PHASES[graph.phase[graph.tensor_producer[t]]] == "backward"]
+            rows.setdefault(chain[op], []).extend((t, op) for t in given if t not in goes_on)
+        return list(rows.values())
+
+    def reads(self, op: int) -> list[int]:
+        graph = self.graph
+        return [
+            t
+            for t in range(graph.num_tensors)
+            if op in graph.consumers[graph.consumer_offsets[t] : graph.consumer_offsets[t + 1]]
+        ]
+
+    def is_carried(self, tensor: int, op: int) -> bool:
+        """Whether the tensor was added, where it was made, to one that the same sum was sent before."""
+        maker = int(self.graph.tensor_producer[tensor])
+        for contributions in self.sums:
+            if (tensor, op) in contributions:
+                before = contributions[: contributions.index((tensor, op))]
+                return any(
+                    self.placement[m] == self.placement[maker] != self.placement[reader]
+                    and self.visit(m) == self.visit(maker)
+                    for t, reader in before
+                    for m in [int(self.graph.tensor_producer[t])]
+                )
+        return False
+
+    def of(self, tensor: int, op: int) -> object:
+        """What the copy that an op reads is for."""
+        maker = int(self.graph.tensor_producer[tensor])
+        return self.visit(op) if PHASES[self.graph.phase[maker]] == "forward" else None
+
+
+def inside(path: str, outer: str) -> bool:
+    return outer == "" or path == outer or path.startswith(f"{outer}.")
 
 
 def _one_thing_at_a_time(history: History) -> None:
     """The schedule ``sequential``: all that there is to happen, in the order of the ops."""
-    now = 0.0
+    now, visits = 0.0, Visits(history)
     for op in history.ops:
         here = history.placement[op]
         for tensor in history.read_by(op):
-            if history.there_since(tensor, here, now) is None:
-                history.send(tensor, history.placement[int(history.graph.tensor_producer[tensor])], here, now)
+            source = history.placement[int(history.graph.tensor_producer[tensor])]
+            if source == here or visits.is_carried(tensor, op):
+                continue
+            visit = visits.of(tensor, op)
+            if not any((s.tensor, s.destination, s.visit) == (tensor, here, visit) for s in history.sent):
+                history.send(tensor, source, here, now)
+                history.sent[-1] = replace(history.sent[-1], visit=visit)
                 now = history.sent[-1].end_s
+            history.served[tensor, op] = visit
         history.start_s[op] = now
         now += float(history.problem.op_time_s[here, op])
         history.end_s[op] = now

@@ -151,7 +151,7 @@ def test_a_list_shows_what_has_a_name(
 
 def test_a_list_of_nothing_says_what_is_near(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "devices", "rtx_3091"]) == 2
-    assert "'rtx_3091'; did you mean 'rtx_3090'" in capsys.readouterr().err
+    assert "'rtx_3091' (did you mean 'rtx_3090'?)" in capsys.readouterr().err
 
 
 def test_lists_help_and_typing_errors_load_no_torch(here: Path) -> None:

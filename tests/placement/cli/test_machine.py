@@ -116,6 +116,8 @@ def test_the_verbs_take_another_machines_outputs(here: list[Found], capsys: pyte
     [
         (["compare", "g.graph.json", "--cluster", "k80x2", "--topology", "t"], "leave one of them out"),
         (["machine", "--again", "--topology", "t"], "leave one of them out"),
+        (["train", "--resume", "run", "--topology", "t"], "knows its cluster; leave out --topology"),
+        (["train", "nmt", "--measured", "--devices", "cpu:0", "--topology", "t"], "leave out --topology"),
         (["machine", "--out", "my.txt"], "must end in .yaml or .yml"),
         (["machine", "--out", "no/my.yaml"], "no directory 'no'"),
         (["machine", "--topology", "none.txt"], "cannot read topology file 'none.txt'"),

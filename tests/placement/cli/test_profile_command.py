@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from envs.clusters.catalog import load_cluster
+from envs.measured.machine import as_one, parse_devices
 from graphs.sources import load_graph
 from placement.cli.main import main
 from tests.envs.measured.measured_problems import two_cores
@@ -45,8 +46,26 @@ def test_a_machine_is_profiled_and_the_profile_guides_a_training(
     assert main(["train", source, "--measured", "--screen", "--devices", DEVICES, *guided]) == 0
     rows = json.loads(Path("run/measured.json").read_text())["rows"]
     assert all(row["simulated_s"] > 0 for row in rows)
-    # The placement is one of the graph, whoever timed it.
-    assert main(["run", source, "--placement", "run/placement.json", "--devices", DEVICES, "--steps", "3"]) == 0
+    # The placement is one of the graph, whoever timed it. Beside it, what the cores do without it.
+    run = ["run", source, "--placement", "run/placement.json", "--devices", DEVICES, "--steps", "3"]
+    capsys.readouterr()
+    assert main([*run, "--json", "steps.json"]) == 0
+    said = capsys.readouterr().out
+    one = as_one(parse_devices(DEVICES))
+    assert one is not None
+    assert re.search(rf"plain PyTorch on the same cores: [\d.]+ (ms|us|s) \({one.name}, 2 threads\)", said)
+    assert re.search(rf"all ops on one device of these cores: [\d.]+ (ms|us|s) \({one.name}\)", said)
+    assert re.search(r"The placement takes [\d.]+ (times as long as|of the time of) plain PyTorch", said)
+    steps = json.loads(Path("steps.json").read_text())
+    assert [each["name"] for each in steps["plain"]] == ["plain PyTorch"]
+    assert steps["plain"][0]["step_time_s"] > 0
+    assert steps["one_device_s"] > 0
+    # So does a training, which leaves the placement on one device of all cores, to be run like any other.
+    measured = json.loads(Path("run/measured.json").read_text())
+    assert measured["plain"][0]["step_time_s"] > 0
+    alone = ["run", source, "--placement", "run/one_device.json", "--devices", one.name, "--plain", "none"]
+    assert main([*alone, "--steps", "3"]) == 0
+    assert "plain PyTorch" not in capsys.readouterr().out
     assert main(["simulate", source, "--cluster", "own.yaml", "--placement", "run/placement.json"]) == 0
     assert main(["simulate", "own.graph.json.gz", "--cluster", "own.yaml", "--placement", "run/placement.json"]) == 0
     capsys.readouterr()

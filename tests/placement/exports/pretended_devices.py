@@ -30,6 +30,10 @@ class _Devices(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.where = WeakTensorKeyDictionary()
+        self.copy_of = WeakTensorKeyDictionary()  # the copy that a tensor is, or a view of
+        self.read = set[int]()  # the copies that an op read
+        self.given = WeakTensorKeyDictionary()  # the model's inputs, and copies of them
+        self.sent = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -37,7 +41,14 @@ class _Devices(TorchDispatchMode):
         met = {self.where[t] for t in read if t in self.where}
         if len(met) > 1:
             raise OnTwoDevicesError(f"{func} reads tensors on devices {sorted(map(str, met))}")
+        copies = [
+            self.copy_of[t] for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t in self.copy_of
+        ]
         made = func(*args, **kwargs)
+        if func.is_view:
+            self.copy_of.update({t: copies[0] for t in tree_leaves(made) if copies and isinstance(t, torch.Tensor)})
+        else:
+            self.read.update(copies)
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor) and met and tensor not in self.where:
                 self.where[tensor] = next(iter(met))
@@ -52,6 +63,11 @@ class _Devices(TorchDispatchMode):
             with _disable_current_modes():
                 made = tensor.clone()
             self.where[made] = device
+            if tensor in self.given:
+                self.given[made] = True
+            elif tensor.is_floating_point():
+                self.copy_of[made] = self.sent
+                self.sent += 1
             return made
 
         if isinstance(value, MutableMapping) and not isinstance(value, dict):  # an output of Transformers
@@ -84,13 +100,20 @@ class _Devices(TorchDispatchMode):
 def outputs_under(
     model: nn.Module, batch: Mapping[str, Any], device_map: Mapping[str, int | str]
 ) -> list[torch.Tensor]:
-    """What the model returns, run without gradients under Accelerate's hooks; its tensors in a row.
+    """What the model returns, run without gradients under Accelerate's hooks; its tensors in a row."""
+    return run_under(model, batch, device_map)[0]
+
+
+def run_under(
+    model: nn.Module, batch: Mapping[str, Any], device_map: Mapping[str, int | str]
+) -> tuple[list[torch.Tensor], int]:
+    """As `outputs_under`, and how many copies the hooks made that an op read, of what the model computes in floats.
 
     Raises:
         OnTwoDevicesError: The map cannot be run.
     """
     devices = _Devices()
-    main = next(iter(device_map.values()))
+    main = min((d for d in device_map.values() if isinstance(d, int)), default="cpu")  # as `dispatch_model` has it
     with (
         mock.patch.object(accelerate.hooks, "send_to_device", devices.send),
         mock.patch.object(accelerate.hooks, "find_device", devices.find),
@@ -100,8 +123,11 @@ def outputs_under(
     ):
         dispatched = accelerate.big_modeling.dispatch_model(copy.deepcopy(model).eval(), dict(device_map))
         with devices:
-            made = dispatched(**{key: devices.send(value, main) for key, value in batch.items()})
-    return [t for t in tree_leaves(made) if isinstance(t, torch.Tensor)]
+            given = {key: devices.send(value, main) for key, value in batch.items()}
+            devices.given.update({tensor: True for tensor in tree_leaves(given) if isinstance(tensor, torch.Tensor)})
+            devices.copy_of = WeakTensorKeyDictionary()
+            made = dispatched(**given)
+    return [t for t in tree_leaves(made) if isinstance(t, torch.Tensor)], len(devices.read)
 
 
 def outputs_of(model: nn.Module, batch: Mapping[str, Any]) -> list[torch.Tensor]:

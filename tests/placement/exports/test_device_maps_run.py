@@ -16,11 +16,11 @@ import placement
 from envs.clusters.catalog import load_cluster
 from graphs.capture import capture
 from graphs.colocation.whole_modules import whole_module_groups, whole_modules
-from graphs.computation_graph import ComputationGraph
+from graphs.computation_graph import DTYPES, INPUT, ComputationGraph
 from placement.exports.accelerate import device_map, simulate_device_map
 from tests.envs.simulator.simulator_problems import graph_of as graph_of_times
 from tests.envs.simulator.simulator_problems import hub, problem_of
-from tests.placement.exports.pretended_devices import OnTwoDevicesError, outputs_of, outputs_under
+from tests.placement.exports.pretended_devices import OnTwoDevicesError, outputs_of, outputs_under, run_under
 
 WIDTH: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 WORDS: dict[str, Any] = {"vocab_size": 120, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -198,6 +198,74 @@ def test_maps_of_any_placement_run(make: Callable[[], tuple[nn.Module, dict[str,
             check_runs(model, batch, made.devices)
             several += len(set(made.devices.values())) > 1
     assert several >= 3 or make is skips
+
+
+class Shares(nn.Module):
+    """What one part makes is read by every block, two of which share a container that is called, two a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.blocks = nn.ModuleList(Gate() for _ in range(3))
+        self.both = Both()
+        self.again = Gate()
+        self.chain = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.first(x)
+        hidden = torch.relu(made)
+        for block in self.blocks:
+            hidden = block(hidden, made)
+        hidden = self.both(hidden, made)
+        for _ in range(3):
+            hidden = self.again(hidden, made)
+        return self.last(self.chain(hidden))
+
+
+class Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, hidden: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        return self.a(hidden) * self.b(made) + made
+
+
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = Gate(), Gate()
+
+    def forward(self, hidden: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        return self.right(self.left(hidden, made), made)
+
+
+def shares() -> tuple[nn.Module, dict[str, Any]]:
+    return Shares(), {"x": torch.randn(4, 8)}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [shares, llama, gpt2, bert, whisper, convnext, tied, skips])
+def test_as_much_is_simulated_as_the_hooks_send(make: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> None:
+    """Copies of what the model computes: of inputs, masks and tables the captured step has others than the run one."""
+    torch.manual_seed(0)
+    model, batch = make()
+    graph = capture(model, batch, training=False)
+    floats = np.array([DTYPES[d].startswith("float") for d in graph.dtype]) & ~graph.is_type(INPUT)
+    seen = 0
+    for cluster in ("k80x2", "k80x4"):
+        whole = placement.make_problem(graph, cluster, target="accelerate")
+        rng = np.random.default_rng(1)
+        for _ in range(4):
+            on = np.array([rng.choice(np.flatnonzero(row)) for row in whole.allowed])
+            devices = device_map(whole, whole.to_ops(on)).devices
+            if len(set(devices.values())) > 1:
+                sent = whole.trace(on).transfer_tensor
+                simulated = int(floats[graph.tensor_producer[sent]].sum())
+                assert simulated == run_under(model, batch, devices)[1], devices
+                seen += simulated
+    assert seen > 10
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
@@ -20,6 +21,7 @@ from placement.learning.pace import (
     TimedPace,
     make_pace,
 )
+from placement.move_search.search import MoveSearch
 from tests.placement.problems import with_settings
 
 SMALL = with_settings(PRESETS["default"], search_moves=100, samples=7)
@@ -60,7 +62,7 @@ def test_the_seconds_clock_goes_by_time_alone(now: Callable[[float], None]) -> N
 
 def test_only_time_alone_gives_a_timed_pace() -> None:
     def pace(limits: Limits) -> type:
-        return type(make_pace(SMALL, limits, num_ops=9, began_s=0.0, policy=PolicyTime(), goes_on=False))
+        return type(make_pace(SMALL, limits, num_ops=9, num_groups=3, began_s=0.0, policy=PolicyTime(), goes_on=False))
 
     assert pace(Limits(time_limit_s=5.0)) is TimedPace
     for limits in (Limits(), Limits(updates=3), Limits(evaluations=9), Limits(updates=3, time_limit_s=5.0)):
@@ -90,7 +92,7 @@ def test_a_counted_pace_leaves_the_samples_their_evaluations() -> None:
 
 
 def timed(limit_s: float, policy: PolicyTime) -> TimedPace:
-    return TimedPace(SMALL, limit_s=limit_s, began_s=100.0, policy=policy, first=0.0)
+    return TimedPace(SMALL, groups_an_op=0.1, limit_s=limit_s, began_s=100.0, policy=policy, first=0.0)
 
 
 def test_the_policy_gets_its_share_of_a_timed_run(now: Callable[[float], None]) -> None:
@@ -105,8 +107,33 @@ def test_the_policy_gets_its_share_of_a_timed_run(now: Callable[[float], None]) 
         now(100.0 + seconds)
         assert pace.policy_is_due() is due
     now(200.0)
-    again = TimedPace(SMALL, limit_s=50.0, began_s=200.0, policy=policy, first=1.0)
+    again = TimedPace(SMALL, groups_an_op=0.1, limit_s=50.0, began_s=200.0, policy=policy, first=1.0)
     assert again.policy_is_due(), "what it took in another run does not count"
+
+
+class StepsOf:
+    """Chains of whose steps it is known how long simulating one takes."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def expect(self, evaluations: float) -> None:
+        """Nothing to plan."""
+
+    def expect_seconds(self, limit_s: float) -> float:
+        """Seconds of a step."""
+        return self.seconds
+
+
+@pytest.mark.parametrize("limit_s", [0.5, 2.0, 60.0])
+def test_a_run_too_short_for_the_policys_first_turn_does_without(limit_s: float) -> None:
+    """The turn cannot be broken off; with 8 samples and a group in ten ops it takes as long as 660 steps."""
+    steps = pace_module.STEPS_A_TURN + pace_module.OPS_A_DECISION * 0.1 * 8
+    assert steps == pytest.approx(660)
+    for share, due in ((0.5, True), (0.99, True), (1.01, False), (30.0, False)):
+        pace = timed(limit_s, PolicyTime())
+        pace.plan(cast(MoveSearch, StepsOf(share * pace_module.FIRST_TURN_SHARE * limit_s / steps)))
+        assert pace.policy_is_due() is due
 
 
 def test_the_moves_of_a_timed_update_end_with_the_policy_and_with_the_run(now: Callable[[float], None]) -> None:
@@ -132,6 +159,6 @@ def test_the_clock_of_a_timed_run_begins_with_the_search(now: Callable[[float], 
     now(130.0)
     assert pace.clock.done(Work(0, 0)) == pytest.approx(0.5)
     assert timed(50.0, PolicyTime()).moves(evaluations=0, chains=1) > 10**6
-    alone = TimedPace(PRESETS["paper"], limit_s=50.0, began_s=100.0, policy=PolicyTime(), first=0.0)
+    alone = TimedPace(PRESETS["paper"], groups_an_op=0.1, limit_s=50.0, began_s=100.0, policy=PolicyTime(), first=0.0)
     assert alone.moves(evaluations=0, chains=1) == 0
     assert alone.heuristics_s is None

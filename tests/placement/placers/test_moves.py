@@ -77,7 +77,7 @@ def test_what_does_not_fit_costs_more_than_what_does_and_less_when_less_is_missi
     assert evaluation.feasible.any()
     assert not evaluation.feasible.all()
     assert costs_s[~evaluation.feasible].min() > evaluation.step_time_s.max()
-    missing = missing_share(evaluation, problem.cluster.memory_bytes)
+    missing = missing_share(evaluation, problem.cluster.memories)
     order = np.argsort(missing, kind="stable")
     assert (np.diff(costs_s[order][missing[order] > 0]) >= 0).all()
 

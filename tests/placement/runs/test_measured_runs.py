@@ -69,7 +69,9 @@ def test_a_run_that_is_stopped_keeps_what_it_measured_and_goes_on_by_the_command
     source: str, screen: bool, number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = Count(at=3, number=number)
-    run = placement.train_measured(source, DEVICES, screen=screen, time_limit_s=120, out="run", observer=told)
+    run = placement.train_measured(
+        source, DEVICES, screen=screen, time_limit_s=120, out="run", plain="none", observer=told
+    )
     assert run.interrupted
     assert run.measured == told.count == len(lines(Path("run")))
     assert placement.read_placement("run/placement.json") == run.result
@@ -85,7 +87,7 @@ def test_a_run_that_is_stopped_keeps_what_it_measured_and_goes_on_by_the_command
 
     capsys.readouterr()
     threading.Thread(target=stop_at, args=(told.count + 2,), daemon=True).start()
-    assert main(["train", "--resume", "run", "--time-limit-s", "25"]) == 0
+    assert main(["train", "--resume", "run", "--time-limit-s", "25", "--plain", "none"]) == 0
     said = capsys.readouterr()
     assert len(lines(Path("run"))) > told.count
     assert f"{len(lines(Path('run')))} placements run, 0 of them failed" in said.out
@@ -107,7 +109,19 @@ def test_a_run_that_is_stopped_keeps_what_it_measured_and_goes_on_by_the_command
 
 @two_cores
 def test_a_run_that_is_killed_keeps_what_it_measured(source: str) -> None:
-    args = ["train", source, "--measured", "--devices", DEVICES, "--time-limit-s", "300", "--out", "run"]
+    args = [
+        "train",
+        source,
+        "--measured",
+        "--devices",
+        DEVICES,
+        "--time-limit-s",
+        "300",
+        "--out",
+        "run",
+        "--plain",
+        "none",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "placement.cli", *args],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -127,7 +141,7 @@ def test_a_run_that_is_killed_keeps_what_it_measured(source: str) -> None:
     with log.open("ab") as file:
         file.write(b'{"placer": "half of a li')
     told = Count()
-    run = placement.train_measured(out="run", resume=True, time_limit_s=1e-3, observer=told)
+    run = placement.train_measured(out="run", resume=True, time_limit_s=1e-3, plain="none", observer=told)
     assert (told.count, run.measured) == (0, len(before))  # there is no time for more
     assert lines(Path("run")) == before
     assert run.result == placement.read_placement("run/placement.json")

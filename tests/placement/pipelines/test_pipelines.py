@@ -1,0 +1,154 @@
+"""Models trained in stages on several processes: the loss and the gradients are those of one process."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from graphs.errors import InputError
+from placement.exports.stages import Stage, Stages
+from placement.pipelines.cut import check_rows, cut, split_batch
+from placement.pipelines.run import schedule_csv
+from tests.pages import GUIDE, blocks
+from tests.placement.pipelines import train_in_stages
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = str(Path(train_in_stages.__file__))
+
+GPT = "gpt/{}/4/0:embed+places+blocks.0,1:blocks.1+blocks.2+blocks.3+head"
+CHUNKS = "bert/interleaved/4/0:embed+places,1:blocks.0,0:blocks.1+blocks.2,1:blocks.3+head"
+CONV = "conv/{}/{}/0:stem+layers.0+layers.1,1:layers.2+head"
+TURNS = "conv/list/4/0:stem,0:layers.0,1:layers.1,1:layers.2+head"
+THREE = "bert/{}/4/0:embed+places+blocks.0,1:blocks.1,2:blocks.2+blocks.3+head"
+
+
+def environment(**more: str) -> dict[str, str]:
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
+
+
+def run_in_stages(processes: int, cases: list[str]) -> None:
+    """Start torchrun; every process compares its own gradients and says so."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    run = subprocess.run(
+        [*command, SCRIPT, *cases], capture_output=True, text=True, timeout=400, env=environment(), check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    for case in cases:
+        for rank in range(processes):
+            assert f"rank {rank} agrees in " in run.stdout
+        assert run.stdout.count(f"parameters on {case}") == processes, run.stdout
+
+
+def test_two_processes_train_as_one() -> None:
+    run_in_stages(2, [GPT.format("1f1b"), CHUNKS, CONV.format("gpipe", 2), TURNS])
+
+
+def test_three_processes_train_as_one() -> None:
+    run_in_stages(3, ["gpt/zb_h1/4/0:embed+places+blocks.0,1:blocks.1+blocks.2,2:blocks.3+head"])
+
+
+@pytest.mark.slow
+def test_every_order_trains_every_model() -> None:
+    run_in_stages(2, [GPT.format("gpipe"), GPT.format("zb_h1"), CONV.format("1f1b", 4), CONV.format("zb_h1", 8)])
+    run_in_stages(3, [THREE.format(order) for order in ("gpipe", "1f1b", "zb_h1")])
+
+
+@pytest.mark.slow
+def test_the_guide_trains_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, writer = blocks(GUIDE / "pipelines.md", "python")
+    (tmp_path / "train_in_stages.py").write_text(script.replace("range(20)", "range(6)"))
+    (line,) = [line for line in blocks(GUIDE / "pipelines.md", "")[0].splitlines() if line.startswith("torchrun ")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *line.split()[1:]]
+    run = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=400, env=environment(), check=False
+    )
+    assert run.returncode == 0, run.stderr
+    losses = [float(value) for value in re.findall(r"step \d+: loss ([\d.]+)", run.stdout)]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(f"{script.replace('__main__', 'no')}\n{writer}", "pipelines.md", "exec"), {"__name__": "page"})
+
+
+def test_a_process_that_dies_ends_the_others_with_a_sentence() -> None:
+    """Without torchrun, which would end the others itself."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    about = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, "--die" if rank else "--live", GPT.format("1f1b")],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **about),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[1].returncode == 3
+    assert processes[0].returncode == 1
+    last = said[0].strip().splitlines()[-1]
+    assert "rank 0 waited in vain for another rank in step 1" in last
+
+
+def plan(*stages: tuple[int, list[str]], batch: int = 8, order: str = "1f1b") -> Stages:
+    made = tuple(Stage(rank, tuple(modules)) for rank, modules in stages)
+    ranks = tuple(f"gpu:{i}" for i in range(max(rank for rank, _ in stages) + 1))
+    return Stages(graph="g", cluster="c", ranks=ranks, stages=made, order=order, batch=batch, micro_batches=2)  # type: ignore[arg-type]
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.middle, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.middle(self.embed(x)))
+
+
+class Depends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.a(x)
+        return self.b(made) if float(made.sum()) > 0 else made
+
+
+def test_what_cannot_be_cut_is_refused_in_a_sentence() -> None:
+    ids, x = torch.zeros(8, 3, dtype=torch.long), torch.zeros(8, 4)
+    with pytest.raises(InputError, match=r"stages\[1\].modules has 'tail', which the model has not"):
+        cut(Tied(), plan((0, ["embed"]), (1, ["tail"])), (ids,), {})
+    with pytest.raises(InputError, match="is used by stages 0 and 1"):
+        cut(Tied(), plan((0, ["embed", "middle"]), (1, ["head"])), (ids,), {})
+    model = Depends()
+    with pytest.raises(InputError, match="PyTorch cannot trace Depends in stages"):
+        cut(model, plan((0, ["a"]), (1, ["b"])), (x,), {})
+    assert "forward" not in model.b.__dict__
+    with pytest.raises(InputError, match=r"shape \[8, 3\], but the stages are for 6 samples"):
+        check_rows(ids, 6)
+    with pytest.raises(InputError, match="2 targets"):
+        split_batch((x, x, x))
+    with pytest.raises(InputError, match="no tensor among the inputs"):
+        split_batch(({"a": 1}, x))
+
+
+def test_schedules_are_written_as_pytorch_reads_them() -> None:
+    text = schedule_csv(plan((0, ["a"]), (1, ["b"]), order="zb_h1"))
+    assert text == "0F0,0F1,0I0,0W0,0I1,0W1\n1F0,1I0,1F1,1I1,1W0,1W1\n"
