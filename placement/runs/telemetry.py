@@ -117,12 +117,9 @@ class Telemetry:
         self._end: Any = None
         if settings:
             experiment, begin, self._end = hparams(dict(settings), {"step_time/best_s": 0.0})
+            events: Any = self._writer.file_writer
             for summary in (experiment, begin):
-                self._add(summary)
-
-    def _add(self, summary: Any) -> None:
-        assert self._writer.file_writer is not None, "it is there until the writer is closed"
-        self._writer.file_writer.add_summary(summary)
+                events.add_summary(summary)
 
     def write_update(self, stats: UpdateStats) -> None:
         """One update's numbers; what is not finite (no feasible sample, say) is left out."""
@@ -163,7 +160,8 @@ class Telemetry:
         """Write what is left and close the file."""
         try:
             if self._end is not None:
-                self._add(self._end)
+                events: Any = self._writer.file_writer
+                events.add_summary(self._end)
             self._writer.close()
         finally:
             threading.excepthook = self._hook

@@ -23,6 +23,7 @@ HIDDEN = {
     "pymetis": "partitioners",
     "ortools": "exact",
     "onnx": "onnx",
+    "bokeh": "report",
     "transformers": "hf",
 }
 """Each module that only an extra installs, and the extra."""
@@ -102,6 +103,10 @@ def test_training_goes_without_the_extras_and_says_that_there_are_no_pictures(he
         (
             ["compare", "g.graph.json", "--cluster", "k80x2", "--placers", "exact"],
             "placer 'exact' needs OR-tools, which is not installed: pip install 'device-placement[exact]'",
+        ),
+        (
+            ["explain", "p.json", "--html", "p.html"],
+            "a report needs Bokeh, which is not installed: pip install 'device-placement[report]'",
         ),
         (
             ["import", "model.onnx", "--out", "m.graph.json"],

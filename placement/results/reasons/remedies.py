@@ -71,15 +71,18 @@ def try_remedies(
         busiest_device: One more like it is a remedy.
         busiest_link: Number of the link to make faster; None where nothing is sent.
         tries: Placements that are tried on each cluster.
-        time_limit_s: Seconds for all of them together; None for no limit.
+        time_limit_s: Seconds for all of them together, after which the rest are left out; None for no limit.
     """
     given: NDArray[np.int32] = np.asarray(ops, dtype=np.int32)
     asked = list(_clusters(problem, busiest_device, busiest_link))
     share_s = None if time_limit_s is None else time_limit_s / (len(asked) + 1)
+    deadline_s = None if time_limit_s is None else time.perf_counter() + time_limit_s
     begin, _, before = _improve(problem, given, new_device=None, tries=tries, time_limit_s=share_s, seed=0)
     found = []
     for name, what, cluster in asked:
         began_s = time.perf_counter()
+        if found and deadline_s is not None and began_s >= deadline_s:
+            break
         other = problem if cluster is problem.cluster else replace(problem, cluster=cluster, names=None)
         new = cluster.num_devices - 1 if cluster.num_devices > problem.num_devices else None
         left_s = None if share_s is None else share_s - (time.perf_counter() - began_s)

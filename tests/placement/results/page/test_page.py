@@ -187,12 +187,13 @@ class TestARun:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window, as Debian packages it."""
+    """Chromium without a window, as Debian packages it, or Chrome."""
     selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
 
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
     if program is None or driver is None:
         pytest.skip("chromium or chromedriver is not installed: apt-get install chromium chromium-driver")
     options = Options()
