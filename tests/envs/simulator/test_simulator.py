@@ -92,7 +92,7 @@ def test_the_loop_that_the_benchmark_compares_with_gives_the_same_answers(schedu
 
 
 def test_the_benchmark_gives_the_figures_that_it_promises() -> None:
-    cases = measure(200, "priority", [1, 2])
+    cases = measure(200, "priority", [1, 2], None)
     keys = [
         "ops",
         "edges",
