@@ -3,8 +3,8 @@
     python scripts/time_limits.py [--seconds 2] [--placers reinforce,heft,...] [--graphs nmt:layers=8 random:100000 ...]
 
 A limit holds where a placer takes at most a tenth, or 0.3 s, longer. All is compiled and loaded before the clocks start.
-``random:N`` is a random graph of N ops in 256 groups. Other work on the machine adds to the times; the number of cores
-that the process had is printed for that.
+``random:N`` is a random graph of N ops in 256 groups. Other work on the machine adds to the times; so the number of
+cores that the process had is printed.
 """
 
 from __future__ import annotations
