@@ -2,7 +2,7 @@
 
     python scripts/time_limits.py [--seconds 2] [--placers reinforce,heft,...] [--graphs nmt:layers=8 random:100000 ...]
 
-A limit holds where a placer takes at most a tenth, or 0.3 s, longer. All is compiled and loaded before the clocks start.
+A limit holds where a placer takes at most a tenth, or 0.3 s, longer. All is compiled and loaded before clocks start.
 ``random:N`` is a random graph of N ops in 256 groups. Other work on the machine adds to the times; so the number of
 cores that the process had is printed.
 """
