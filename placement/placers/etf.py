@@ -22,7 +22,7 @@ def place(
     problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
 ) -> Placed:
     """The ready task that can start first, again and again; on groups and on ops."""
-    return place_both_ways(Search(problem, budget), rule, contention=(False,))
+    return place_both_ways(Search(problem, budget), rule, contention=(False,), looks_at_all_ready=True)
 
 
 def rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ def place(
     problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
 ) -> Placed:
     """The ready task that can start first where it fits, again and again; on groups and on ops."""
-    return place_both_ways(Search(problem, budget), rule, contention=(True,))
+    return place_both_ways(Search(problem, budget), rule, contention=(True,), looks_at_all_ready=True)
 
 
 def rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ def place(
     problem: PlacementProblem, *, budget: Budget, rng: np.random.Generator, options: SearchOptions = DEFAULT_OPTIONS
 ) -> Placed:
     """Solve for favourite children, then the earliest start with devices kept free for them; on groups and on ops."""
-    return place_both_ways(Search(problem, budget), _rule, contention=(True,))
+    return place_both_ways(Search(problem, budget), _rule, contention=(True,), looks_at_all_ready=True)
 
 
 def _rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:

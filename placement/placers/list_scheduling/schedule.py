@@ -26,22 +26,26 @@ SPARE = 0.95
 """Share of a device's memory that the estimates may fill."""
 
 OPS_GRAIN = 3.0
-"""Scheduling an op takes about so many times as long as scheduling a group: more of them are ready at once."""
+"""Scheduling an op takes about so many times as long as scheduling a group: a device's schedule is longer."""
 
 Rule = Callable[[PlacementProblem, TaskGraph, bool], NDArray[np.int64]]
 """``rule(problem, tasks, ports) -> int64[K]``: a device for each task; `ports` as in `insertion_schedule`."""
 
 
-def place_both_ways(search: Search, rule: Rule, *, contention: tuple[bool, ...] = (False, True)) -> Placed:
+def place_both_ways(
+    search: Search, rule: Rule, *, contention: tuple[bool, ...] = (False, True), looks_at_all_ready: bool = False
+) -> Placed:
     """Run a list scheduler on groups, and on single ops followed by a vote in each group; answer the best.
 
     A schedule cannot be broken off. So where time is limited, one is begun only where there is time for it: of groups
-    always a first one, of ops as long as what the groups took times the ops for each task would leave time.
+    always a first one, and of ops where what the groups took, times what more tasks cost, leaves time.
 
     Args:
         search: What evaluates and keeps the best.
         rule: The list scheduler.
         contention: Whether transfers wait for each other at a device's port: tried with each of these.
+        looks_at_all_ready: Whether the rule compares all ready tasks for each that it places: its time then grows with
+            the square of the tasks.
     """
     problem = search.problem
     best_s, chosen = np.inf, ""
@@ -50,7 +54,8 @@ def place_both_ways(search: Search, rule: Rule, *, contention: tuple[bool, ...] 
         if grain == "groups":
             tasks = task_graph.of_groups(problem)
         else:
-            took_s *= OPS_GRAIN * problem.graph.num_ops / tasks.num_tasks
+            finer = problem.graph.num_ops / tasks.num_tasks
+            took_s *= finer * (finer if looks_at_all_ready else OPS_GRAIN)
             if not _leaves_time(search, took_s):
                 break
             tasks = task_graph.of_ops(problem)

@@ -109,3 +109,22 @@ def test_a_schedule_is_begun_only_where_it_would_end_in_time(
 
     place_both_ways(Search(problem, Budget(limit_s)), rule)
     assert asked == begun
+
+
+@pytest.mark.parametrize(("limit_s", "begins_ops"), [(None, True), (2.0 + 24.0, False), (2.0 + 26.0, True)])
+def test_of_a_rule_that_looks_at_all_ready_tasks_the_square_is_expected(
+    monkeypatch: pytest.MonkeyPatch, limit_s: float | None, begins_ops: bool
+) -> None:
+    """Five ops for each group, and a second for a schedule of groups: 25 s are expected of one of ops."""
+    problem = grouped(3)
+    now, grains = [0.0], list[int]()
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def rule(problem: PlacementProblem, tasks: TaskGraph, ports: bool) -> NDArray[np.int64]:
+        grains.append(tasks.num_tasks)
+        now[0] += 1.0
+        return tasks.unit_allowed[tasks.unit].argmax(axis=1)
+
+    place_both_ways(Search(problem, Budget(limit_s)), rule, looks_at_all_ready=True)
+    assert grains[:2] == [12, 12]
+    assert (60 in grains) is begins_ops
