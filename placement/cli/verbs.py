@@ -20,7 +20,6 @@ _CLUSTER = arg(
 )
 GraphArg = Annotated[Positional[str], _GRAPH]
 OptionalGraphArg = Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless --resume)")]
-ClusterArg = Annotated[str, _CLUSTER]
 _OR_HERE = "(this machine)"
 OptionalClusterArg = Annotated[str | None, _CLUSTER, arg(help_behavior_hint=_OR_HERE)]
 TopologyArg = Annotated[
