@@ -41,7 +41,11 @@ class ForkServer:
     ) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:  # a child is still under way: the test was interrupted
+            self._process.kill()
+            self._process.wait()
 
     def run(self, args: list[str], cwd: Path, *, kill_after_s: float | None = None) -> tuple[int, str, float]:
         """Run the command; return how it ended, what it said last, and the seconds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import shutil
 import signal
@@ -21,8 +22,8 @@ from tests.envs.measured.measured_problems import two_cores
 from tests.kills.fork_server import ForkServer
 from tests.placement.runs.small_model import DEVICES, MODEL
 
-KILLS = 40
-"""Of each verb."""
+KILLS = int(os.environ.get("KILLS", "40"))
+"""Of each of five verbs."""
 KILLED = -signal.SIGKILL
 
 
