@@ -104,7 +104,7 @@ def upper_bound_s(problem: PlacementProblem) -> float:
     copies = np.minimum(copies, problem.num_devices - 1)
     if problem.schedule == SEQUENTIAL and problem.num_devices > 1:
         copies = np.bincount(graph.edge_tensor[elsewhere], minlength=graph.num_tensors)
-    latency, per_byte = _routes(problem)
+    latency, per_byte = _routes(problem, least=False)
     apart = ~np.eye(problem.num_devices, dtype=np.bool_)
     transfer_s = np.zeros(graph.num_tensors)
     for route in np.unique(np.stack([latency[apart], per_byte[apart]]), axis=1).T:
@@ -146,10 +146,11 @@ def _tails(problem: PlacementProblem) -> Floats:
     return tails
 
 
-def _routes(problem: PlacementProblem) -> tuple[Floats, Floats]:
-    """Seconds, and seconds a byte, that a transfer takes, ``float64[D, D]`` each; 0 on the diagonal."""
+def _routes(problem: PlacementProblem, *, least: bool = True) -> tuple[Floats, Floats]:
+    """Seconds, and seconds a byte, that a transfer takes, at least or at most, ``float64[D, D]``; the diagonal is 0."""
     routes = problem.cluster.routes
-    return routes.latency_s, 1 / routes.bytes_per_s
+    # Where the receiver copies, its first reader pays for the bytes, and another may have run before it.
+    return routes.latency_s, np.where(routes.receiver_copies & least, 0.0, 1 / routes.bytes_per_s)
 
 
 def _transfers(problem: PlacementProblem) -> Callable[[int], Floats]:

@@ -5,7 +5,8 @@ a link with `envs.clusters.cluster.Link.receiver_copies` a transfer therefore ta
 seconds of its bytes are added to the first op on the receiving device that reads the tensor: the one of highest
 priority, under the other schedules the one that comes first in the program. A copy thus takes the receiver's time
 once, however many ops read it. A tensor whose transfers take a given time costs the receiver nothing. What is
-simplified: a receiver that waits for another input of that op does not copy meanwhile.
+simplified: a receiver that waits for another input of that op does not copy meanwhile, and another reader that is ready
+before that op does not wait for the copy.
 
 Searches that simulate in compiled code of their own use the link model, in which a copy overlaps;
 `PlacementProblem.evaluate` and what is reported use this one.

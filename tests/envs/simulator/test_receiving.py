@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from envs.bounds import lower_bound_s, upper_bound_s
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.clusters.file import cluster_to_yaml, parse_cluster
 from envs.problem import PlacementProblem
@@ -110,6 +111,14 @@ def test_checkpoints_and_searches_answer_with_copies(schedule: str) -> None:
         search.finish(started)
     assert search.best is not None
     assert search.best.step_s == problem.evaluate_ops(search.best.ops[None]).step_time_s[0] <= first_s
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_steps_are_between_their_bounds(seed: int) -> None:
+    problem, placements = _random(seed, 3, copies=True, schedule="priority")
+    times_s = problem.evaluate(placements).step_time_s
+    assert lower_bound_s(problem) <= times_s.min() * (1 + 1e-9)
+    assert times_s.max() <= upper_bound_s(problem) * (1 + 1e-9)
 
 
 def test_a_cluster_file_says_who_copies() -> None:
