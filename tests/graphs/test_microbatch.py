@@ -212,6 +212,9 @@ def test_graph_files_and_profiles_are_scaled(tmp_path: Path) -> None:
     made = microbatch(graph, 4).graph
     assert made.time_s["v100"][-1] == pytest.approx(0.2)
     assert made.tensor_bytes.tolist() == [25] * 4
+    timed = build("timed", ops, [TensorRecord(0, 100, [1], transfer_s=0.5)])
+    assert microbatch(timed, 4).graph.tensor_transfer_s.tolist() == [0.125] * 4
+    assert repeat(timed, 4).graph.tensor_transfer_s.tolist() == [0.5] * 4
     path = tmp_path / "step.graph.json"
     save_graph_file(microbatch(tied(8), 2).graph, path)
     assert load_graph_file(path).num_ops == microbatch(tied(8), 2).graph.num_ops
