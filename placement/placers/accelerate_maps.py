@@ -65,7 +65,9 @@ def _place(problem: PlacementProblem, budget: Budget, name: str, *, balanced: bo
     model = _model(problem, name)
     check_extra(f"placer '{name}'", module="accelerate", package="Accelerate", extra="accelerate")
     gpus = [i for i, device in enumerate(problem.cluster.devices) if device.spec.kind != "cpu"]
-    memory = {number: int(problem.cluster.memory_bytes[index]) for number, index in enumerate(gpus)}
+    memory: dict[int | str, int] = {
+        number: int(problem.cluster.memory_bytes[index]) for number, index in enumerate(gpus)
+    }
     devices = _ask(model, memory, balanced=balanced)
     outside = [path for path, device in devices.items() if not isinstance(device, int)]
     if outside:
@@ -98,7 +100,7 @@ def _model(problem: PlacementProblem, name: str) -> Any:
     )
 
 
-def _ask(model: Any, memory: dict[int, int], *, balanced: bool) -> dict[str, Any]:
+def _ask(model: Any, memory: dict[int | str, int], *, balanced: bool) -> dict[str, Any]:
     """Accelerate's map; what does not fit is on ``"cpu"``."""
     import accelerate
     from accelerate.utils import get_balanced_memory
