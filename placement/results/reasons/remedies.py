@@ -78,7 +78,7 @@ def try_remedies(
     share_s = None if time_limit_s is None else time_limit_s / (len(asked) + 1)
     deadline_s = None if time_limit_s is None else time.perf_counter() + time_limit_s
     begin, _, before = _improve(problem, given, new_device=None, tries=tries, time_limit_s=share_s, seed=0)
-    found = []
+    found: list[Remedy] = []
     for name, what, cluster in asked:
         began_s = time.perf_counter()
         if found and deadline_s is not None and began_s >= deadline_s:
