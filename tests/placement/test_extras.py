@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 HIDDEN = {
     "accelerate": "accelerate",
+    "bokeh": "report",
     "matplotlib": "plots",
     "pymetis": "partitioners",
     "ortools": "exact",
@@ -140,4 +141,4 @@ def test_each_extra_exists_and_the_tests_need_all_of_them() -> None:
         assert module not in plain
         assert any(need.startswith(module) for need in extras[extra])
     assert f"device-placement[{','.join(sorted(HIDDEN.values()))}]" in extras["all"]
-    assert "device-placement[all]" in extras["test"]  # what `make install` asks for
+    assert "device-placement[all,ray]" in extras["test"]  # what `make install` asks for
