@@ -48,13 +48,13 @@ def test_tensors_between_tasks_are_those_of_the_graph(seed: int) -> None:
     problem = grouped(seed)
     task_of_op = np.random.default_rng(seed).integers(9, size=problem.graph.num_ops)
     task_of_op[:9] = range(9)
-    producer, sizes, offsets, consumers = _contract(problem, task_of_op)
+    producer, figures, offsets, consumers = _contract(problem, task_of_op)
     plain = contract_plainly(problem, task_of_op)
     assert len(producer) == len(plain) > 0
     for i, (maker, readers) in enumerate(sorted(plain)):
         assert producer[i] == maker
         assert tuple(consumers[offsets[i] : offsets[i + 1]]) == readers
-        assert sizes[i] == plain[maker, readers]
+        assert figures[i].tolist() == [plain[maker, readers], 1.0, 0.0]  # bytes, by links, no seconds of its own
 
 
 @pytest.mark.parametrize("seed", range(3))
