@@ -70,7 +70,9 @@ def test_the_quick_placements_are_those_of_the_rules_on_a_graph_of_groups(seed: 
 
 def test_a_search_with_a_time_limit_starts_from_all_of_them() -> None:
     problem = grouped(1)
-    start = heuristic_start(problem, evaluations=None, rng=np.random.default_rng(0), time_limit_s=3600.0)  # as good as none, but timed
+    start = heuristic_start(
+        problem, evaluations=None, rng=np.random.default_rng(0), time_limit_s=3600.0
+    )  # as good as none, but timed
     assert set(quick_placements(problem)) < set(start.placements)
     without = heuristic_start(problem, evaluations=500, rng=np.random.default_rng(0))
     assert not set(quick_placements(problem)) & set(without.placements), "a counted run repeats itself"
