@@ -24,7 +24,6 @@ HIDDEN = {
     "pymetis": "partitioners",
     "ortools": "exact",
     "onnx": "onnx",
-    "bokeh": "report",
     "transformers": "hf",
 }
 """Each module that only an extra installs, and the extra."""
