@@ -190,7 +190,7 @@ def earliest_start_schedule(picture, state, priority, narrow, favourite, ports):
             kept_for[best] = -1
         num_ready = _release(picture, state, task, num_ready, ports)
         child = favourite[task]
-        if child >= 0 and waiting[child] == 0 and state.placed[child] < 0:
+        if child >= 0 and waiting[child] == 0 and state.placed[child] < 0 and picture.time_s[child, best] < np.inf:
             kept_for[best] = child
     _place_rest(picture, state)
 
@@ -225,7 +225,7 @@ def _first_to_start(picture, state, num_ready, priority, narrow):
                     start_s += picture.time_s[child, device]
                 else:
                     start_s = max(ready_s[task, device], free_s[device])
-                earlier = start_s < best_s
+                earlier = best < 0 or start_s < best_s
                 if earlier or (start_s == best_s and priority[task] > priority[ready[best_at]]):
                     best_at, best, best_s = at, device, start_s
             if found:

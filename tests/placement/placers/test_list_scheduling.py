@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -192,3 +193,13 @@ def test_given_seconds_decide_whether_branches_are_parted(placer: str) -> None:
             pytest.importorskip("ortools")
         placed = get_placer(placer).function(problem, budget=Budget(time_limit_s=20.0), rng=np.random.default_rng(0))
         assert len({int(placed.placement[i]) for i in (1, 2)}) == devices, (size, seconds)
+
+
+def test_no_device_is_kept_for_a_favourite_child_that_cannot_run_there() -> None:
+    never = math.inf
+    tasks = tasks_of([[1, never, never], [never, 2, 2], [1, never, never]], [(0, 1, 1.0)])
+    tasks = dataclasses.replace(tasks, unit_allowed=np.isfinite(tasks.time_s))
+    placed = earliest_start_schedule(
+        three_devices(), tasks, np.array([3.0, 2.0, 1.0]), favourite=np.array([1, -1, -1]), ports=True
+    )
+    assert placed.tolist() == [0, 1, 0]
