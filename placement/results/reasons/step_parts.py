@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
+from envs.simulator.plain import copies_read
 from envs.simulator.trace import Trace
 from envs.targets import SEQUENTIAL
 
@@ -80,13 +81,17 @@ def arrivals(problem: PlacementProblem, trace: Trace) -> Arrivals:
     graph, num_devices = problem.graph, problem.num_devices
     tensor, reader, producer = graph.edge_tensor, graph.consumers, graph.edge_producer
     destination = trace.op_device[reader]
-    sent = np.flatnonzero(trace.op_device[producer] != destination)
-    key = trace.transfer_tensor.astype(np.int64) * num_devices + trace.transfer_destination
-    order = np.argsort(key, kind="stable")
-    wanted = tensor[sent].astype(np.int64) * num_devices + destination[sent]
-    which = np.full(len(tensor), -1, dtype=np.int64)
-    if sent.size:
-        which[sent] = order[np.searchsorted(key[order], wanted)]
+    if problem.schedule == SEQUENTIAL:
+        which = _transfers_of_copies(problem, trace)
+        sent = np.flatnonzero(which >= 0)
+    else:
+        sent = np.flatnonzero(trace.op_device[producer] != destination)
+        key = trace.transfer_tensor.astype(np.int64) * num_devices + trace.transfer_destination
+        order = np.argsort(key, kind="stable")
+        wanted = tensor[sent].astype(np.int64) * num_devices + destination[sent]
+        which = np.full(len(tensor), -1, dtype=np.int64)
+        if sent.size:
+            which[sent] = order[np.searchsorted(key[order], wanted)]
     arrived_s = trace.op_end_s[producer].copy()
     arrived_s[sent] = trace.transfer_end_s[which[sent]]
     ready_s = np.zeros(graph.num_ops)
@@ -99,6 +104,18 @@ def arrivals(problem: PlacementProblem, trace: Trace) -> Arrivals:
     last_producer[reader[last]] = producer[last]
     last_transfer[reader[last]] = which[last]
     return Arrivals(ready_s, last_producer, last_transfer)
+
+
+def _transfers_of_copies(problem: PlacementProblem, trace: Trace) -> NDArray[np.int64]:
+    """``int64[E]``: the transfer by which each edge reads, -1 where by none; a device may get several copies."""
+    given = problem.simulator_input
+    copies = np.array(copies_read(given, trace.op_device.tolist()), dtype=np.int64)
+    in_turn = copies[given.input_edges]
+    made, first = np.unique(in_turn[in_turn >= 0], return_index=True)  # each is sent for its first reader
+    number = np.argsort(np.argsort(first))
+    which = np.full(len(copies), -1, dtype=np.int64)
+    which[copies >= 0] = number[np.searchsorted(made, copies[copies >= 0])]
+    return which
 
 
 def critical_path(problem: PlacementProblem, trace: Trace, arrived: Arrivals | None = None) -> CriticalPath:

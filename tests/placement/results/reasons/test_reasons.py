@@ -47,12 +47,13 @@ def random_ops(problem: PlacementProblem, seed: int, *, of_ops: bool = False) ->
     return where.to_ops(np.where(where.allowed, rng.random(where.allowed.shape), -1).argmax(axis=1))
 
 
-def arrived_s(trace: Trace, tensor: int, producer: int, device: int) -> float:
-    """When a tensor was on a device, by looking through the transfers."""
+def arrived_s(trace: Trace, tensor: int, producer: int, reader: int) -> float:
+    """When a tensor was there for an op, by looking through the transfers; of several copies the newest."""
+    device = trace.op_device[reader]
     if trace.op_device[producer] == device:
         return float(trace.op_end_s[producer])
-    (k,) = np.flatnonzero((trace.transfer_tensor == tensor) & (trace.transfer_destination == device))
-    return float(trace.transfer_end_s[k])
+    sent = np.flatnonzero((trace.transfer_tensor == tensor) & (trace.transfer_destination == device))
+    return float(max(end for end in trace.transfer_end_s[sent] if end <= trace.op_start_s[reader]))
 
 
 CASES = list(itertools.product(range(3), SCHEDULES, (False, True)))
@@ -79,10 +80,7 @@ class TestTheStep:
             path.kind, path.start_s, path.end_s, path.op, path.transfer, strict=True
         ):
             inputs = np.flatnonzero(graph.consumers == op)
-            times = [
-                arrived_s(trace, int(graph.edge_tensor[e]), int(graph.edge_producer[e]), int(trace.op_device[op]))
-                for e in inputs
-            ]
+            times = [arrived_s(trace, int(graph.edge_tensor[e]), int(graph.edge_producer[e]), int(op)) for e in inputs]
             ready_s = max(times, default=0.0)
             if kind == COMPUTING:
                 assert (start_s, end_s) == (trace.op_start_s[op], trace.op_end_s[op])
