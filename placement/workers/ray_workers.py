@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -58,7 +59,10 @@ class RayWorkers:
         self._is_ours = not ray.is_initialized()
         try:
             if self._is_ours and address is None:
-                ray.init(num_cpus=count or available_cores(), num_gpus=0, include_dashboard=False, **quiet)
+                # Placers of one's own are looked for where this process finds them.
+                paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}}
+                cores = count or available_cores()
+                ray.init(num_cpus=cores, num_gpus=0, include_dashboard=False, runtime_env=paths, **quiet)
                 self._check_loopback()
             elif self._is_ours:
                 ray.init(address=address, **quiet)

@@ -27,7 +27,7 @@ def test_python_examples_run(page: str, number: int) -> None:
 
 
 def test_the_cluster_file_is_read_and_is_the_one_of_the_docstring() -> None:
-    (text,) = blocks("clusters.md", "yaml")
+    (text,) = (block for block in blocks("clusters.md", "yaml") if block.startswith("format:"))
     (documented,) = re.findall(r"```yaml\n(.*?)```", str(envs.clusters.file.__doc__), re.DOTALL)
     assert parse_cluster(text, DEVICE_SPECS).sha256 == parse_cluster(documented, DEVICE_SPECS).sha256
 

@@ -192,7 +192,7 @@ def test_a_graph_is_imported_and_a_placement_exported_as_by_the_command(
 
 def test_every_verb_of_the_command_is_a_function() -> None:
     for verb in VERBS:
-        name = {"import": "import_graph"}.get(verb, verb)
+        name = {"import": "import_graph"}.get(verb, verb.replace("-", "_"))
         assert verb == "list" or callable(getattr(placement, name))
 
 

@@ -35,6 +35,7 @@ def run(module: object, monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
 
 
 @two_cores
+@pytest.mark.slow
 def test_placements_are_measured_once_and_compared(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     args = ["--workloads", source, "--devices", DEVICES, "--placements", "6", "--learn-s", "1", "--out", "kept"]
     assert run(fidelity, monkeypatch, *args, "--json", "first.json", "--plot", "first.png") == 0

@@ -182,7 +182,7 @@ def _contract(
 
     later = target > source
     tensors, first = np.unique(tensor[later], return_index=True)
-    ends = [*first[1:].tolist(), int(later.sum())]
+    ends = [*first[1:].tolist(), int(later.sum())][: len(first)]
     targets = target[later].tolist()
     sizes = graph.tensor_bytes[tensors].astype(np.float64).tolist()
     given_s = graph.tensor_transfer_s[tensors].tolist()

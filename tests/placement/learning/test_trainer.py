@@ -385,7 +385,12 @@ def test_a_run_too_short_for_single_ops_does_not_search_them(monkeypatch: pytest
     trainer.run(evaluations=100_000, updates=trainer.updates + 1)
     assert trainer._chains.plan.rounds[0][-1].stage == "ops"
     asked: list[float] = []
-    monkeypatch.setattr(MoveSearch, "expect_seconds", lambda self, limit_s: asked.append(limit_s))
+
+    def expect(search: MoveSearch, limit_s: float) -> float:
+        asked.append(limit_s)
+        return 1e-4
+
+    monkeypatch.setattr(MoveSearch, "expect_seconds", expect)
     Trainer(problem, config=PRESETS["moves"]).run(time_limit_s=1.2)
     Trainer(problem, config=PRESETS["paper"]).run(time_limit_s=0.1)
     assert asked == [1.2], "once a run, and only where there is a search"

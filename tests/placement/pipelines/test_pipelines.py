@@ -52,6 +52,7 @@ def test_two_processes_train_as_one() -> None:
     run_in_stages(2, [GPT.format("1f1b"), CHUNKS, CONV.format("gpipe", 2), TURNS])
 
 
+@pytest.mark.slow
 def test_three_processes_train_as_one() -> None:
     run_in_stages(3, ["gpt/zb_h1/4/0:embed+places+blocks.0,1:blocks.1+blocks.2,2:blocks.3+head"])
 

@@ -144,6 +144,7 @@ def test_where_nothing_runs_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 
 @two_cores
+@pytest.mark.slow
 def test_the_page_runs_as_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

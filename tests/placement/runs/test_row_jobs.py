@@ -69,7 +69,7 @@ def test_a_comparison_goes_on_from_its_file(tmp_path: Path, capsys: pytest.Captu
     "make",
     [
         lambda: placement.make_problem("nmt:layers=1,steps=2", "mixed", schedule="fifo"),
-        lambda: placement.make_problem("transformer_lm:layers=1", "k80x2:memory=0.5", target="accelerate"),
+        lambda: placement.make_problem("transformer_lm:layers=1", "k80x2:memory_bytes=5e8", target="accelerate"),
         of_a_networkx_graph,
         with_groups_of_its_own,
         lambda: placement.make_problem(random_graph(40, seed=3), "tpu_v2x4"),
