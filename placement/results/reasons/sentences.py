@@ -110,10 +110,8 @@ def _helps(found: Explanation) -> str:
         tried = ", ".join(remedy.what for remedy in found.remedies[1:])
         return f"None of these would save {percent(TELLING)} of the step: {tried}."
     text = f"{best.what} would help most: {percent(gain(best.step_time_s))} less, {seconds(best.step_time_s)}"
-    if others:
-        next_best = others[0]
-        saved = gain(next_best.step_time_s)
-        text += f"; next {next_best.what}, {percent(saved) if saved > 0 else 'nothing'}{' less' if saved > 0 else ''}"
+    if others and gain(others[0].step_time_s) >= TELLING:
+        text += f"; next {others[0].what}, {percent(gain(others[0].step_time_s))} less"
     return f"{text[0].upper()}{text[1:]}."
 
 
