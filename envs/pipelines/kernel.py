@@ -6,10 +6,11 @@ Ranks that are busy are looked through for the one that ends first: there are fe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import numba
 import numpy as np
+
+from envs.simulator.choosing_kernel import cached
 
 _F, _B, _I, _W = 0, 1, 2, 3
 _NEVER = np.inf
@@ -19,11 +20,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def compiled(function: Function) -> Function:
     """Compile on first use; the machine code is kept where numba can write its cache. These functions do allocate."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return cast(Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:
-        return cast(Function, numba.njit(**options)(function))
+    return cached(function, {"nogil": True, "error_model": "numpy"})
 
 
 @compiled
@@ -39,6 +36,15 @@ def _send(latency_s, bytes_per_s, route_offsets, route_directions, link_free_s, 
     for i in range(route_offsets[route], route_offsets[route + 1]):
         link_free_s[route_directions[i]] = ends_s
     return ends_s
+
+
+@compiled
+def _links_free_s(route_directions):
+    """When each direction of a link that a route crosses is free: at once."""
+    last = 0
+    for direction in route_directions:
+        last = max(last, direction)
+    return np.zeros(last + 1)
 
 
 @compiled
@@ -78,10 +84,7 @@ def run(table, offsets, device_of_rank, rank_of_stage, action_s, update_s, forwa
     done_s = np.full((4, stages, micro_batches), _NEVER)
     arrived_s[0, 0, :] = 0.0
     arrived_s[1, stages - 1, :] = 0.0
-    last = 0
-    for direction in route_directions:
-        last = max(last, direction)
-    link_free_s = np.zeros(last + 1)
+    link_free_s = _links_free_s(route_directions)
     used = np.zeros(ranks, dtype=np.int64)
     for stage in range(stages):
         used[rank_of_stage[stage]] += fixed_bytes[stage]
@@ -152,10 +155,7 @@ def take(device_of_rank, rank_of_stage, action_s, forward_bytes, backward_bytes,
     done_s = np.full((4, stages, micro_batches), _NEVER)
     arrived_s[0, 0, :] = 0.0
     arrived_s[1, stages - 1, :] = 0.0
-    last = 0
-    for direction in route_directions:
-        last = max(last, direction)
-    link_free_s = np.zeros(last + 1)
+    link_free_s = _links_free_s(route_directions)
     gradient = _I if split else _B
     final = _W if split else _B
     taken, now_s = 0, 0.0

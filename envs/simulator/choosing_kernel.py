@@ -63,7 +63,11 @@ def compiled(function: F) -> F:
     The cache is the `__pycache__` beside this file; where that cannot be written, the user's cache directory, or
     ``NUMBA_CACHE_DIR``. Where none of them can be written numba refuses to cache, and we compile in every process.
     """
-    options: dict[str, Any] = {**_OPTIONS, "no_cfunc_wrapper": True}
+    return cached(function, {**_OPTIONS, "no_cfunc_wrapper": True})
+
+
+def cached(function: F, options: dict[str, Any]) -> F:
+    """Compile with options of numba's on first use, and keep the machine code where that can be written."""
     try:
         return cast(F, numba.njit(cache=True, **options)(function))
     except RuntimeError:

@@ -14,6 +14,7 @@ from placement.registry import PLACERS, choose_placers
 from placement.results.comparison import Comparison, check_seed
 from placement.results.comparison_file import encode_comparison, encode_comparison_csv
 from placement.text import clock
+from placement.workers import parse_workers
 
 
 def compare(verb: verbs.Compare) -> int:
@@ -28,6 +29,8 @@ def compare(verb: verbs.Compare) -> int:
     check_positive("--time-limit-s", verb.time_limit_s)
     check_can_write(verb.json, verb.csv, verb.plot)
     check_can_plot("--plot", verb.plot)
+    if verb.workers is not None:
+        parse_workers(verb.workers)
     out, err = make_console(), make_console(stderr=True)
     problem = load(
         verb.graph,

@@ -11,12 +11,50 @@ order, so that none depends on which worker was quicker. A job whose worker is l
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from graphs.errors import InputError
 from graphs.extras import check_ray
 from placement.workers.base import MOST_WORKERS, Done, Job, Shared, Workers
 
-__all__ = ["Done", "Job", "Shared", "Workers", "open_workers"]
+__all__ = ["Done", "Job", "Shared", "Workers", "open_workers", "parse_workers"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Which workers a text means.
+
+    Attributes:
+        on_ray: True for Ray's, False for local processes.
+        count: How many; None for one a core.
+        address: Of a Ray that runs, as Ray takes it; None for none.
+    """
+
+    on_ray: bool
+    count: int | None = None
+    address: str | None = None
+
+
+def parse_workers(text: str | int) -> Spec:
+    """Read what names workers, before anything is started.
+
+    Args:
+        text: As `open_workers` takes it.
+
+    Raises:
+        InputError: It names none, or Ray is not installed.
+    """
+    text = str(text).strip()
+    match = re.fullmatch(r"(?:local)?|(\d+)|(ray)(?::(?:(\d+)|(auto))|(://[^\s/]+:\d+))?", text)
+    if match is None or not text:
+        raise InputError(f"workers '{text}' is none of: a number of processes, local, ray, ray:8, ray://HOST:PORT")
+    number, on_ray, tasks, auto, host = match.groups()
+    count = number or tasks
+    if count is not None and not 1 <= int(count) <= MOST_WORKERS:
+        raise InputError(f"workers '{text}' asks for {count}; it must be from 1 to {MOST_WORKERS}")
+    if on_ray:
+        check_ray(f"workers '{text}'")
+    return Spec(bool(on_ray), None if count is None else int(count), auto or (f"ray{host}" if host else None))
 
 
 def open_workers(spec: str | int) -> Workers:
@@ -33,21 +71,11 @@ def open_workers(spec: str | int) -> Workers:
     Raises:
         InputError: The text is none of these, or Ray is not installed or not reached.
     """
-    text = str(spec).strip()
-    number = re.fullmatch(r"(?:local|local:)?(\d*)", text)
-    ray = re.fullmatch(r"ray(?::(\d+|auto)|(://[^\s/]+:\d+))?", text)
-    if ray is None and (number is None or text in ("", "local:")):
-        raise InputError(f"workers '{text}' is none of: a number of processes, local, ray, ray:8, ray://HOST:PORT")
-    count = (ray[1] if ray else number[1] if number else None) or None
-    if count not in (None, "auto") and not 1 <= int(count) <= MOST_WORKERS:
-        raise InputError(f"workers '{text}' asks for {count}; it must be from 1 to {MOST_WORKERS}")
-    if ray is None:
-        from placement.workers.local import LocalWorkers
+    asked = parse_workers(spec)
+    if asked.on_ray:
+        from placement.workers.ray_workers import RayWorkers
 
-        return LocalWorkers(None if count is None else int(count))
-    check_ray(f"workers '{text}'")
-    from placement.workers.ray_workers import RayWorkers
+        return RayWorkers(asked.count, address=asked.address)
+    from placement.workers.local import LocalWorkers
 
-    if count == "auto":
-        return RayWorkers(address="auto")
-    return RayWorkers(None if count is None else int(count), address=f"ray{ray[2]}" if ray[2] else None)
+    return LocalWorkers(asked.count)

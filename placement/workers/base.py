@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ MOST_WORKERS = 4096
 MOST_ATTEMPTS = 20
 """Times that a job is begun before it is taken to be what ends its workers."""
 
-_KEPT = 8
+_MOST_KEPT = 8
 """Shared contents that a worker keeps decoded."""
 
 Error = InputError | NoFeasiblePlacementError
@@ -123,6 +122,9 @@ class Workers(Protocol):
         ...
 
 
+_kept: dict[Shared, Any] = {}
+
+
 def call(job: Job, read: Callable[[], bytes]) -> Done:
     """Do a job in this process; called by workers.
 
@@ -134,7 +136,7 @@ def call(job: Job, read: Callable[[], bytes]) -> Done:
     try:
         if job.shared is None:
             return Done(job.key, function(**job.arguments))
-        return Done(job.key, function(_decoded(job.shared, _Reader(read)), **job.arguments))
+        return Done(job.key, function(_decoded(job.shared, read), **job.arguments))
     except (InputError, NoFeasiblePlacementError) as error:
         return Done(job.key, error=error)
 
@@ -144,22 +146,13 @@ def lost(job: Job, attempts: int, how: str) -> InputError:
     return InputError(f"job '{job.key}' lost its worker {attempts} times ({how}); give it more memory or time")
 
 
-class _Reader:
-    """Any two are equal, so that a cache goes by the digest alone."""
-
-    def __init__(self, read: Callable[[], bytes]) -> None:
-        self.read = read
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Reader)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@functools.lru_cache(maxsize=_KEPT)
-def _decoded(shared: Shared, reader: _Reader) -> Any:
-    return _find(shared.decoder)(reader.read())
+def _decoded(shared: Shared, read: Callable[[], bytes]) -> Any:
+    """What is shared, decoded when it is first asked for; the oldest of too many is forgotten."""
+    if shared not in _kept:
+        while len(_kept) >= _MOST_KEPT:
+            _kept.pop(next(iter(_kept)))
+        _kept[shared] = _find(shared.decoder)(read())
+    return _kept[shared]
 
 
 def _find(name: str) -> Callable[..., Any]:

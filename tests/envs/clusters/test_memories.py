@@ -55,6 +55,16 @@ def problem_of(kept_gb: list[float], cluster: Cluster) -> PlacementProblem:
     return PlacementProblem(graph, one_group_an_op(graph), cluster)
 
 
+def test_what_is_reserved_on_one_device_is_missing_in_what_it_shares() -> None:
+    made = placement.make_problem(problem_of([7, 6], laptop()).graph, laptop(), reserve="gpu:0=4GB")
+    cluster = made.cluster
+    assert cluster.memory_bytes.tolist() == [12 * GB, 8 * GB, 64 * GB]  # 16 and 12 GB, and 16 of both less 4
+    assert cluster.memories.limit_bytes.tolist() == [12 * GB, 8 * GB, 64 * GB, 12 * GB]
+    assert cluster.all_memory_bytes == 76 * GB
+    ops = made.with_groups(one_group_an_op(made.graph))
+    assert ops.evaluate(np.array([[0, 1], [0, 2], [1, 2]])).feasible.tolist() == [False, True, True]
+
+
 def test_what_devices_share_is_what_they_hold_together() -> None:
     problem = problem_of([9, 6, 3], laptop())
     placements = np.array([[0, 1, 0], [0, 0, 1], [1, 1, 2], [1, 0, 2], [1, 1, 1], [2, 2, 2]])

@@ -16,6 +16,12 @@ def decode(content: bytes) -> np.ndarray:
     return np.frombuffer(content, dtype=np.int64)
 
 
+def decode_and_count(content: bytes) -> np.ndarray:
+    """The bytes are the name of a folder, in which a file is made each time."""
+    begin(content.decode(), 0)
+    return np.zeros(1, dtype=np.int64)
+
+
 def total(shared: np.ndarray, *, plus: int) -> int:
     return int(shared.sum()) + plus
 

@@ -43,6 +43,15 @@ def test_what_is_shared_is_read_by_all(workers: Workers) -> None:
     assert found == {f"{i}{s.digest}": i + n for i in range(5) for s, n in ((shared, numbers.sum()), (other, 3))}
 
 
+def test_what_is_shared_is_decoded_once_a_worker(workers: Workers, tmp_path: Path) -> None:
+    shared = workers.share(str(tmp_path).encode(), f"{JOBS}:decode_and_count")
+    assert [d.value for d in workers.run([Job(str(i), f"{JOBS}:total", {"plus": 5}, shared) for i in range(20)])] == [
+        5
+    ] * 20
+    made = [path.name.split("-")[1] for path in tmp_path.iterdir()]
+    assert len(made) == len(set(made)) <= workers.count
+
+
 @pytest.mark.parametrize("how", ["kill", pytest.param("exit", marks=pytest.mark.slow), "hang"])
 def test_a_job_that_loses_its_worker_is_begun_again(workers: Workers, tmp_path: Path, how: str) -> None:
     jobs = [
