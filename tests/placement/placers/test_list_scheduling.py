@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from envs.clusters.catalog import load_cluster
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
@@ -23,9 +25,10 @@ from placement.placers.list_scheduling.schedule import (
     priority_order,
     upward_rank,
 )
-from placement.placers.list_scheduling.task_graph import TaskGraph, of_groups, of_ops, vote
+from placement.placers.list_scheduling.task_graph import TaskGraph, _contract, of_groups, of_ops, vote
 from placement.placers.m_sct import favourite_children
 from placement.registry import get_placer
+from tests.envs.simulator.random_problems import FEW, problems
 from tests.placement.placer_problems import random_problem, training_problem
 
 
@@ -197,9 +200,41 @@ def test_given_seconds_decide_whether_branches_are_parted(placer: str) -> None:
 
 def test_no_device_is_kept_for_a_favourite_child_that_cannot_run_there() -> None:
     never = math.inf
-    tasks = tasks_of([[1, never, never], [never, 2, 2], [1, never, never]], [(0, 1, 1.0)])
+    # The child runs on the second device alone; what reads it could go on on either, at the same moment.
+    tasks = tasks_of([[1, never, never], [never, 2, never], [1, 1, never]], [(0, 1, 1.0), (1, 2, 0.0)])
     tasks = dataclasses.replace(tasks, unit_allowed=np.isfinite(tasks.time_s))
     placed = earliest_start_schedule(
         three_devices(), tasks, np.array([3.0, 2.0, 1.0]), favourite=np.array([1, -1, -1]), ports=True
     )
     assert placed.tolist() == [0, 1, 0]
+
+
+@given(problems(restrict=False), st.integers(1, 8), st.integers(0, 9))
+@FEW
+def test_tensors_between_tasks_are_those_of_their_ops(problem: PlacementProblem, wanted: int, seed: int) -> None:
+    """Against the definition, one tensor after another."""
+    graph = problem.graph
+    task = np.random.default_rng(seed).integers(0, wanted, size=graph.num_ops)
+    expected: dict[tuple[int, tuple[int, ...]], list[float]] = {}
+    for tensor in range(graph.num_tensors):
+        source = int(task[graph.tensor_producer[tensor]])
+        readers = graph.consumers[graph.consumer_offsets[tensor] : graph.consumer_offsets[tensor + 1]]
+        targets = {int(task[reader]) for reader in readers} - {source}
+        seconds = float(graph.tensor_transfer_s[tensor])
+        ends = [(source, tuple(sorted(t for t in targets if t > source)))]
+        ends += [(target, (source,)) for target in targets if target < source]
+        for key in ends:
+            if key[1]:
+                figures = expected.setdefault(key, [0.0, 0.0, 0.0])
+                if math.isnan(seconds):
+                    figures[:2] = figures[0] + float(graph.tensor_bytes[tensor]), 1.0
+                else:
+                    figures[2] += seconds
+    producer, found_figures, offsets, consumers = _contract(problem, task)
+    found = {
+        (int(producer[r]), tuple(consumers[offsets[r] : offsets[r + 1]].tolist())): found_figures[r]
+        for r in range(len(producer))
+    }
+    assert found.keys() == expected.keys()
+    for key, figures in expected.items():
+        assert found[key].tolist() == pytest.approx(figures)

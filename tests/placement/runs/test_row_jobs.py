@@ -75,6 +75,9 @@ def test_a_comparison_goes_on_from_its_file(tmp_path: Path, capsys: pytest.Captu
         of_a_networkx_graph,
         with_groups_of_its_own,
         lambda: placement.make_problem(random_graph(40, seed=3), "tpu_v2x4"),
+        lambda: placement.make_problem(
+            "rnnlm:layers=1,steps=2", "k80x2", pin="softmax*=gpu:0", forbid="embedding*=gpu:1", reserve="gpu:0=2GB"
+        ),
     ],
 )
 def test_a_problem_is_the_same_after_the_journey(make: object) -> None:
@@ -82,6 +85,8 @@ def test_a_problem_is_the_same_after_the_journey(make: object) -> None:
     again = decode_problem(encode_problem(problem))
     assert (again.graph.sha256, again.cluster.sha256) == (problem.graph.sha256, problem.cluster.sha256)
     assert (again.schedule, again.names, again.groups.names) == (problem.schedule, problem.names, problem.groups.names)
+    assert again.constraints == problem.constraints
+    np.testing.assert_array_equal(again.op_allowed, problem.op_allowed)
     rng = np.random.default_rng(0)
     placements = np.stack([rng.choice(np.flatnonzero(row), 8) for row in problem.allowed], axis=1)
     np.testing.assert_array_equal(again.evaluate(placements).step_time_s, problem.evaluate(placements).step_time_s)
