@@ -25,6 +25,7 @@ class PlacerInfo:
         learns: True where it learns from the placements that it evaluates.
         searches: True where it uses all of the time that it is given; others answer as soon as they are done.
         exact: True where it serves small problems only and, given the time, proves its answer optimal.
+        only_under: The one target (`envs.targets`) under which it answers; empty for all.
     """
 
     name: str
@@ -33,6 +34,7 @@ class PlacerInfo:
     learns: bool = False
     searches: bool = False
     exact: bool = False
+    only_under: str = ""
 
     @property
     def function(self) -> Placer:
@@ -64,11 +66,13 @@ HEURISTICS: dict[str, PlacerInfo] = {
             "accelerate_balanced",
             "placement.placers.accelerate_maps:place_balanced",
             "Accelerate's own device_map='auto' (and 'balanced'), for its target",
+            only_under="accelerate",
         ),
         PlacerInfo(
             "accelerate_sequential",
             "placement.placers.accelerate_maps:place_sequential",
             "Accelerate's own device_map='sequential', for its target",
+            only_under="accelerate",
         ),
         _info("contiguous", "an order of the groups cut into runs, by balance and then by simulation"),
         _info("mincut", "METIS over the accelerators: equal work, few bytes across (Karypis and Kumar, 1998)"),

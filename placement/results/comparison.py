@@ -150,9 +150,14 @@ RowSource = Callable[
 """Makes the rows of some placers on a problem under a budget, from a seed; gives each placer's as they are done."""
 
 
-def quick_placers() -> list[PlacerInfo]:
-    """The placers that answer any problem as soon as they are done, and so need no time limit."""
-    return [info for info in HEURISTICS.values() if not info.searches and not info.exact]
+def quick_placers(target: str | None = None) -> list[PlacerInfo]:
+    """The placers that answer any problem as soon as they are done, and so need no time limit.
+
+    Args:
+        target: Leave out those that answer under other targets only; None for all.
+    """
+    quick = [info for info in HEURISTICS.values() if not info.searches and not info.exact]
+    return [info for info in quick if target is None or info.only_under in ("", target)]
 
 
 def check_seed(seed: int) -> None:

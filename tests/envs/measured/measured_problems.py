@@ -20,6 +20,7 @@ from graphs import zoo
 from graphs.capture import Program, batch_tensors, capture_program
 from graphs.capture.step import Loss
 from graphs.colocation.rules import colocate
+from graphs.computation_graph import ComputationGraph
 
 two_cores = pytest.mark.skipif(len(usable_cores()) < 2, reason="needs two cores")
 
@@ -65,6 +66,14 @@ def random_placements(program: Program, count: int, seed: int = 0) -> list[np.nd
     drawn = [np.zeros(groups.num_groups, dtype=np.int64)]
     drawn += [rng.integers(2, size=groups.num_groups) for _ in range(count - 1)]
     return [groups.to_ops(placement) for placement in drawn]
+
+
+def random_op_placement(graph: ComputationGraph, rng: np.random.Generator) -> np.ndarray:
+    """A placement of single ops on two devices that keeps together what the graph's own constraints do."""
+    placement = rng.integers(2, size=graph.num_ops)
+    for number in range(graph.colocation.max() + 1):
+        placement[graph.colocation == number] = rng.integers(2)
+    return placement
 
 
 def run_placed(

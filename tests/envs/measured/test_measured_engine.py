@@ -134,9 +134,7 @@ def test_writes_in_place(schedule: str) -> None:
     graph = program.graph
     with Engine(program, parse_devices(NAMES), steps.tensors_of(model), schedule=schedule) as engine:
         for _ in range(24):
-            placement = rng.integers(2, size=graph.num_ops)
-            for number in range(graph.colocation.max() + 1):
-                placement[graph.colocation == number] = rng.integers(2)
+            placement = steps.random_op_placement(graph, rng)
             other = steps.copied(model)
             with torch.no_grad():
                 wanted = other(x)

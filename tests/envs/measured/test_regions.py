@@ -74,9 +74,7 @@ def test_writes_in_place_in_regions(schedule: str) -> None:
     graph = program.graph
     with Engine(program, parse_devices(NAMES), steps.tensors_of(model), schedule=schedule) as engine:
         for _ in range(12):
-            placement = rng.integers(2, size=graph.num_ops)
-            for number in range(graph.colocation.max() + 1):
-                placement[graph.colocation == number] = rng.integers(2)
+            placement = steps.random_op_placement(graph, rng)
             engine.place(placement)
             for _ in range(STEPS):
                 other = steps.copied(model)

@@ -213,6 +213,9 @@ def test_choosing_placers() -> None:
     with pytest.raises(InputError, match="names no placer"):
         choose_placers(",")
     quick = [info.name for info in quick_placers()]
+    of_accelerate = {"accelerate_balanced", "accelerate_sequential"}
+    assert {info.name for info in quick_placers("engine")} == set(quick) - of_accelerate
+    assert [info.name for info in quick_placers("accelerate")] == quick
     assert "reinforce" not in quick
     assert "brute_force" not in quick
     assert "heft" in quick
