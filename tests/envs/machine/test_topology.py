@@ -1,4 +1,7 @@
-"""Machines by their saved outputs, as public reports have them; names of hosts, users and cards are replaced."""
+"""Machines by outputs in the form that their tools print.
+
+Some were written down after public reports, others after what is published of the machine; none is a copy of a file.
+"""
 
 from __future__ import annotations
 
