@@ -1,6 +1,7 @@
 """Workers that are Ray's: on this machine, or on all machines of a cluster that runs.
 
-A Ray that is started here listens on 127.0.0.1 alone, and has no dashboard. One that the program has started is used.
+A Ray that is started here listens on 127.0.0.1 alone, and has no dashboard; other Rays of this machine are left alone,
+whatever ``RAY_ADDRESS`` says. One that the program itself has started is used.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,6 +46,8 @@ class RayWorkers:
 
     def __init__(self, count: int | None = None, *, address: str | None = None) -> None:
         os.environ.update(_QUIET if address else _QUIET | _LOOPBACK)  # read when Ray is imported
+        if address is None or _has_token():  # by itself Ray shows its token to few clusters
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray
         import ray.exceptions as errors
 
@@ -62,13 +66,18 @@ class RayWorkers:
                 # Placers of one's own are looked for where this process finds them.
                 paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}}
                 cores = count or available_cores()
-                ray.init(num_cpus=cores, num_gpus=0, include_dashboard=False, runtime_env=paths, **quiet)
+                ray.init("local", num_cpus=cores, num_gpus=0, include_dashboard=False, runtime_env=paths, **quiet)
                 self._check_loopback()
             elif self._is_ours:
                 ray.init(address=address, **quiet)
         except (ConnectionError, errors.RayError, TimeoutError, RuntimeError, ValueError) as error:
             first = str(error).strip().split("\n")[0]
-            raise InputError(f"workers: Ray at '{address or 'this machine'}' does not answer: {first}") from error
+            if address is None:
+                raise InputError(f"workers: Ray does not start on this machine: {first}") from error
+            where = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+            raise InputError(
+                f"workers: Ray at '{where}' does not answer: {first}; if it asks for a token, set RAY_AUTH_TOKEN"
+            ) from error
         self.count = count or max(int(ray.cluster_resources().get("CPU", 1)), 1)
         self._contents: dict[str, Any] = {}
         # What Ray begins again by itself would not be counted.
@@ -143,6 +152,13 @@ class RayWorkers:
     ) -> None:
         """End the workers."""
         self.close()
+
+
+def _has_token() -> bool:
+    """Whether this user has a token that Ray would show to a cluster; one that asks for none takes it, too."""
+    return any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (
+        Path.home().joinpath(".ray", "auth_token").is_file()
+    )
 
 
 def _do(job: Job, content: bytes | None) -> Done:

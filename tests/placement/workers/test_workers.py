@@ -21,8 +21,10 @@ JOBS = "tests.placement.workers.jobs"
 
 @pytest.fixture(scope="module", params=["2", "ray:2"])
 def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
-    with open_workers(request.param) as made:
-        yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # nobody's: a Ray of our own asks no other
+        with open_workers(request.param) as made:
+            yield made
 
 
 def test_each_job_is_done_once(workers: Workers) -> None:
