@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import _disable_current_modes
 
+from graphs.capture.sparse import is_wrapper, wrapped_names
 from graphs.errors import InputError
 
 
@@ -12,8 +13,13 @@ def fake_like(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor on the CPU of the size and dtype of another; a fake one inside a `FakeTensorMode`.
 
     Dense layouts are kept; others (a part of a larger tensor) become contiguous. A sparse tensor of coordinates has as
-    many entries.
+    many entries; one of a class that wraps others is of that class, and wraps fake ones.
     """
+    if is_wrapper(tensor):
+        names, rest = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        inner = {name: fake_like(getattr(tensor, name)) for name in names}
+        made: torch.Tensor = type(tensor).__tensor_unflatten__(inner, rest, tensor.shape, tensor.stride())  # type: ignore[attr-defined]
+        return made
     if tensor.layout is torch.sparse_coo:
         with _disable_current_modes():
             entries, coalesced = tensor._nnz(), tensor.is_coalesced()
@@ -42,6 +48,12 @@ def stand_in(tensor: torch.Tensor, what: str, *, runs: bool) -> torch.Tensor:
     sparse = tensor.layout is torch.sparse_coo
     if sparse and tensor.requires_grad:
         raise InputError(f"{what} is sparse and wants a gradient; make a dense one of its values")
+    if is_wrapper(tensor) and tensor.requires_grad:
+        raise InputError(
+            f"{what} is {_class(tensor)}, which stores its numbers in its own way, and wants a gradient; freeze it, or "
+            "capture the model before it is converted"
+        )
+    sparse = sparse or is_wrapper(tensor)
     fake = fake_like(tensor if sparse else tensor.detach())
     return fake if sparse else fake.requires_grad_(tensor.requires_grad)
 
@@ -52,10 +64,9 @@ def check_stored_plainly(tensor: torch.Tensor, what: str, *, runs: bool) -> None
     The arguments are those of `stand_in`.
 
     Raises:
-        InputError: It is of another layout, nested, or of a class that stores it in its own way; or it is sparse and
-            the step is to be run.
+        InputError: It is of another layout, nested, quantized by a backend or spread over processes; or it is sparse or
+            of a class that wraps other tensors, and the step is to be run.
     """
-    kind = type(tensor)
     if tensor.is_nested:
         raise InputError(f"{what} is a nested tensor, whose sizes are not fixed; give a padded tensor and a mask")
     if tensor.layout not in (torch.strided, torch.sparse_coo):
@@ -63,9 +74,20 @@ def check_stored_plainly(tensor: torch.Tensor, what: str, *, runs: bool) -> None
         raise InputError(f"{what} is of layout {layout}, whose entries cannot be followed; use its .to_sparse_coo()")
     if tensor.layout is torch.sparse_coo and runs:
         raise InputError(f"{what} is sparse, and a step that reads it can be captured but not run by a placement")
-    if tensor.is_quantized or is_traceable_wrapper_subclass(tensor):
-        shown = f"quantized, of {tensor.dtype}" if tensor.is_quantized else f"a {kind.__module__}.{kind.__qualname__}"
+    if tensor.is_quantized or type(tensor).__module__.startswith("torch.distributed"):
+        shown = f"quantized, of {tensor.dtype}" if tensor.is_quantized else _class(tensor)
         raise InputError(
             f"{what} is {shown}, which stores its numbers in its own way, so neither its bytes nor its FLOPs can be "
             "seen; capture the model before it is converted"
         )
+    if is_wrapper(tensor):
+        if runs:
+            raise InputError(
+                f"{what} is {_class(tensor)}, and a step that reads it can be captured but not run by a placement"
+            )
+        for name in wrapped_names(tensor):
+            check_stored_plainly(getattr(tensor, name), f"'{name}' of {what}", runs=runs)
+
+
+def _class(tensor: torch.Tensor) -> str:
+    return f"a {type(tensor).__module__}.{type(tensor).__qualname__}"

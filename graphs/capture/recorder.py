@@ -142,6 +142,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one op on fake tensors and record it."""
         kwargs = kwargs or {}
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # its class does the op, by ops on what it consists of, and those come here
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         if kwargs.get("device") is not None:

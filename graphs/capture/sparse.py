@@ -1,6 +1,7 @@
-"""Sparse tensors of coordinates, as the indices and values that they consist of.
+"""What tensors consist of that are not stored plainly: sparse ones of coordinates, and those that wrap others.
 
-On fake tensors PyTorch does not know how many entries the result of a sparse op has, so the ops that occur in training
+A sparse tensor is its indices and values; a weight that a quantizing library keeps as integers and scales is these. On
+fake tensors PyTorch does not know how many entries the result of a sparse op has, so the ops that occur in training
 are done here by ops on indices and values, as PyTorch itself does them.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphs.errors import InputError
 
@@ -19,11 +21,23 @@ def is_sparse(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.layout == torch.sparse_coo
 
 
+def is_wrapper(value: Any) -> bool:
+    """Whether a tensor is of a class that keeps its numbers in other tensors and says in which."""
+    return bool(is_traceable_wrapper_subclass(value))
+
+
+def wrapped_names(tensor: Any) -> list[str]:
+    """The attributes in which a tensor of a class that wraps others keeps these."""
+    return list(tensor.__tensor_flatten__()[0])
+
+
 def dense_parts(values: Sequence[Any]) -> Iterator[torch.Tensor]:
-    """The tensors in arguments or results, also those in lists; of a sparse tensor its indices and values."""
+    """The tensors in arguments or results, also those in lists; of one that is not stored plainly what it stores."""
     for value in values:
         if isinstance(value, torch.Tensor):
-            if is_sparse(value):
+            if is_wrapper(value):
+                yield from dense_parts([getattr(value, name) for name in wrapped_names(value)])
+            elif is_sparse(value):
                 yield from (value._indices(), value._values())
             else:
                 yield value

@@ -76,7 +76,8 @@ def capture(
       overlap; it may be freed before the rest, which eager PyTorch would keep.
     - FLOPs are those of products, convolutions and attention, and of what consists of products (`graphs.capture.flops`:
       bilinear forms, distances, factorizations, Fourier transforms); 0 for other ops.
-    - A sparse tensor of coordinates is its indices and values. A step with one can be captured but not run.
+    - A sparse tensor of coordinates is its indices and values; a tensor of a class that wraps others, as a quantized
+      weight of torchao is, is what it wraps. A step with one can be captured but not run.
     - A sparse gradient (``nn.Embedding(..., sparse=True)``) is its indices and values, and the update touches its rows.
     - What one op does with many ops inside is one op only if it is an ATen op: ``nn.LSTM`` is unrolled, as one call of
       one module. To place its layers and time steps apart, call an ``nn.LSTMCell`` for each.

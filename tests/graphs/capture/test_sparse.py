@@ -1,4 +1,4 @@
-"""Sparse tensors count by the entries that they store; what stores its numbers in its own way is refused."""
+"""Tensors count by what they store: entries, integers and scales; what is not known to store what is refused."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nested import as_nested_tensor as make_nested
+from torch.utils._pytree import tree_map_only
 
 from graphs.capture import capture, capture_program
 from graphs.errors import InputError
@@ -113,19 +114,63 @@ class Wrapped(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.detach.default:
-            return cls(args[0].numbers, args[0].scale)
-        raise NotImplementedError(func)
+        if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return cls(func(args[0].numbers), func(args[0].scale))
+        args, kwargs = tree_map_only(cls, lambda t: t.numbers.to(t.scale.dtype) * t.scale, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
-def wrapped():
-    return Wrapped(torch.zeros(8, 8, dtype=torch.int8), torch.ones(8, 1))
+def wrapped(numbers=None):
+    return Wrapped(torch.zeros(8, 8, dtype=torch.int8) if numbers is None else numbers, torch.ones(8, 1))
 
 
-def with_weight(weight):
-    model = nn.Sequential(nn.Linear(8, 8, bias=False))
-    model[0].weight = nn.Parameter(weight, requires_grad=False)
+def with_weight(weight, requires_grad=False):
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    model[0].weight = nn.Parameter(weight, requires_grad=requires_grad)
     return model
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_weight_that_wraps_others_is_what_it_wraps(training):
+    model = with_weight(wrapped())
+    weight = model[0].weight
+    graph = capture(model, torch.zeros(4, 8), torch.sum, training=training, optimizer="adam")
+    assert model[0].weight is weight
+    assert type(weight.numbers) is torch.Tensor
+    op = graph.op_names.index("0.weight")
+    assert graph.resident_bytes[op].sum() == 8 * 8 + 8 * 4
+    stored = [int(b) for b, producer in zip(graph.tensor_bytes, graph.tensor_producer, strict=True) if producer == op]
+    assert sorted(stored) == [8 * 4, 8 * 8]
+    assert total(graph, PRODUCTS) == (3 if training else 2) * 2 * 4 * 8 * 8
+    assert "mul" in {graph.type_names[kind] for kind in graph.op_type}  # the scale
+
+
+@pytest.mark.parametrize("held", ["attribute", "input"])
+def test_what_wraps_others_is_seen_wherever_it_is(held):
+    product = lambda a, x: x @ a  # noqa: E731
+    model = Convolution(product, attribute=wrapped() if held == "attribute" else None)
+    batch = torch.zeros(8, 8) if held == "attribute" else ((torch.zeros(8, 8), wrapped()),)
+    graph = capture(model, batch, training=False)
+    assert total(graph, PRODUCTS) == 2 * 2 * 8 * 8 * 8
+    assert 8 * 8 in graph.tensor_bytes.tolist()
+
+
+def test_a_step_with_a_weight_that_wraps_others_is_captured_but_not_run():
+    with pytest.raises(InputError, match=r"parameter '0.weight' is a .*Wrapped.*not run by a placement"):
+        capture_program(with_weight(wrapped()), torch.zeros(4, 8), training=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["Int8WeightOnly", "Int8DynamicActivationInt8Weight", "Float8WeightOnly"])
+def test_weights_that_torchao_quantized_count_by_what_it_stores(name):
+    quantization = pytest.importorskip("torchao.quantization")
+    model = nn.Sequential(nn.Linear(256, 128, bias=False), nn.ReLU(), nn.Linear(128, 64, bias=False))
+    quantization.quantize_(model.to(torch.bfloat16), getattr(quantization, f"{name}Config")())
+    graph = capture(model, torch.zeros(4, 256, dtype=torch.bfloat16), training=False)
+    weights = model[0].weight, model[2].weight
+    inner = [getattr(weight, key) for weight in weights for key in weight.__tensor_flatten__()[0]]
+    assert graph.parameter_bytes == sum(part.nbytes for part in inner)
+    assert graph.total_flops == 2 * 4 * (256 * 128 + 128 * 64)
 
 
 REFUSED = {
@@ -138,7 +183,14 @@ REFUSED = {
         lambda: (nn.Linear(8, 8), make_nested([torch.zeros(3, 8)] * 2)),
         "'input' of the batch is a nested tensor.*padded",
     ),
-    "wrapped weight": (lambda: (with_weight(wrapped()), torch.zeros(4, 8)), r"parameter '0.weight' is a .*Wrapped"),
+    "wrapped weight that is trained": (
+        lambda: (with_weight(wrapped(), requires_grad=True), torch.zeros(4, 8)),
+        r"parameter '0.weight' is a .*Wrapped.*wants a gradient; freeze it",
+    ),
+    "wrapped CSR": (
+        lambda: (with_weight(wrapped(entries(8, 8, 5).to_sparse_csr())), torch.zeros(4, 8)),
+        r"'numbers' of parameter '0.weight' is of layout sparse_csr",
+    ),
     "quantized": (
         lambda: (nn.Linear(8, 8), torch.quantize_per_tensor(torch.zeros(4, 8), 0.1, 0, torch.qint8)),
         r"'input' of the batch is quantized, of torch.qint8",
