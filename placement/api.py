@@ -45,7 +45,7 @@ from placement.placers.base import Budget, Granularity, SearchOptions, StartAt
 from placement.registry import PLACERS, get_placer
 from placement.results.comparison import Comparison, Row, ask, check_seed, compare_placers
 from placement.results.comparison_file import encode_comparison, read_finished
-from placement.results.placement_file import PlacementResult, check_placement, read_placement
+from placement.results.placement_file import PlacementResult, check_placement, named_cluster, read_placement
 from placement.results.reasons import explain as explaining
 from placement.results.reasons.explanation import Explanation
 from placement.results.reasons.remedies import TRIES
@@ -554,7 +554,8 @@ def export(
         placement: A run directory, or a placement file.
         out: The file to write.
         graph: What was placed; left out for a run, which knows it.
-        cluster: Where to; left out for a run, which knows it.
+        cluster: Where to; left out for a run, which knows it. By default the cluster that the placement names, or this
+            machine where it names none that is known.
         format: Every op with its module, group and device as JSON or CSV; or module path -> device.
 
     Raises:
@@ -585,7 +586,8 @@ def placed(
     Args:
         placement: A run directory, or a placement file.
         graph: What was placed; left out for a run, which knows it.
-        cluster: Where to; left out for a run, which knows it.
+        cluster: Where to; left out for a run, which knows it. By default the cluster that the placement names, or this
+            machine where it names none that is known.
         verb: Who asks, for the message.
 
     Raises:
@@ -599,9 +601,11 @@ def placed(
     if given.is_dir() or (graph is None and cluster is None and directory.run_of(given) is not None):
         problem = load_problem(given)
         return problem, read_placement(given / directory.PLACEMENT if given.is_dir() else given)
-    if graph is None or cluster is None:
-        raise InputError(f"{verb} of a placement file needs its GRAPH and a --cluster; or give a run directory")
+    if graph is None:
+        raise InputError(f"{verb} of a placement file needs its GRAPH; or give a run directory")
     result = read_placement(given)
+    if cluster is None:
+        cluster = named_cluster(result) or machine().cluster
     return make_problem(graph, cluster, schedule=result.schedule), result
 
 

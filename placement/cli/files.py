@@ -8,7 +8,7 @@ from graphs.onnx_import.importer import unknown_operators
 from placement import api
 from placement.arguments import check_can_write, check_ends
 from placement.cli import verbs
-from placement.cli.shared import make_console, status
+from placement.cli.shared import cluster_of_placement, make_console, status
 from placement.exports.accelerate import device_map_report
 from placement.text import size
 
@@ -44,8 +44,9 @@ def export(verb: verbs.Export) -> int:
         InputError: Bad input; one sentence.
         NoFeasiblePlacementError: What the device map says does not fit.
     """
+    cluster = cluster_of_placement(verb.placement, verb.graph, verb.cluster, verb.topology)
     with status(make_console(stderr=True), f"reading {verb.graph or verb.placement}"):
-        found = api.export(verb.placement, verb.out, graph=verb.graph, cluster=verb.cluster, format=verb.format)
+        found = api.export(verb.placement, verb.out, graph=verb.graph, cluster=cluster, format=verb.format)
     out, graph = make_console(), found.simulated.problem.graph
     if found.mapped is not None and found.device_map is not None:
         out.print(device_map_report(found.simulated, found.mapped, found.device_map), soft_wrap=True)

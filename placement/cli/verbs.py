@@ -21,6 +21,7 @@ _CLUSTER = arg(
 GraphArg = Annotated[Positional[str], _GRAPH]
 OptionalGraphArg = Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless --resume)")]
 _OR_HERE = "(this machine)"
+_OF_PLACEMENT = "(a run's, the one that the placement names, or this machine)"
 OptionalClusterArg = Annotated[str | None, _CLUSTER, arg(help_behavior_hint=_OR_HERE)]
 TopologyArg = Annotated[
     str | None,
@@ -293,7 +294,8 @@ class Export:
     out: Annotated[Path, arg(metavar="FILE")]
     """The file to write."""
     graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless it is a run)")] = None
-    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless it is a run)")] = None
+    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint=_OF_PLACEMENT)] = None
+    topology: TopologyArg = None
     format: Literal["json", "csv", "device-map"] = "json"
     """Every op with its module, group and device; or module path -> device."""
 
@@ -305,7 +307,8 @@ class Explain:
     placement: Annotated[Positional[str], arg(metavar="RUN|PLACEMENT")]
     """A run directory, or a placement file."""
     graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless it is a run)")] = None
-    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless it is a run)")] = None
+    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint=_OF_PLACEMENT)] = None
+    topology: TopologyArg = None
     against: Annotated[Path | None, arg(metavar="RUN|PLACEMENT", help_behavior_hint="")] = None
     """Another placement of the same graph: say what differs, too."""
     groups: Annotated[int, arg(metavar="N")] = 12
