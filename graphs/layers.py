@@ -24,9 +24,9 @@ class Layers:
     Attributes:
         name: The module that holds the layers, for example ``"model.layers"``.
         count: How many there are.
-        of_op: ``int64[N]``: -1 before the first layer (embeddings, masks, inputs), the layer's number, or `count` behind
-            the last one (the last normalisation and the head). An op that is in no layer is before them where it comes
-            before the last layer's end in the program, as what all layers read does.
+        of_op: ``int64[N]``: -1 before the first layer (embeddings, masks, inputs), the layer's number, or `count`
+            behind the last one (the last normalisation and the head). An op that is in no layer is before them where it
+            comes before the last layer's end in the program, as what all layers read does.
     """
 
     name: str

@@ -4,8 +4,8 @@
 ``get_balanced_memory`` before it each gets about an equal share. Transformers' ``"auto"`` and ``"balanced"`` are both
 the latter, ``"sequential"`` is the former alone. Neither looks at time, gradients or activations.
 
-Under the target ``accelerate``, what Accelerate puts on the CPU or the disk is computed on the first GPU, at the price of
-moving its weights in each step; such a map is no placement there and is not served. Modules that may not be parted
+Under the target ``accelerate``, what Accelerate puts on the CPU or the disk is computed on the first GPU, at the price
+of moving its weights in each step; such a map is no placement there and is not served. Modules that may not be parted
 (`graphs.colocation.whole_modules`), but are by the map, go where most of their bytes are; the note says so.
 
 A language model's step by its configuration (``hf:FOLDER``) has a row under the engine as well: Accelerate is asked of
@@ -181,8 +181,7 @@ def _ask(model: Any, memory: dict[int | str, int], *, balanced: bool, cpu_bytes:
 
     whole = list(getattr(model, "_no_split_modules", None) or [])
     limits: dict[int | str, int] = {}
-    for number, size in memory.items():
-        limits[number] = size
+    limits.update(memory)
     limits["cpu"] = cpu_bytes  # last: Accelerate fills them in this order
     logger = logging.getLogger("accelerate.utils.modeling")  # it warns of devices that this machine lacks
     level = logger.level

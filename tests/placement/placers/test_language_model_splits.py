@@ -1,4 +1,4 @@
-"""How llama.cpp and Accelerate split a language model: their own rules, written down again and asked for by themselves."""
+"""How llama.cpp and Accelerate split a language model: by rules written down again, and asked for by themselves."""
 
 from __future__ import annotations
 
