@@ -38,6 +38,8 @@ from graphs.errors import InputError, unknown_name
 from graphs.files import SUFFIXES, save_graph_file, write_atomically
 from graphs.reading import exists
 from graphs.sources import load_graph
+from graphs.split_tables import By
+from graphs.split_tables import split_tables as cut_tables
 from placement.arguments import check_can_write, check_ends
 from placement.exports import accelerate, ops_table
 from placement.placers import PlacerInfo
@@ -502,7 +504,11 @@ def machine(
 
 
 def import_graph(
-    source: str, out: str | Path, *, device_kinds: Mapping[str, Sequence[str]] | None = None
+    source: str,
+    out: str | Path,
+    *,
+    device_kinds: Mapping[str, Sequence[str]] | None = None,
+    split_tables: tuple[By, int] | None = None,
 ) -> ComputationGraph:
     """Turn a model into a graph file, which needs neither the model nor its code any more.
 
@@ -511,6 +517,8 @@ def import_graph(
         out: The graph file to write: ``.graph.json.gz`` or ``.graph.json``.
         device_kinds: Kinds of device that ops of a type may be on, as in ``{"TopK": ["cpu"]}``, for what a runtime
             keeps on the host; see `graphs.device_kinds.restrict_kinds`.
+        split_tables: Cut embedding tables into parts by ``"rows"`` or ``"columns"``, those that keep more resident than
+            so many bytes, as in ``("rows", 16 * 10**9)``; see `graphs.split_tables`.
 
     Raises:
         InputError: The source cannot be read, or the file cannot be written.
@@ -521,6 +529,8 @@ def import_graph(
     graph = load_graph(source)
     if device_kinds:
         graph = restrict_kinds(graph, device_kinds)
+    if split_tables is not None:
+        graph = cut_tables(graph, by=split_tables[0], most_bytes=split_tables[1])
     save_graph_file(graph, path)
     return graph
 

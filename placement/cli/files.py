@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+from envs.constraints import parse_size
 from graphs.device_kinds import parse_kinds
+from graphs.errors import InputError, unknown_name
 from graphs.files import SUFFIXES
 from graphs.onnx_import.importer import unknown_operators
+from graphs.split_tables import By
 from placement import api
 from placement.arguments import check_can_write, check_ends
 from placement.cli import verbs
@@ -23,7 +28,7 @@ def import_graph(verb: verbs.Import) -> int:
     check_can_write(verb.out)
     kinds = None if verb.device_kinds is None else parse_kinds(verb.device_kinds)
     with status(make_console(stderr=True), f"reading {verb.source}"):
-        graph = api.import_graph(verb.source, verb.out, device_kinds=kinds)
+        graph = api.import_graph(verb.source, verb.out, device_kinds=kinds, split_tables=_splitting(verb.split_tables))
     make_console().print(
         f"{verb.out}: {graph.name}, {graph.num_ops:,} ops, {graph.num_tensors:,} tensors, "
         f"{size(graph.parameter_bytes)} of parameters, {graph.total_flops / 1e9:,.1f} GFLOP a step",
@@ -35,6 +40,22 @@ def import_graph(verb: verbs.Import) -> int:
             f"charged by their bytes alone, because the ONNX standard has no such operators: {unknown}", soft_wrap=True
         )
     return 0
+
+
+def _splitting(text: str | None) -> tuple[By, int] | None:
+    """How --split-tables cuts tables, and the size that the parts may have.
+
+    Raises:
+        InputError: It is not of the form ``rows:16GB``.
+    """
+    if text is None:
+        return None
+    by, colon, size_text = text.partition(":")
+    if by not in get_args(By):
+        raise unknown_name("way in --split-tables", by, get_args(By))
+    if not colon:
+        raise InputError(f"--split-tables '{text}' names no size; write {text}:16GB")
+    return by, parse_size(size_text, f"--split-tables '{text}'")  # type: ignore[return-value]  # checked above
 
 
 def export(verb: verbs.Export) -> int:

@@ -283,6 +283,8 @@ class Import:
     """The graph file to write: .graph.json.gz or .graph.json."""
     device_kinds: Annotated[str | None, arg(metavar="TYPE=KIND[+KIND][,...]", help_behavior_hint="")] = None
     """Kinds of device that ops of a type may be on, as in TopK=cpu, for what a runtime keeps on the host."""
+    split_tables: Annotated[str | None, arg(metavar="rows:SIZE|columns:SIZE", help_behavior_hint="")] = None
+    """Cut embedding tables of more than SIZE into parts, as in rows:16GB, so that they can be on several devices."""
 
 
 @dataclass(frozen=True)

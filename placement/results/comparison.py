@@ -21,6 +21,7 @@ from graphs.sources import HF_PREFIX
 from placement.placers import HEURISTICS, PlacerInfo
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, SearchOptions
 from placement.placers.single_device import single_device_placements
+from placement.placers.tables import has_tables
 from placement.results.simulated import describe_short
 
 SINGLE_DEVICE = "single_device"
@@ -168,13 +169,15 @@ def kinds_of(problem: PlacementProblem) -> set[str]:
     """What a problem is, for `PlacerInfo.only_for`.
 
     Its target; ``"hf:"`` where its graph is a step of a language model by its configuration; ``"tokens"`` where it is a
-    step of any language model that reads or makes tokens.
+    step of any language model that reads or makes tokens; ``"tables"`` where most of what it keeps is embedding tables.
     """
     kinds = {problem.target}
     if problem.names is not None and (problem.names.graph or "").startswith(HF_PREFIX):
         kinds.add(HF_PREFIX)
     if problem.graph.tokens:
         kinds.add("tokens")
+    if has_tables(problem.graph):
+        kinds.add("tables")
     return kinds
 
 

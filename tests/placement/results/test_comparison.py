@@ -214,14 +214,15 @@ def test_choosing_placers(problem: PlacementProblem) -> None:
     with pytest.raises(InputError, match="names no placer"):
         choose_placers(",")
     quick = [info.name for info in quick_placers()]
-    special = {"accelerate_balanced", "accelerate_sequential", "llama_cpp"}
+    tables = {"tables_by_size", "tables_by_lookups", "torchrec"}
+    special = {"accelerate_balanced", "accelerate_sequential", "llama_cpp"} | tables
     assert {info.name for info in quick_placers(problem)} == set(quick) - special
     for_accelerate = quick_placers(problem.with_schedule("sequential"))
-    assert {info.name for info in for_accelerate} == set(quick) - {"llama_cpp"}
+    assert {info.name for info in for_accelerate} == set(quick) - tables - {"llama_cpp"}
     tokens = replace(problem, graph=replace(problem.graph, tokens=4))
     assert {info.name for info in quick_placers(tokens)} == set(quick) - special | {"llama_cpp"}
     configured = replace(tokens, names=ProblemNames("hf:llama", "k80x2", 256))
-    assert [info.name for info in quick_placers(configured)] == quick
+    assert {info.name for info in quick_placers(configured)} == set(quick) - tables
     assert "reinforce" not in quick
     assert "brute_force" not in quick
     assert "heft" in quick
