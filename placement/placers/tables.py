@@ -4,14 +4,13 @@ All three sort the tables (or their parts, `graphs.split_tables`) by a cost, lar
 with the least cost so far that has room for it; what no accelerator has room for goes to the host.
 
 - ``tables_by_size``: the cost is the bytes of the table.
-- ``tables_by_lookups``: rows that are looked up in a step times the width of a row. Both as in Zha et al., "DreamShard:
-  generalizable embedding table placement for recommender systems", NeurIPS 2022, arXiv 2210.02023, section 4.1 (size- and
-  lookup-based greedy).
+- ``tables_by_lookups``: the bytes of the rows that a step looks up. Both are among the human rules of Zha et al.,
+  "DreamShard: generalizable embedding table placement for recommender systems", NeurIPS 2022, arXiv 2210.02023.
 - ``torchrec``: torchrec's planner, its estimates and its ``GreedyPerfPartitioner``, in our words
   (https://github.com/meta-pytorch/torchrec, ``torchrec/distributed/planner``: ``shard_estimators.py``,
   ``partitioners.py``, ``storage_reservations.py``, BSD): the cost of a shard is what it reads and writes over the
-  memory's bandwidth, twice as much again for its backward pass, and its pooled rows over the links' bandwidth, there and
-  back; 15% of each memory, and what the dense part keeps, are not for tables.
+  memory's bandwidth, twice as much again for its backward pass, and its pooled rows over the links' bandwidth, there
+  and back; 15% of each memory, and what the dense part keeps, are not for tables.
 
 The dense part is one copy, as in the graph, on the accelerator on which the whole does best; torchrec copies it to all
 (see `graphs.replicate`). Which way tables are cut is not chosen here.
