@@ -12,7 +12,7 @@ parts made. So each part sends a pooled row a sample, and gets the gradient of t
 what the parts made side by side. Backward, an op ``columns`` cuts the gradient up. Together the parts send one pooled
 row a sample.
 
-The parts of table ``tables.3`` are the modules ``tables.3.part0``, ``tables.3.part1``, ..., and so families of
+The parts of table ``tables.3`` are the modules ``tables.3_part0``, ``tables.3_part1``, ..., and so families of
 co-location groups of their own. Parameters, optimizer state and gradients are cut in proportion.
 
 **What is not charged.** Sorting indices by the part that they belong to: every part reads all of them.
@@ -217,7 +217,7 @@ class _Split:
             record = replace(
                 record,
                 name=_renamed(record.name, table.module, part),
-                module=f"{record.module}.part{part}" if record.module else f"part{part}",
+                module=f"{record.module}_part{part}" if record.module else f"part{part}",
                 flops=share.of(record.flops),
                 bytes_accessed=kept + share.of(record.bytes_accessed - kept),
                 resident_bytes={what: share.of(size) for what, size in record.resident_bytes.items()},
@@ -327,5 +327,5 @@ class _Split:
 
 def _renamed(name: str, module: str, part: int) -> str:
     if module and name.startswith(module):
-        return f"{module}.part{part}{name[len(module) :]}"
+        return f"{module}_part{part}{name[len(module) :]}"
     return f"part{part}/{name}"

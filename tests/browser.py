@@ -72,9 +72,10 @@ def wait_for(browser: Any, script: str, limit_s: float = 60.0) -> Any:
     return found
 
 
-def complaints(browser: Any) -> list[str]:
-    """Errors and warnings of the console since the last call."""
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+def complaints(browser: Any, *levels: str) -> list[str]:
+    """Errors and warnings of the console since the last call; or what is of some levels, as ``"SEVERE"``."""
+    levels = levels or ("SEVERE", "WARNING")
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in levels]
 
 
 def requested(browser: Any) -> list[str]:

@@ -103,7 +103,10 @@ def make_page(content: PageContent) -> bytes:
         body += ["<h2 id='remedies'>What would help</h2>", _remedies(found)]
     if content.commands:
         lines = "\n".join(_text(command) for command in content.commands)
-        body += ["<h2 id='commands'>Made by</h2>", f"<pre tabindex='0'>{lines}</pre>"]
+        body += [
+            "<h2 id='commands'>Made by</h2>",
+            f"<pre tabindex='0' role='region' aria-label='Commands'>{lines}</pre>",
+        ]
     page = (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -178,7 +181,8 @@ def _legend(entries: Sequence[tuple[str, str]]) -> str:
 def _chart(name: str, div: str, said: str, *, keys: str | None = None) -> str:
     focus = "" if keys is None else f" tabindex='0' data-keys='{keys}'"
     hint = "" if keys is None else " Keys: plus and minus zoom, arrows move, 0 shows all."
-    return f"<div class='chart' id='chart-{name}' role='img' aria-label='{_text(said)}{hint}'{focus}>{div}</div>"
+    role = "img" if keys is None else "application"  # which gives it the arrow keys while a screen reader runs
+    return f"<div class='chart' id='chart-{name}' role='{role}' aria-label='{_text(said)}{hint}'{focus}>{div}</div>"
 
 
 def _spoken(found: Explanation) -> str:

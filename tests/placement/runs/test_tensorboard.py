@@ -54,14 +54,17 @@ def wait_for_text(browser: Any, *words: str) -> str:
 
 def test_custom_scalars_show_our_charts(browser: Any, board: str) -> None:
     open_tab(browser, board, "custom_scalars")
-    text = wait_for_text(browser, *LAYOUT, *LAYOUT["Step time"])
-    assert complaints(browser) == []
+    text = wait_for_text(browser, *LAYOUT, *LAYOUT["Step time"], f"step_time/lower_bound_s (seed-{SEEDS[1]})")
+    assert complaints(browser, "SEVERE") == []
     assert text.index("Step time") < text.index("Devices") < text.index("Search")
-    wait_for(browser, "true")
-    assert deep_find(browser, "svg")
+    charts = [chart for section in LAYOUT.values() for chart in section]
+    assert len(deep_find(browser, "tf-custom-scalar-multi-line-chart-card")) == len(charts)
+    for seed in SEEDS:  # the first section is open, with all lines of both runs in one chart
+        for line in ("best", "mean", "other", "lower_bound"):
+            assert f"step_time/{line}_s (seed-{seed})" in text
 
 
 def test_hparams_lists_both_runs(browser: Any, board: str) -> None:
     open_tab(browser, board, "hparams")
     wait_for_text(browser, "seed", "preset", "cluster", *(f"seed-{seed}" for seed in SEEDS))
-    assert complaints(browser) == []
+    assert complaints(browser, "SEVERE") == []
