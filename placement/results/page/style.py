@@ -114,7 +114,7 @@ SCRIPT = """
     if (labels) { labels.visible = window.innerWidth > 900; }
     document.querySelectorAll(".chart").forEach(leaveOut);
   }
-  function leaveOut(node) {  // what Bokeh lets the keyboard into has no role; the page's own buttons and keys do the same
+  function leaveOut(node) {  // Bokeh's own tools have no role for the keyboard; the page's buttons and keys do the same
     Array.prototype.forEach.call(node.querySelectorAll("*"), function (inner) {
       if (inner.tabIndex >= 0) { inner.tabIndex = -1; }
       if (inner.shadowRoot) { leaveOut(inner.shadowRoot); }

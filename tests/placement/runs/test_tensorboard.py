@@ -11,7 +11,7 @@ import pytest
 
 import placement
 from placement.runs.telemetry import LAYOUT
-from tests.browser import complaints, deep_find, deep_text, prefer, set_width, wait_for
+from tests.browser import complaints, deep_find, deep_text, prefer, set_width
 from tests.placement.results.page.pages import problem_of
 
 SEEDS = (3, 4)
