@@ -213,7 +213,20 @@ def _texts(what: str, given: Asked | None) -> tuple[str, ...]:
 def _reservation(text: str) -> tuple[str, int]:
     """Devices, and bytes."""
     names, _, size = text.rpartition("=")
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgt]i?)?b?\s*", size, re.IGNORECASE)
+    return names, parse_size(size, f"reserve '{text}'")
+
+
+def parse_size(text: str, what: str) -> int:
+    """Bytes as people write them: ``2GB``, ``512MiB``, ``4e9``.
+
+    Args:
+        text: The size.
+        what: What it is of, for the message.
+
+    Raises:
+        InputError: It is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
     if found is None or (amount := float(found[1]) * _UNITS[(found[2] or "").lower()]) >= 2**63:
-        raise InputError(f"reserve '{text}': '{size}' is not a size; write 2GB, 512MiB or a number of bytes")
-    return names, int(amount)
+        raise InputError(f"{what}: '{text}' is not a size; write 2GB, 512MiB or a number of bytes")
+    return int(amount)

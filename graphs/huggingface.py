@@ -81,10 +81,7 @@ def load_huggingface(source: str) -> ComputationGraph:
         InputError: The configuration is not there, not valid, or of a model that has no such step.
         NotServedError: `transformers` is not installed.
     """
-    place, settings = _parse(source)
-    check_extra(f"graph '{source}'", module="transformers", package="Transformers", extra="hf")
-    config, stored = _config(source, place, settings)
-    settings = replace(settings, weights=settings.weights or stored)
+    config, settings = _read_settings(source)
     limit = getattr(config, "max_position_embeddings", None)
     limit = limit if isinstance(limit, int) and limit > 0 else _MOST
     settings = replace(settings, context=settings.context or min(2048, limit))
@@ -98,6 +95,28 @@ def load_huggingface(source: str) -> ComputationGraph:
     positions = torch.zeros(1, length, dtype=torch.int64, device="meta")
     graph = capture(step, {"input_ids": tokens, "position_ids": positions}, training=False, name=source)
     return replace(graph, tokens=settings.batch * length)
+
+
+def load_huggingface_model(source: str) -> nn.Module:
+    """The model of such a source on the meta device, its matrices as they are stored, without a cache.
+
+    Args:
+        source: As for `load_huggingface`.
+
+    Raises:
+        InputError: As `load_huggingface`.
+        NotServedError: As `load_huggingface`.
+    """
+    config, settings = _read_settings(source)
+    return _model(source, config, settings)
+
+
+def _read_settings(source: str) -> tuple[Any, Settings]:
+    """The configuration, and the settings with what it says that weights are stored in."""
+    place, settings = _parse(source)
+    check_extra(f"graph '{source}'", module="transformers", package="Transformers", extra="hf")
+    config, stored = _config(source, place, settings)
+    return config, replace(settings, weights=settings.weights or stored)
 
 
 def _parse(source: str) -> tuple[str, Settings]:
@@ -207,6 +226,12 @@ def _stored(source: str, quantization: Any) -> str:
 
 def _step(source: str, config: Any, settings: Settings) -> tuple[nn.Module, int]:
     """The model as a step of one phase on the meta device, and how many tokens of each sequence it reads."""
+    length = 1 if settings.phase == "decode" else settings.context
+    return LanguageStep(source, _model(source, config, settings), settings, length), length
+
+
+def _model(source: str, config: Any, settings: Settings) -> nn.Module:
+    """The causal language model on the meta device."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
@@ -229,8 +254,7 @@ def _step(source: str, config: Any, settings: Settings) -> tuple[nn.Module, int]
             ) from error
     if settings.weights:
         _quantize(source, model, settings.weights)
-    length = 1 if settings.phase == "decode" else settings.context
-    return LanguageStep(source, model, settings, length), length
+    return model
 
 
 class LanguageStep(nn.Module):

@@ -36,7 +36,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphs.computation_graph import (
-    DEVICE_KINDS,
     DTYPES,
     INPUT,
     PARAMETER,
@@ -48,6 +47,7 @@ from graphs.computation_graph import (
     build,
 )
 from graphs.errors import InputError
+from graphs.records import op_record, tensor_record
 
 BUCKET_BYTES = 25_000_000
 """Size of a bucket of gradients where nobody says otherwise."""
@@ -216,42 +216,18 @@ def _copy(graph: ComputationGraph, updates: Sequence[_Update], made: _Made, repl
     first_op, first_tensor = len(made.ops), len(made.tensors)
     for op in range(graph.num_ops):
         made.op(_record(graph, op, replica))
-    offsets = graph.consumer_offsets
     own_gradient = {(tensor, update.op) for update in updates for tensor in update.gradients}
     for tensor in range(graph.num_tensors):
-        readers = graph.consumers[offsets[tensor] : offsets[tensor + 1]].tolist()
-        made.tensors.append(
-            TensorRecord(
-                first_op + int(graph.tensor_producer[tensor]),
-                int(graph.tensor_bytes[tensor]),
-                [first_op + reader for reader in readers if (tensor, reader) not in own_gradient],
-                resident=bool(graph.tensor_resident[tensor]),
-                transfer_s=float(graph.tensor_transfer_s[tensor]),
-            )
-        )
+        record = tensor_record(graph, tensor)
+        readers = [first_op + reader for reader in record.consumers if (tensor, reader) not in own_gradient]
+        made.tensors.append(replace(record, producer=first_op + record.producer, consumers=readers))
     return _Copy(range(first_op, len(made.ops)), range(first_tensor, len(made.tensors)))
 
 
 def _record(graph: ComputationGraph, op: int, replica: int) -> OpRecord:
-    module = graph.module_names[graph.module[op]]
-    kinds = int(graph.allowed_kinds[op])
-    return OpRecord(
-        name=f"replica{replica}/{graph.op_names[op]}",
-        type=graph.type_names[graph.op_type[op]],
-        phase=PHASES[graph.phase[op]],
-        module=f"replica{replica}.{module}" if module else f"replica{replica}",
-        module_call=int(graph.module_call[op]),
-        flops=int(graph.flops[op]),
-        bytes_accessed=int(graph.bytes_accessed[op]),
-        dtype=DTYPES[graph.dtype[op]],
-        batch=int(graph.batch[op]),
-        resident_bytes={
-            part: int(size) for part, size in zip(RESIDENT_PARTS, graph.resident_bytes[op], strict=True) if size
-        },
-        allowed_kinds=[kind for bit, kind in enumerate(DEVICE_KINDS) if kinds >> bit & 1],
-        output_shapes=graph.output_shapes[op],
-        time_s={spec: float(times[op]) for spec, times in graph.time_s.items() if not np.isnan(times[op])},
-    )
+    record = op_record(graph, op)
+    module = f"replica{replica}.{record.module}" if record.module else f"replica{replica}"
+    return replace(record, name=f"replica{replica}/{record.name}", module=module)
 
 
 def _bound(graph: ComputationGraph) -> list[list[int]]:

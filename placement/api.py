@@ -38,6 +38,8 @@ from graphs.errors import InputError, unknown_name
 from graphs.files import SUFFIXES, save_graph_file, write_atomically
 from graphs.reading import exists
 from graphs.sources import load_graph
+from graphs.split_tables import By
+from graphs.split_tables import split_tables as cut_tables
 from placement.arguments import check_can_write, check_ends
 from placement.exports import accelerate, ops_table
 from placement.placers import PlacerInfo
@@ -45,7 +47,7 @@ from placement.placers.base import Budget, Granularity, SearchOptions, StartAt
 from placement.registry import PLACERS, get_placer
 from placement.results.comparison import Comparison, Row, ask, check_seed, compare_placers
 from placement.results.comparison_file import encode_comparison, read_finished
-from placement.results.placement_file import PlacementResult, check_placement, read_placement
+from placement.results.placement_file import PlacementResult, check_placement, named_cluster, read_placement
 from placement.results.reasons import explain as explaining
 from placement.results.reasons.explanation import Explanation
 from placement.results.reasons.remedies import TRIES
@@ -502,7 +504,11 @@ def machine(
 
 
 def import_graph(
-    source: str, out: str | Path, *, device_kinds: Mapping[str, Sequence[str]] | None = None
+    source: str,
+    out: str | Path,
+    *,
+    device_kinds: Mapping[str, Sequence[str]] | None = None,
+    split_tables: tuple[By, int] | None = None,
 ) -> ComputationGraph:
     """Turn a model into a graph file, which needs neither the model nor its code any more.
 
@@ -511,6 +517,8 @@ def import_graph(
         out: The graph file to write: ``.graph.json.gz`` or ``.graph.json``.
         device_kinds: Kinds of device that ops of a type may be on, as in ``{"TopK": ["cpu"]}``, for what a runtime
             keeps on the host; see `graphs.device_kinds.restrict_kinds`.
+        split_tables: Cut embedding tables into parts by ``"rows"`` or ``"columns"``, those that keep more resident than
+            so many bytes, as in ``("rows", 16 * 10**9)``; see `graphs.split_tables`.
 
     Raises:
         InputError: The source cannot be read, or the file cannot be written.
@@ -521,6 +529,8 @@ def import_graph(
     graph = load_graph(source)
     if device_kinds:
         graph = restrict_kinds(graph, device_kinds)
+    if split_tables is not None:
+        graph = cut_tables(graph, by=split_tables[0], most_bytes=split_tables[1])
     save_graph_file(graph, path)
     return graph
 
@@ -554,7 +564,8 @@ def export(
         placement: A run directory, or a placement file.
         out: The file to write.
         graph: What was placed; left out for a run, which knows it.
-        cluster: Where to; left out for a run, which knows it.
+        cluster: Where to; left out for a run, which knows it. By default the cluster that the placement names, or this
+            machine where it names none that is known.
         format: Every op with its module, group and device as JSON or CSV; or module path -> device.
 
     Raises:
@@ -585,7 +596,8 @@ def placed(
     Args:
         placement: A run directory, or a placement file.
         graph: What was placed; left out for a run, which knows it.
-        cluster: Where to; left out for a run, which knows it.
+        cluster: Where to; left out for a run, which knows it. By default the cluster that the placement names, or this
+            machine where it names none that is known.
         verb: Who asks, for the message.
 
     Raises:
@@ -599,9 +611,11 @@ def placed(
     if given.is_dir() or (graph is None and cluster is None and directory.run_of(given) is not None):
         problem = load_problem(given)
         return problem, read_placement(given / directory.PLACEMENT if given.is_dir() else given)
-    if graph is None or cluster is None:
-        raise InputError(f"{verb} of a placement file needs its GRAPH and a --cluster; or give a run directory")
+    if graph is None:
+        raise InputError(f"{verb} of a placement file needs its GRAPH; or give a run directory")
     result = read_placement(given)
+    if cluster is None:
+        cluster = named_cluster(result) or machine().cluster
     return make_problem(graph, cluster, schedule=result.schedule), result
 
 

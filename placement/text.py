@@ -38,6 +38,11 @@ def size(value_bytes: float) -> str:
     return f"{value_bytes / 1e6:,.0f} MB" if value_bytes >= 0.9995e6 else f"{value_bytes / 1e3:,.0f} kB"
 
 
+def tokens_a_second(tokens: int, step_time_s: float | None) -> str:
+    """The rate of a step that reads or makes so many tokens: ``"12.3"``; ``"-"`` where there is no such step."""
+    return f"{tokens / step_time_s:,.4g}" if step_time_s else "-"
+
+
 def clock(value_s: float) -> str:
     """Minutes and seconds: ``"1:05"``."""
     minutes, rest = divmod(max(round(value_s), 0), 60)

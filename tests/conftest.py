@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from hypothesis import settings
 
@@ -21,3 +24,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         file = item.nodeid.split("::")[0]
         group = "real cores" if any(word in item.nodeid.split("[")[0] for word in _ON_REAL_CORES) else file
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium without a window; the test is skipped where it or its driver is not installed."""
+    from tests.browser import open_browser
+
+    found = open_browser()
+    try:
+        yield found
+    finally:
+        found.quit()

@@ -53,15 +53,16 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     overhead_us: float | None = None
     tile: int | None = None
     reported: tuple[str, ...] = ()
+    checked: str | None = None
 
 
-def _read() -> tuple[dict[str, str], tuple[Row, ...]]:
+def _read() -> tuple[dict[str, str], dict[str, str], tuple[Row, ...]]:
     content: Any = yaml.load(_DATA.read_text(encoding="utf-8"), Loader=Loader)
-    return content["sheets"], msgspec.convert(content["devices"], tuple[Row, ...])
+    return content["sheets"], content["checks"], msgspec.convert(content["devices"], tuple[Row, ...])
 
 
-SHEETS, ROWS = _read()
-"""What the sheets are, by key, and the rows of ``data/devices.yaml``."""
+SHEETS, CHECKS, ROWS = _read()
+"""What the sheets are, and what figures were compared with, by key; and the rows of ``data/devices.yaml``."""
 
 
 def _spec(row: Row) -> DeviceSpec:
@@ -72,6 +73,7 @@ def _spec(row: Row) -> DeviceSpec:
     counted = _COUNTED * row.gb_per_s if row.counted_gb_per_s is None else row.counted_gb_per_s
     launch_us = _LAUNCH_US[row.kind] if row.overhead_us is None else row.overhead_us
     shown = ", ".join(f"{rate:,g} {dtype}" for dtype, rate in row.tflops.items())
+    checked = "" if row.checked is None else f"; compared with: {CHECKS[row.checked]}"
     return DeviceSpec(
         name=row.name,
         kind=row.kind,
@@ -81,7 +83,8 @@ def _spec(row: Row) -> DeviceSpec:
         launch_overhead_s=launch_us * 1e-6,
         efficiency={"product": share, "convolution": share, "attention": share},
         tile=_TILE.get(row.kind, 1) if row.tile is None else row.tile,
-        source=f"{row.about}. {row.memory_gb:g} GB, {row.gb_per_s:,g} GB/s; T(FL)OP/s: {shown} ({SHEETS[row.sheet]}).",
+        source=f"{row.about}. {row.memory_gb:g} GB, {row.gb_per_s:,g} GB/s; T(FL)OP/s: {shown} ({SHEETS[row.sheet]}"
+        f"{checked}).",
     )
 
 

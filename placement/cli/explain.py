@@ -14,7 +14,7 @@ from placement import api
 from placement.arguments import check_at_least_one, check_can_write
 from placement.cli import verbs
 from placement.cli.report import problem_heading
-from placement.cli.shared import make_console, status
+from placement.cli.shared import cluster_of_placement, make_console, status
 from placement.results.page.content import PageContent
 from placement.results.page.html import check_can_draw, make_page
 from placement.results.placement_file import PlacementResult, read_placement
@@ -41,8 +41,9 @@ def explain(verb: verbs.Explain) -> int:
     if verb.html is not None:
         check_can_draw()
     out, err = make_console(), make_console(stderr=True)
+    cluster = cluster_of_placement(verb.placement, verb.graph, verb.cluster, verb.topology)
     with status(err, f"reading {verb.graph or verb.placement}"):
-        problem, result = api.placed(verb.placement, graph=verb.graph, cluster=verb.cluster, verb="explain")
+        problem, result = api.placed(verb.placement, graph=verb.graph, cluster=cluster, verb="explain")
         against = None if verb.against is None else _placement_of(verb.against)
     with status(err, "evaluating every group on every device, and better clusters"):
         found = api.explain(problem, result, against=against, tries=max(verb.tries, 0))
@@ -55,7 +56,9 @@ def explain(verb: verbs.Explain) -> int:
         if run_dir is not None:
             write_report(run_dir, found, out=verb.html)
         else:
-            words = ["placement", "explain", verb.placement, verb.graph or "", "--cluster", verb.cluster or ""]
+            words = ["placement", "explain", verb.placement, verb.graph or ""]
+            for option, value in (("--cluster", verb.cluster), ("--topology", verb.topology)):
+                words += [] if value is None else [option, value]
             write_atomically(verb.html, make_page(PageContent(found, commands=(shlex.join(words),))))
         out.print(f"report   {verb.html}", soft_wrap=True)
     return 0

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+from envs.constraints import parse_size
 from graphs.device_kinds import parse_kinds
+from graphs.errors import InputError, unknown_name
 from graphs.files import SUFFIXES
 from graphs.onnx_import.importer import unknown_operators
+from graphs.split_tables import By
 from placement import api
 from placement.arguments import check_can_write, check_ends
 from placement.cli import verbs
-from placement.cli.shared import make_console, status
+from placement.cli.shared import cluster_of_placement, make_console, status
 from placement.exports.accelerate import device_map_report
 from placement.text import size
 
@@ -23,7 +28,7 @@ def import_graph(verb: verbs.Import) -> int:
     check_can_write(verb.out)
     kinds = None if verb.device_kinds is None else parse_kinds(verb.device_kinds)
     with status(make_console(stderr=True), f"reading {verb.source}"):
-        graph = api.import_graph(verb.source, verb.out, device_kinds=kinds)
+        graph = api.import_graph(verb.source, verb.out, device_kinds=kinds, split_tables=_splitting(verb.split_tables))
     make_console().print(
         f"{verb.out}: {graph.name}, {graph.num_ops:,} ops, {graph.num_tensors:,} tensors, "
         f"{size(graph.parameter_bytes)} of parameters, {graph.total_flops / 1e9:,.1f} GFLOP a step",
@@ -37,6 +42,22 @@ def import_graph(verb: verbs.Import) -> int:
     return 0
 
 
+def _splitting(text: str | None) -> tuple[By, int] | None:
+    """How --split-tables cuts tables, and the size that the parts may have.
+
+    Raises:
+        InputError: It is not of the form ``rows:16GB``.
+    """
+    if text is None:
+        return None
+    by, colon, size_text = text.partition(":")
+    if by not in get_args(By):
+        raise unknown_name("way in --split-tables", by, get_args(By))
+    if not colon:
+        raise InputError(f"--split-tables '{text}' names no size; write {text}:16GB")
+    return by, parse_size(size_text, f"--split-tables '{text}'")  # type: ignore[return-value]  # checked above
+
+
 def export(verb: verbs.Export) -> int:
     """Write a table of ops or a device map, and say what the map changes.
 
@@ -44,8 +65,9 @@ def export(verb: verbs.Export) -> int:
         InputError: Bad input; one sentence.
         NoFeasiblePlacementError: What the device map says does not fit.
     """
+    cluster = cluster_of_placement(verb.placement, verb.graph, verb.cluster, verb.topology)
     with status(make_console(stderr=True), f"reading {verb.graph or verb.placement}"):
-        found = api.export(verb.placement, verb.out, graph=verb.graph, cluster=verb.cluster, format=verb.format)
+        found = api.export(verb.placement, verb.out, graph=verb.graph, cluster=cluster, format=verb.format)
     out, graph = make_console(), found.simulated.problem.graph
     if found.mapped is not None and found.device_map is not None:
         out.print(device_map_report(found.simulated, found.mapped, found.device_map), soft_wrap=True)

@@ -12,8 +12,9 @@ from rich.text import Text
 from envs.problem import PlacementProblem
 from graphs.computation_graph import ComputationGraph
 from placement.results.comparison import SINGLE_DEVICE, Comparison, Row
+from placement.results.layer_split import describe_fit, describe_layers
 from placement.results.simulated import Simulated, describe_short
-from placement.text import bar, seconds, short, size, table
+from placement.text import bar, seconds, short, size, table, tokens_a_second
 
 
 def problem_heading(problem: PlacementProblem) -> RenderableType:
@@ -87,9 +88,17 @@ def summary(comparison: Comparison, row: Row) -> str:
     return f"A step takes {seconds(row.step_time_s, digits=4)}{rate}: {', '.join(parts)}."
 
 
+def split_sentences(problem: PlacementProblem, row: Row) -> list[str]:
+    """Of a language model's step: that it fits, with what each device holds, and which layers are where."""
+    if not problem.graph.tokens or row.placement is None or row.peak_memory_bytes is None or not row.feasible:
+        return []
+    said = describe_fit(problem, row.peak_memory_bytes), describe_layers(problem, problem.to_ops(row.placement))
+    return [sentence for sentence in said if sentence]
+
+
 def tokens_rate(graph: ComputationGraph, step_time_s: float) -> str:
     """``", 12.3 tokens/s"`` of a step that reads or makes tokens; nothing of any other."""
-    return f", {graph.tokens / step_time_s:,.4g} tokens/s" if graph.tokens and step_time_s > 0 else ""
+    return f", {tokens_a_second(graph.tokens, step_time_s)} tokens/s" if graph.tokens and step_time_s > 0 else ""
 
 
 def _against(step_time_s: float, other_s: float) -> str:
@@ -138,13 +147,18 @@ def _device_range(names: Sequence[str]) -> str:
 
 def _ratio_table(comparison: Comparison, rows: Sequence[tuple[str, Row]], *, width: int = 0) -> Table:
     """One line a row; what its placer says about the placement stands at its end where `width` columns leave room."""
-    head = ("placer", "step time", "x best", "x one\ndevice", "x bound", "evaluated", "search")
+    graph = comparison.problem.graph
+    rate = ("tokens/s",) if graph.tokens else ()
+    head = ("placer", "step time", *rate, "x best", "x one\ndevice", "x bound", "evaluated", "search")
     lines = []
     for label, row in rows:
         ratios = ["-" if ratio is None else f"{ratio:.2f}" for ratio in comparison.ratios(row)]
-        lines.append([label, outcome(comparison, row), *ratios, f"{row.evaluations:,}", seconds(row.search_s)])
+        made = [tokens_a_second(graph.tokens, row.step_time_s if row.feasible else None)] if rate else []
+        cells = [*made, *ratios, f"{row.evaluations:,}", seconds(row.search_s)]
+        lines.append([label, outcome(comparison, row), *cells])
     bound = seconds(comparison.lower_bound_s, digits=4)
-    lines.append(["lower bound", bound, *_bound_ratios(comparison), "", ""])
+    most = [tokens_a_second(graph.tokens, comparison.lower_bound_s)] if rate else []
+    lines.append(["lower bound", bound, *most, *_bound_ratios(comparison), "", ""])
     styles = ["bold green" if row is comparison.best else "" if row.feasible else "dim" for _, row in rows]
     columns = [
         max(len(cell) for cell in (*title.split("\n"), *cells)) for title, *cells in zip(head, *lines, strict=True)

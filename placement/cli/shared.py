@@ -92,6 +92,33 @@ def chosen_cluster(cluster: str | None, topology: str | None) -> str | Cluster:
     return made.cluster
 
 
+def cluster_of_placement(
+    placement: str, graph: str | None, cluster: str | None, topology: str | None
+) -> str | Cluster | None:
+    """Where a placement file's graph is placed to; None for a run, which knows it.
+
+    Without --cluster and --topology that is the cluster that the placement names or, where it names none that is known,
+    this machine; a line says which.
+
+    Raises:
+        InputError: Both are given, or what is given cannot be read.
+    """
+    if graph is None and topology is None:
+        return cluster
+    if cluster is None and topology is None and os.path.isfile(placement):
+        from placement.results.placement_file import named_cluster, read_placement
+
+        result = read_placement(placement)
+        named = named_cluster(result)
+        if named is not None:
+            same = named.sha256 == result.cluster.sha256
+            text = f"no --cluster is given: {named.name}, which the placement names"
+            text += "" if same else "; its figures are others than those that the placement was made for"
+            make_console(stderr=True).print(Text(printable(text)), style="dim", soft_wrap=True)
+            return named
+    return chosen_cluster(cluster, topology)
+
+
 def load(
     graph: str,
     cluster: str | Cluster,

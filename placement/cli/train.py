@@ -20,7 +20,7 @@ from placement.arguments import check_positive
 from placement.cli import pipeline, verbs
 from placement.cli.measured import resume_measured, train_measured
 from placement.cli.progress import ComparisonDisplay, TrainingDisplay
-from placement.cli.report import comparison_report, summary
+from placement.cli.report import comparison_report, split_sentences, summary
 from placement.cli.shared import HeadingDisplay, chosen_cluster, load, make_console
 from placement.learning.stats import UpdateStats
 from placement.results.comparison import Comparison, check_seed
@@ -185,6 +185,8 @@ def _show_trained(out: Console, trained: TrainedRun) -> None:
     out.print(comparison_report(trained.comparison, width=out.width, detailed=_DETAILED, always=learned))
     out.print()
     out.print(summary(trained.comparison, learned), style="bold")
+    for sentence in split_sentences(trained.comparison.problem, learned):
+        out.print(sentence)
     if trained.explanation is not None:
         for sentence in trained.explanation.sentences[:TELLING_SENTENCES]:
             out.print(sentence)

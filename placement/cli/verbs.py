@@ -21,6 +21,7 @@ _CLUSTER = arg(
 GraphArg = Annotated[Positional[str], _GRAPH]
 OptionalGraphArg = Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless --resume)")]
 _OR_HERE = "(this machine)"
+_OF_PLACEMENT = "(a run's, the one that the placement names, or this machine)"
 OptionalClusterArg = Annotated[str | None, _CLUSTER, arg(help_behavior_hint=_OR_HERE)]
 TopologyArg = Annotated[
     str | None,
@@ -282,6 +283,8 @@ class Import:
     """The graph file to write: .graph.json.gz or .graph.json."""
     device_kinds: Annotated[str | None, arg(metavar="TYPE=KIND[+KIND][,...]", help_behavior_hint="")] = None
     """Kinds of device that ops of a type may be on, as in TopK=cpu, for what a runtime keeps on the host."""
+    split_tables: Annotated[str | None, arg(metavar="rows:SIZE|columns:SIZE", help_behavior_hint="")] = None
+    """Cut embedding tables of more than SIZE into parts, as in rows:16GB, so that they can be on several devices."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +296,8 @@ class Export:
     out: Annotated[Path, arg(metavar="FILE")]
     """The file to write."""
     graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless it is a run)")] = None
-    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless it is a run)")] = None
+    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint=_OF_PLACEMENT)] = None
+    topology: TopologyArg = None
     format: Literal["json", "csv", "device-map"] = "json"
     """Every op with its module, group and device; or module path -> device."""
 
@@ -305,7 +309,8 @@ class Explain:
     placement: Annotated[Positional[str], arg(metavar="RUN|PLACEMENT")]
     """A run directory, or a placement file."""
     graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless it is a run)")] = None
-    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint="(unless it is a run)")] = None
+    cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint=_OF_PLACEMENT)] = None
+    topology: TopologyArg = None
     against: Annotated[Path | None, arg(metavar="RUN|PLACEMENT", help_behavior_hint="")] = None
     """Another placement of the same graph: say what differs, too."""
     groups: Annotated[int, arg(metavar="N")] = 12

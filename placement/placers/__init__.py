@@ -25,7 +25,8 @@ class PlacerInfo:
         learns: True where it learns from the placements that it evaluates.
         searches: True where it uses all of the time that it is given; others answer as soon as they are done.
         exact: True where it serves small problems only and, given the time, proves its answer optimal.
-        only_under: The one target (`envs.targets`) under which it answers; empty for all.
+        only_for: What a problem must be to be answered, one of these: under this target (`envs.targets`), or of this
+            kind (`placement.results.comparison.kinds_of`); empty for all.
     """
 
     name: str
@@ -34,7 +35,7 @@ class PlacerInfo:
     learns: bool = False
     searches: bool = False
     exact: bool = False
-    only_under: str = ""
+    only_for: tuple[str, ...] = ()
 
     @property
     def function(self) -> Placer:
@@ -65,14 +66,38 @@ HEURISTICS: dict[str, PlacerInfo] = {
         PlacerInfo(
             "accelerate_balanced",
             "placement.placers.accelerate_maps:place_balanced",
-            "Accelerate's own device_map='auto' (and 'balanced'), for its target",
-            only_under="accelerate",
+            "Accelerate's own device_map='auto' (and 'balanced'), for its target and hf: graphs",
+            only_for=("accelerate", "hf:"),
         ),
         PlacerInfo(
             "accelerate_sequential",
             "placement.placers.accelerate_maps:place_sequential",
-            "Accelerate's own device_map='sequential', for its target",
-            only_under="accelerate",
+            "Accelerate's own device_map='sequential', for its target and hf: graphs",
+            only_for=("accelerate", "hf:"),
+        ),
+        PlacerInfo(
+            "llama_cpp",
+            "placement.placers.llama_cpp:place",
+            "whole layers by free memory, the most that fit, as llama.cpp's -ngl and -ts; for language models' steps",
+            only_for=("tokens",),
+        ),
+        PlacerInfo(
+            "tables_by_size",
+            "placement.placers.tables:place_by_size",
+            "embedding tables, largest first, where least bytes are (Zha et al., 2022)",
+            only_for=("tables",),
+        ),
+        PlacerInfo(
+            "tables_by_lookups",
+            "placement.placers.tables:place_by_lookups",
+            "embedding tables, most looked up first, where least is (Zha et al., 2022)",
+            only_for=("tables",),
+        ),
+        PlacerInfo(
+            "torchrec",
+            "placement.placers.tables:place_as_torchrec",
+            "embedding tables by estimated time, as torchrec's planner spreads them",
+            only_for=("tables",),
         ),
         _info("contiguous", "an order of the groups cut into runs, by balance and then by simulation"),
         _info("mincut", "METIS over the accelerators: equal work, few bytes across (Karypis and Kumar, 1998)"),

@@ -17,9 +17,11 @@ from envs.bounds import lower_bound_s
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.errors import InputError, NoFeasiblePlacementError, NotServedError
+from graphs.sources import HF_PREFIX
 from placement.placers import HEURISTICS, PlacerInfo
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, SearchOptions
 from placement.placers.single_device import single_device_placements
+from placement.placers.tables import has_tables
 from placement.results.simulated import describe_short
 
 SINGLE_DEVICE = "single_device"
@@ -150,14 +152,33 @@ RowSource = Callable[
 """Makes the rows of some placers on a problem under a budget, from a seed; gives each placer's as they are done."""
 
 
-def quick_placers(target: str | None = None) -> list[PlacerInfo]:
+def quick_placers(problem: PlacementProblem | None = None) -> list[PlacerInfo]:
     """The placers that answer any problem as soon as they are done, and so need no time limit.
 
     Args:
-        target: Leave out those that answer under other targets only; None for all.
+        problem: Leave out those that answer only others; None for all.
     """
     quick = [info for info in HEURISTICS.values() if not info.searches and not info.exact]
-    return [info for info in quick if target is None or info.only_under in ("", target)]
+    if problem is None:
+        return quick
+    kinds = kinds_of(problem)
+    return [info for info in quick if not info.only_for or kinds.intersection(info.only_for)]
+
+
+def kinds_of(problem: PlacementProblem) -> set[str]:
+    """What a problem is, for `PlacerInfo.only_for`.
+
+    Its target; ``"hf:"`` where its graph is a step of a language model by its configuration; ``"tokens"`` where it is a
+    step of any language model that reads or makes tokens; ``"tables"`` where most of what it keeps is embedding tables.
+    """
+    kinds = {problem.target}
+    if problem.names is not None and (problem.names.graph or "").startswith(HF_PREFIX):
+        kinds.add(HF_PREFIX)
+    if problem.graph.tokens:
+        kinds.add("tokens")
+    if has_tables(problem.graph):
+        kinds.add("tables")
+    return kinds
 
 
 def check_seed(seed: int) -> None:

@@ -14,7 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.clusters.catalog import load_cluster
 from envs.clusters.cluster import Cluster
+from envs.clusters.file import CLUSTER_FILE_SUFFIXES
 from envs.problem import PlacementProblem
 from graphs.computation_graph import DEVICE_KINDS, ComputationGraph
 from graphs.errors import InputError
@@ -162,6 +164,22 @@ def read_placement(path: str | Path) -> PlacementResult:
         raise InputError(f"'{path}' is not a valid placement file: {error}; {_REMEDY}") from error
     _check_consistent(path, result)
     return result
+
+
+def named_cluster(result: PlacementResult) -> Cluster | None:
+    """The cluster that a placement was made for, by its name; None where that is no known cluster with these devices.
+
+    What the name means may have changed since, or memory may have been reserved: compare the digests. Files are not
+    read, because a placement may be somebody else's.
+    """
+    name = result.cluster.name
+    if any(suffix in name for suffix in CLUSTER_FILE_SUFFIXES):
+        return None
+    try:
+        found = load_cluster(name)
+    except InputError:
+        return None
+    return found if found.device_names == result.cluster.devices else None
 
 
 def check_placement(result: PlacementResult, graph: ComputationGraph, cluster: Cluster) -> NDArray[np.int32]:

@@ -304,7 +304,7 @@ def compare_others(
     if run_dir is not None and all((run_dir / name).exists() for name in (directory.CHECKPOINT, directory.COMPARISON)):
         finished = rows_of(read_record(run_dir / directory.COMPARISON, remedy="delete it"), problem)
         finished = tuple(row for row in finished if row.placer != LEARNED)
-    placers = quick_placers(problem.target)
+    placers = quick_placers(problem)
     if start is not None:
         placers.insert(0, given_start(start))
     return compare_placers(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from envs.clusters.cluster import Cluster, Device, Link
-from envs.clusters.device_specs import DEVICE_SPECS
+from envs.clusters.cluster import Cluster
 from envs.make_problem import make_problem
 from graphs.computation_graph import RESIDENT_PARTS, ComputationGraph
 from graphs.errors import InputError
@@ -22,31 +20,11 @@ from graphs.files import load_graph_file, save_graph_file
 from graphs.sources import check_can_run, load_graph
 from placement.placers import contiguous
 from placement.placers.base import Budget
-
-SMALL = {
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "vocab_size": 1000,
-}
-LLAMA_70B = {
-    "model_type": "llama",
-    "hidden_size": 8192,
-    "intermediate_size": 28672,
-    "num_hidden_layers": 80,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "dtype": "bfloat16",
-}
+from tests.graphs.language_models import LLAMA_70B, SMALL, source_of, two_cards_and_a_cpu
 
 
 def named(settings: str, kind: str = "llama", **sizes: int) -> ComputationGraph:
-    text = ",".join(f"{key}={value}" for key, value in (SMALL | sizes).items())
-    return load_graph(f"hf:{kind}:{text},{settings}")
+    return load_graph(source_of(settings, kind, **sizes))
 
 
 def resident(graph: ComputationGraph, part: str, ends: str = "") -> int:
@@ -178,15 +156,6 @@ def test_a_bad_config_is_one_sentence(tmp_path: Path, text: str) -> None:
 def test_it_cannot_be_run() -> None:
     with pytest.raises(InputError, match="without weights"):
         check_can_run("hf:llama")
-
-
-def two_cards_and_a_cpu(share: float, of_cpu: float) -> Cluster:
-    """An RTX 4090, an RTX 3060 and a desktop's CPU, with shares of their memory."""
-    specs = [DEVICE_SPECS[name] for name in ("ryzen_9_7950x", "rtx_4090", "rtx_3060")]
-    shares = (of_cpu, share, share)
-    scaled = [replace(s, memory_bytes=int(s.memory_bytes * part)) for s, part in zip(specs, shares, strict=True)]
-    devices = tuple(Device(name, spec) for name, spec in zip(("cpu:0", "gpu:0", "gpu:1"), scaled, strict=True))
-    return Cluster("two_cards", devices, tuple(Link("cpu:0", f"gpu:{i}", 12.5e9, 1e-5) for i in range(2)))
 
 
 def plan(source: str, cluster: Cluster, evaluations: int) -> NDArray[np.int64]:

@@ -185,7 +185,7 @@ def test_a_graph_is_imported_and_a_placement_exported_as_by_the_command(
     with pytest.raises(InputError, match="leave out GRAPH and --cluster"):
         placement.export(tmp_path / "run", tmp_path / "x.json", **files)
     placement.write_placement(tmp_path / "alone.json", run.result)
-    with pytest.raises(InputError, match="needs its GRAPH and a --cluster"):
+    with pytest.raises(InputError, match="needs its GRAPH"):
         placement.export(tmp_path / "alone.json", tmp_path / "x.json")
     assert placement.load_problem(tmp_path / "run").graph.sha256 == graph.sha256
 

@@ -28,6 +28,9 @@ _TOOLS = "xpan,xwheel_zoom,xbox_zoom,reset"
 _LABEL_CHARACTERS = 55.0
 """Characters that fit in a unit of the treemap's width, at 12 pixels."""
 
+_MUCH = 0.4
+"""Share of a memory from which its limit is shown; below it the lines would lie on each other."""
+
 _NAME = 80
 """Characters of a name; of longer ones the middle is left out."""
 
@@ -75,7 +78,8 @@ def memory_figure(found: Explanation, x_range: Range1d) -> figure:
     made = _figure("memory", height=230, x_range=x_range, tools=_TOOLS)
     limits = found.problem.cluster.memory_bytes
     names = found.problem.cluster.device_names
-    for d, (times_s, used) in enumerate(memory_lines(found)):
+    lines = memory_lines(found)
+    for d, (times_s, used) in enumerate(lines):
         data = {
             "ms": (times_s * 1e3).astype(np.float32),
             "share": (used / max(int(limits[d]), 1)).astype(np.float32),
@@ -88,10 +92,11 @@ def memory_figure(found: Explanation, x_range: Range1d) -> figure:
             HoverTool(renderers=[line], tooltips=[(names[d], "@gb{0.00} GB, @share{0%}"), ("ms", "@ms{0.000}")])
         )
     made.line([0, found.step_time_s * 1e3], [1, 1], color="#c44e52", line_dash="dashed")
-    made.yaxis.formatter = NumeralTickFormatter(format="0%")
+    most = max((float(used.max()) / max(int(limit), 1) for (_, used), limit in zip(lines, limits, strict=True)))
+    made.y_range = Range1d(0, 1.1 * max(most, 1.0 if most > _MUCH else 0.01))
+    made.yaxis.formatter = NumeralTickFormatter(format="0.[0]%")
     made.yaxis.axis_label = "of its memory"
     made.xaxis.axis_label = "ms"
-    made.y_range.start = 0
     return made
 
 

@@ -11,11 +11,12 @@ from graphs.computation_graph import PHASES
 from graphs.errors import printable
 from graphs.extras import check_extra
 from placement.results.comparison import Comparison
+from placement.results.layer_split import describe_fit, describe_layers
 from placement.results.page.content import MOST_BARS, PageContent
 from placement.results.page.style import CSS, SCRIPT
 from placement.results.reasons.explanation import Explanation
 from placement.results.reasons.sentences import percent, why
-from placement.text import seconds, short, size
+from placement.text import seconds, short, size, tokens_a_second
 
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
@@ -76,7 +77,7 @@ def make_page(content: PageContent) -> bytes:
         + "".join(f"<a href='#{part}'>{name}</a>" for part, name in _contents(content, figures))
         + "</nav>",
         "<h2 id='reasons'>Reasons</h2>",
-        f"<ul class='reasons'>{''.join(f'<li>{_text(sentence)}</li>' for sentence in found.sentences)}</ul>",
+        f"<ul class='reasons'>{''.join(f'<li>{_text(sentence)}</li>' for sentence in _reasons(found))}</ul>",
         "<h2 id='time'>What runs when</h2>",
         _aggregated(found),
         _tools("timeline", with_filter=True),
@@ -102,7 +103,10 @@ def make_page(content: PageContent) -> bytes:
         body += ["<h2 id='remedies'>What would help</h2>", _remedies(found)]
     if content.commands:
         lines = "\n".join(_text(command) for command in content.commands)
-        body += ["<h2 id='commands'>Made by</h2>", f"<pre tabindex='0'>{lines}</pre>"]
+        body += [
+            "<h2 id='commands'>Made by</h2>",
+            f"<pre tabindex='0' role='region' aria-label='Commands'>{lines}</pre>",
+        ]
     page = (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -122,11 +126,22 @@ def _text(text: str) -> str:
 def _heading(found: Explanation) -> str:
     problem = found.problem
     fits = "" if found.feasible else " if memory were no limit: this placement does not fit"
+    tokens = problem.graph.tokens
+    rate = f" ({tokens_a_second(tokens, found.step_time_s)} tokens/s)" if tokens else ""
     return (
-        f"A step takes <strong>{seconds(found.step_time_s, digits=4)}</strong>{fits} (simulated). "
+        f"A step takes <strong>{seconds(found.step_time_s, digits=4)}</strong>{rate}{fits} (simulated). "
         f"{problem.graph.num_ops:,} ops in {problem.num_groups:,} groups, {size(problem.graph.parameter_bytes)} of "
         f"parameters, {problem.num_devices} devices, schedule {_text(problem.schedule)}."
     )
+
+
+def _reasons(found: Explanation) -> Sequence[str]:
+    """The sentences of an explanation; before them, of a language model's step, which layers are where."""
+    if not found.problem.graph.tokens or not found.feasible:
+        return found.sentences
+    fit = describe_fit(found.problem, found.trace.peak_memory_bytes)
+    layers = describe_layers(found.problem, found.op_placement)
+    return [*(sentence for sentence in (fit, layers) if sentence), *found.sentences]
 
 
 def _contents(content: PageContent, figures: dict[str, object]) -> list[tuple[str, str]]:
@@ -166,7 +181,8 @@ def _legend(entries: Sequence[tuple[str, str]]) -> str:
 def _chart(name: str, div: str, said: str, *, keys: str | None = None) -> str:
     focus = "" if keys is None else f" tabindex='0' data-keys='{keys}'"
     hint = "" if keys is None else " Keys: plus and minus zoom, arrows move, 0 shows all."
-    return f"<div class='chart' id='chart-{name}' role='img' aria-label='{_text(said)}{hint}'{focus}>{div}</div>"
+    role = "img" if keys is None else "application"  # which gives it the arrow keys while a screen reader runs
+    return f"<div class='chart' id='chart-{name}' role='{role}' aria-label='{_text(said)}{hint}'{focus}>{div}</div>"
 
 
 def _spoken(found: Explanation) -> str:
@@ -226,7 +242,7 @@ def _groups(found: Explanation) -> str:
 
 
 def _comparison(comparison: Comparison) -> str:
-    ranked = comparison.ranked()
+    ranked, tokens = comparison.ranked(), comparison.problem.graph.tokens
     slowest = max((row.step_time_s or 0.0 for row in ranked if row.feasible), default=0.0)
     rows = []
     for row in ranked:
@@ -242,9 +258,13 @@ def _comparison(comparison: Comparison) -> str:
             width = f"{100 * row.step_time_s / slowest:.1f}%" if slowest else "0%"
             bar = f"<div class='bar' style='--w:{width}'></div>"
         kind = "best" if row is comparison.best else "" if row.feasible else "no"
-        rows.append((kind, [_text(row.placer), said, bar, *ratios, f"{row.evaluations:,}", seconds(row.search_s)]))
+        made = [tokens_a_second(tokens, row.step_time_s if row.feasible else None)] if tokens else []
+        rows.append(
+            (kind, [_text(row.placer), said, *made, bar, *ratios, f"{row.evaluations:,}", seconds(row.search_s)])
+        )
     bound = seconds(comparison.lower_bound_s, digits=4)
-    heads = ("placer", "#step time", "", "#x best", "#x one device", "#x bound", "#evaluated", "#search")
+    rate = ("#tokens/s",) if tokens else ()
+    heads = ("placer", "#step time", *rate, "", "#x best", "#x one device", "#x bound", "#evaluated", "#search")
     return _table("placers-table", f"Step times by placer; no placement takes less than {bound}", heads, rows)
 
 

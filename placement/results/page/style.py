@@ -23,6 +23,7 @@ button, input { font: inherit; color: inherit; background: var(--card); border: 
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; width: 100%; }
 caption { text-align: left; color: var(--dim); padding: .2rem 0; }
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+#placers-table td { vertical-align: middle; }
 th { color: var(--dim); font-weight: 600; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; } tr.best td { font-weight: 650; } tr.no td { color: var(--dim); }
 .bar { background: linear-gradient(#3b76af, #3b76af) no-repeat left / var(--w) 100%; height: .55rem; min-width: 6rem;
@@ -111,6 +112,13 @@ SCRIPT = """
   function fit() {
     var labels = model("treemap_labels");
     if (labels) { labels.visible = window.innerWidth > 900; }
+    document.querySelectorAll(".chart").forEach(leaveOut);
+  }
+  function leaveOut(node) {  // Bokeh's own tools have no role for the keyboard; the page's buttons and keys do the same
+    Array.prototype.forEach.call(node.querySelectorAll("*"), function (inner) {
+      if (inner.tabIndex >= 0) { inner.tabIndex = -1; }
+      if (inner.shadowRoot) { leaveOut(inner.shadowRoot); }
+    });
   }
   function start() {
     if (!window.Bokeh || !Bokeh.documents.length || !model("timeline")) { window.setTimeout(start, 30); return; }

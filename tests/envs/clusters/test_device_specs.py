@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from envs.clusters.device_specs import DEVICE_SPECS, ROWS, SHEETS, find_spec
+from envs.clusters.device_specs import CHECKS, DEVICE_SPECS, ROWS, SHEETS, find_spec
 
 LARGEST = {"gpu": (6, 400), "tpu": (8, 100), "npu": (8, 130), "cpu": (32, 2100)}
 """Least and most memory of each kind, GB."""
@@ -38,6 +38,9 @@ def test_each_row_is_of_its_own_with_a_sheet_and_names_are_regular() -> None:
     reported = [name for row in ROWS for name in row.reported]
     assert len(set(reported)) == len(reported)
     assert {row.sheet for row in ROWS} == set(SHEETS)
+    assert {row.checked for row in ROWS if row.checked is not None} == set(CHECKS)
+    for row in ROWS:
+        assert ("compared with: " in DEVICE_SPECS[row.name].source) == (row.checked is not None)
     for row in ROWS:
         assert row.name == "_".join(row.name.lower().split())
         assert len(row.about) > 3

@@ -18,6 +18,7 @@ from graphs.files import save_graph_file
 from graphs.synthetic import random_graph
 from placement.cli.machine import mermaid
 from placement.cli.main import main
+from placement.results.placement_file import make_result, write_placement
 
 DATA = Path(__file__).parents[2] / "envs" / "machine" / "data"
 
@@ -143,3 +144,28 @@ def test_in_python(here: list[Found]) -> None:
     assert made.found.usable_cpus == (0, 1)
     with pytest.raises(InputError, match="cannot be measured from here"):
         placement.machine(topology="t", again=True)
+
+
+def test_explain_and_export_take_the_cluster_that_a_placement_names_and_else_this_machine(
+    here: list[Found], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", "g.graph.json", "--placement", "heft", "--json", "s.json"]) == 0
+    for cluster, name in ((placement.machine().cluster, "here.json"), (load_cluster("k80x2"), "there.json")):
+        problem = placement.make_problem("g.graph.json", cluster)
+        made = make_result(problem, problem.allowed.argmax(axis=1), placer="test", seed=0)
+        write_placement(name, made)
+        capsys.readouterr()
+        assert main(["export", name, "g.graph.json", "--out", "ops.json"]) == 0
+        said = capsys.readouterr().err
+        assert ("this machine" if name == "here.json" else "k80x2, which the placement names") in said
+        assert json.loads(Path("ops.json").read_text())["step_time_s"] == made.step_time_s
+        assert main(["explain", name, "g.graph.json", "--tries", "0", "--json", "why.json"]) == 0
+        assert json.loads(Path("why.json").read_text())["step_time_s"] == made.step_time_s
+        placement.export(name, "again.json", graph="g.graph.json")
+        assert Path("again.json").read_bytes() == Path("ops.json").read_bytes()
+    assert len(here) == 1  # measured once
+    capsys.readouterr()
+    reserved = placement.make_problem("g.graph.json", "k80x2", reserve={"gpu:0": "1GB"})
+    write_placement("r.json", make_result(reserved, reserved.allowed.argmax(axis=1), placer="test", seed=0))
+    assert main(["export", "r.json", "g.graph.json", "--out", "ops.json"]) == 0
+    assert "its figures are others" in capsys.readouterr().err

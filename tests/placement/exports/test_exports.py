@@ -162,8 +162,12 @@ def test_the_command(
     assert "placement train ... --target accelerate" in said
     assert "modules were split" in said
 
+    assert main(["export", "p.json", "g.graph.json", "--out", "named.json"]) == 0
+    assert "k80x4, which the placement names" in capsys.readouterr().err
+    assert Path("named.json").read_bytes() == Path("ops.json").read_bytes()
+
     assert main(["export", "p.json", "--out", "x.json"]) == 2
-    assert "needs its GRAPH and a --cluster" in capsys.readouterr().err
+    assert "export of a placement file needs its GRAPH" in capsys.readouterr().err
     assert main(["export", str(tmp_path), "--out", "x.json"]) == 2
     assert "holds no run" in capsys.readouterr().err
 

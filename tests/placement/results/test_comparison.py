@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from envs.clusters.catalog import load_cluster
-from envs.problem import PlacementProblem
+from envs.problem import PlacementProblem, ProblemNames
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
 from graphs.errors import InputError, NoFeasiblePlacementError
@@ -205,7 +206,7 @@ def test_json_and_csv_hold_the_same_rows(problem: PlacementProblem) -> None:
     assert float(rows[0]["busy_share:gpu:1"]) == pytest.approx(1.0)
 
 
-def test_choosing_placers() -> None:
+def test_choosing_placers(problem: PlacementProblem) -> None:
     assert choose_placers("all") == list(PLACERS)
     assert choose_placers("heft, etf,heft") == ["heft", "etf"]
     with pytest.raises(InputError, match="unknown placer 'hefd'"):
@@ -213,12 +214,29 @@ def test_choosing_placers() -> None:
     with pytest.raises(InputError, match="names no placer"):
         choose_placers(",")
     quick = [info.name for info in quick_placers()]
-    of_accelerate = {"accelerate_balanced", "accelerate_sequential"}
-    assert {info.name for info in quick_placers("engine")} == set(quick) - of_accelerate
-    assert [info.name for info in quick_placers("accelerate")] == quick
+    tables = {"tables_by_size", "tables_by_lookups", "torchrec"}
+    special = {"accelerate_balanced", "accelerate_sequential", "llama_cpp"} | tables
+    assert {info.name for info in quick_placers(problem)} == set(quick) - special
+    for_accelerate = quick_placers(problem.with_schedule("sequential"))
+    assert {info.name for info in for_accelerate} == set(quick) - tables - {"llama_cpp"}
+    tokens = replace(problem, graph=replace(problem.graph, tokens=4))
+    assert {info.name for info in quick_placers(tokens)} == set(quick) - special | {"llama_cpp"}
+    configured = replace(tokens, names=ProblemNames("hf:llama", "k80x2", 256))
+    assert {info.name for info in quick_placers(configured)} == set(quick) - tables
     assert "reinforce" not in quick
     assert "brute_force" not in quick
     assert "heft" in quick
+
+
+def test_tokens_a_second_are_shown_where_a_step_makes_some(problem: PlacementProblem) -> None:
+    made = replace(problem, graph=replace(problem.graph, tokens=6))
+    for of, shown in ((problem, False), (made, True)):
+        comparison = compare_placers(of, [get_placer("round_robin")], budget=Budget())
+        text = render(comparison, 100)
+        assert ("tokens/s" in text) == shown
+        if shown:
+            rate = 6 / comparison.rows[0].step_time_s  # type: ignore[operator]
+            assert f"{rate:,.4g}" in text
 
 
 def test_numbers_for_people() -> None:

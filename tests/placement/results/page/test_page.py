@@ -1,59 +1,23 @@
-"""The page says what the trace says, holds all that it needs, and works in a browser."""
+"""The page says what the trace says, and holds all that it needs."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import placement
-from envs.problem import PlacementProblem
-from graphs.colocation.groups import one_group_an_op
 from graphs.errors import InputError
-from graphs.extras import is_installed
 from graphs.synthetic import random_graph
 from placement.cli.main import main
-from placement.placers.base import Budget
-from placement.registry import PLACERS
-from placement.results.comparison import compare_placers
-from placement.results.page.content import Curve, PageContent, memory_lines, timeline
+from placement.results.page.content import PageContent, memory_lines, timeline
 from placement.results.page.html import make_page
 from placement.results.page.treemap import nested, squarify
 from placement.results.reasons.explain import explain
-from placement.results.reasons.explanation import Explanation
 from placement.runs.report import learning_curve, train_command, write_report
-from tests.placement.placer_problems import cluster, training_graph
-
-needs_bokeh = pytest.mark.skipif(
-    not is_installed("bokeh"), reason="Bokeh is not installed: pip install 'device-placement[report]'"
-)
-
-
-def problem_of(num_groups: int = 30, seed: int = 1) -> PlacementProblem:
-    graph, groups = training_graph(num_groups, seed=seed)
-    return PlacementProblem(graph, groups, cluster(3))
-
-
-def explained(problem: PlacementProblem) -> Explanation:
-    rng = np.random.default_rng(0)
-    made = np.where(problem.allowed, rng.random(problem.allowed.shape), -1).argmax(axis=1)
-    return explain(problem, made, tries=16)
-
-
-def content_of(problem: PlacementProblem) -> PageContent:
-    found = explained(problem)
-    placers = [PLACERS[name] for name in ("single_device", "round_robin", "heft")]
-    updates = np.arange(1.0, 40.0)
-    curve = Curve(updates, {"best": 1 / updates, "greedy": np.where(updates < 5, np.nan, 2 / updates)})
-    return PageContent(found, compare_placers(problem, placers, budget=Budget()), curve, ("placement train a & b",))
+from tests.placement.results.page.pages import BAD, badly_named, content_of, explained, needs_bokeh, problem_of
 
 
 class TestWhatItShows:
@@ -119,15 +83,6 @@ def test_without_bokeh_it_says_which_extra(monkeypatch: pytest.MonkeyPatch) -> N
         make_page(PageContent(explained(problem_of(4))))
 
 
-BAD = "</script><script>document.body.dataset.taken='yes'</script><b>"
-
-
-def badly_named() -> PlacementProblem:
-    problem = problem_of(5)
-    graph = replace(problem.graph, name=BAD, op_names=tuple(f"{BAD}{i}" for i in range(problem.graph.num_ops)))
-    return PlacementProblem(graph, one_group_an_op(graph), problem.cluster)
-
-
 @needs_bokeh
 class TestTheFile:
     def test_it_asks_nothing_of_anyone(self) -> None:
@@ -183,119 +138,3 @@ class TestARun:
         assert main(["explain", "run", "--tries", "0", "--html", "third.html"]) == 0
         assert "report   third.html" in capsys.readouterr().out
         assert b"--updates 3 --seed 0" in Path("third.html").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window, as Debian packages it, or Chrome."""
-    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("chromium or chromedriver is not installed: apt-get install chromium chromium-driver")
-    options = Options()
-    options.binary_location = program
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = selenium.Chrome(options=options, service=Service(driver))
-    try:
-        yield found
-    finally:
-        found.quit()
-
-
-def wait_for(browser: Any, script: str, limit_s: float = 60.0) -> Any:
-    until = time.perf_counter() + limit_s
-    while not (found := browser.execute_script(f"return {script}")):
-        assert time.perf_counter() < until, script
-        time.sleep(0.05)
-    return found
-
-
-RANGE = "(r => [r.start, r.end])(Bokeh.documents[0].get_model_by_name('timeline').x_range)"
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Explanation]:
-    content = content_of(problem_of())
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_bytes(make_page(content))
-    return path, content.explanation
-
-
-@needs_bokeh
-class TestInABrowser:
-    @pytest.fixture
-    def shown(self, browser: Any, page: tuple[Path, Explanation]) -> tuple[Any, Explanation]:
-        browser.get_log("browser")
-        browser.get_log("performance")
-        browser.get(f"file://{page[0]}")
-        wait_for(browser, "document.body.dataset.ready")
-        return browser, page[1]
-
-    def test_it_renders_without_an_error_and_without_a_request(self, shown: tuple[Any, Explanation]) -> None:
-        browser, found = shown
-        wait_for(browser, "document.querySelectorAll('.chart').length == 4")
-        assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-        asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-        urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
-        assert all(url.startswith(("file:", "data:", "blob:")) for url in urls)
-        drawn = browser.execute_script("return Bokeh.documents[0].get_model_by_name('timeline_data').data.left.length")
-        assert drawn == len(timeline(found).row)
-        for width in (390, 800, 1400):
-            browser.set_window_size(width, 900)
-            wait_for(browser, "document.documentElement.scrollWidth <= window.innerWidth")
-
-    def test_buttons_and_keys_zoom(self, shown: tuple[Any, Explanation]) -> None:
-        browser, found = shown
-        from selenium.webdriver.common.by import By
-
-        step_ms = found.step_time_s * 1e3
-        assert np.allclose(browser.execute_script(f"return {RANGE}"), [0, step_ms], rtol=1e-6)
-        browser.find_element(By.CSS_SELECTOR, "button[data-action=in]").click()
-        assert np.allclose(browser.execute_script(f"return {RANGE}"), [step_ms / 4, step_ms * 3 / 4], rtol=1e-6)
-        chart = browser.find_element(By.ID, "chart-timeline")
-        browser.execute_script("arguments[0].focus()", chart)
-        chart.send_keys("+")
-        begin, end = browser.execute_script(f"return {RANGE}")
-        assert np.isclose(end - begin, step_ms / 4)
-        chart.send_keys("0")
-        assert np.allclose(browser.execute_script(f"return {RANGE}"), [0, step_ms], rtol=1e-6)
-
-    def test_it_filters(self, shown: tuple[Any, Explanation]) -> None:
-        browser, found = shown
-        from selenium.webdriver.common.by import By
-
-        field = browser.find_element(By.ID, "filter")
-        field.send_keys("f1")
-        matches = int(wait_for(browser, "document.body.dataset.matches"))
-        bars = timeline(found)
-        assert matches == sum("f1" in name for name in bars.names)
-        rows = browser.find_elements(By.CSS_SELECTOR, "#groups tbody tr")
-        shown_rows = [row for row in rows if row.is_displayed()]
-        names = [row.find_element(By.TAG_NAME, "td").text for row in shown_rows]
-        assert all("f1" in name for name in names)
-        field.clear()
-        field.send_keys(" ")
-        wait_for(browser, "document.body.dataset.matches === ''")
-
-    def test_names_run_nothing(self, browser: Any, tmp_path: Path) -> None:
-        (tmp_path / "bad.html").write_bytes(make_page(PageContent(explained(badly_named()))))
-        browser.get(f"file://{tmp_path}/bad.html")
-        wait_for(browser, "document.body.dataset.ready")
-        assert browser.execute_script("return document.body.dataset.taken") is None
-        name = browser.execute_script("return Bokeh.documents[0].get_model_by_name('timeline_data').data.name[0]")
-        assert name.startswith("</script>")
-
-    def test_it_goes_by_the_colours_that_are_preferred(self, shown: tuple[Any, Explanation]) -> None:
-        browser, _ = shown
-        back = {}
-        for scheme in ("light", "dark"):
-            features = [{"name": "prefers-color-scheme", "value": scheme}]
-            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-            back[scheme] = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-        assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}
