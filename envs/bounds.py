@@ -77,7 +77,7 @@ def lower_bound_s(problem: PlacementProblem) -> float:
     path_s = float((heads + times + tails).min(axis=1).max())
     head = np.where(allowed, heads, np.inf).min(axis=1)
     tail = np.where(allowed, tails, np.inf).min(axis=1)
-    bound_s = max(path_s, _work_bound_s(problem, head, tail))
+    bound_s = max(path_s, float(_work_bound_s(problem, head, tail)))
     if problem.schedule == SEQUENTIAL:
         bound_s = max(bound_s, float(np.where(problem.allowed, problem.group_time_s, np.inf).min(axis=1).sum()))
     return bound_s * (1 - _ROUNDING)

@@ -36,6 +36,11 @@ def schedule_for(target: str, schedule: str | None = None) -> str:
     Raises:
         InputError: The target is unknown, or does not run steps under the schedule.
     """
+    if target == "torch_pipeline":
+        raise InputError(
+            "target 'torch_pipeline' cuts a step into stages and places no groups; take placement.train_pipeline, or "
+            "placement train --target torch_pipeline"
+        )
     if target not in TARGETS:
         raise unknown_name("target", target, TARGETS)
     if schedule is None:

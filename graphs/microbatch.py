@@ -52,8 +52,8 @@ class MicroBatches:
     """A step in micro-batches.
 
     Attributes:
-        graph: The whole step, ``N`` ops.
-        count: ``M``.
+        graph: The whole step, ``N`` ops; or the first micro-batches of it, where no more were asked for.
+        count: ``M``, of the whole step.
         micro_batch: ``int32[N]``, from 0; -1 for what is there once.
         kind: ``int8[N]``, index into `KINDS`. What makes gradients of activations and of parameters in one is an input
             gradient; what is no training step is forward. Parameters are there once.
@@ -81,29 +81,33 @@ class MicroBatches:
         return make_groups(groups.group_of_op[self.origin], list(groups.names), families, groups.step.tolist())
 
 
-def microbatch(graph: ComputationGraph, count: int) -> MicroBatches:
+def microbatch(graph: ComputationGraph, count: int, *, batches: int = 1, made: int | None = None) -> MicroBatches:
     """The step of a graph, its batch cut into micro-batches.
 
     Args:
         graph: The step with the whole batch.
         count: ``M``, at least 1; one micro-batch is the graph as it is.
+        batches: How many batches of that size a step takes: there are ``M * batches`` micro-batches.
+        made: As for `repeat`.
 
     Raises:
         InputError: `count` is less than 1, or the batch has no such parts.
     """
     _check_count(graph, count)
-    if count == 1:
+    if count * batches == 1:
         return _one(graph)
     parts = find_parts(graph)
-    return _repeat(scaled_graph(graph, parts, find_scaled(graph, parts), count), count)
+    part = scaled_graph(graph, parts, find_scaled(graph, parts), count) if count > 1 else graph
+    return _repeat(_rows_of(part, batches), count * batches, made)
 
 
-def repeat(graph: ComputationGraph, count: int) -> MicroBatches:
+def repeat(graph: ComputationGraph, count: int, *, made: int | None = None) -> MicroBatches:
     """A step of several micro-batches, each of which is the step of a graph.
 
     Args:
         graph: The step with the batch of one micro-batch.
         count: ``M``, at least 1; one micro-batch is the graph as it is.
+        made: Make the ops of so many micro-batches only, at least 2: all that it takes to know what each costs.
 
     Raises:
         InputError: `count` is less than 1.
@@ -111,15 +115,19 @@ def repeat(graph: ComputationGraph, count: int) -> MicroBatches:
     _check_count(graph, count)
     if count == 1:
         return _one(graph)
-    parts = find_parts(graph)
-    sparse = parts.sparse_update
-    if sparse.any():  # it touches the rows of every micro-batch
-        graph = replace(
-            graph,
-            flops=np.where(sparse, graph.flops * count, graph.flops),
-            bytes_accessed=np.where(sparse, graph.bytes_accessed * count, graph.bytes_accessed),
-        )
-    return _repeat(graph, count)
+    return _repeat(_rows_of(graph, count), count, made)
+
+
+def _rows_of(graph: ComputationGraph, times: int) -> ComputationGraph:
+    """The step with updates of single rows that touch so many times the rows."""
+    sparse = find_parts(graph).sparse_update
+    if times == 1 or not sparse.any():
+        return graph
+    return replace(
+        graph,
+        flops=np.where(sparse, graph.flops * times, graph.flops),
+        bytes_accessed=np.where(sparse, graph.bytes_accessed * times, graph.bytes_accessed),
+    )
 
 
 def _check_count(graph: ComputationGraph, count: int) -> None:
@@ -158,20 +166,21 @@ class _Numbers:
     of_sum: NDArray[np.int64]
 
 
-def _repeat(given: ComputationGraph, count: int) -> MicroBatches:
-    """Repeat a graph that may need its convolutions split."""
+def _repeat(given: ComputationGraph, whole: int, made: int | None) -> MicroBatches:
+    """Repeat a graph, which may need its convolutions split, for all micro-batches of the whole or the first ones."""
+    count = whole if made is None else min(whole, made)
     graph, origin_of_part = split_convolutions(given, find_parts(given))
     parts = find_parts(graph)
     summed = np.flatnonzero(parts.summed)  # [K] tensors
     numbers, origin, micro_batch, is_sum = _number(graph, parts, summed, count)
     kind = _kinds(parts)[origin]
     kind[is_sum] = _ACCUMULATE
-    made = _columns(graph, origin, micro_batch, is_sum, count)
+    columns = _columns(graph, origin, micro_batch, is_sum, count)
     tensors = _tensors(graph, parts, summed, numbers, count)
-    accessed = made["bytes_accessed"]
+    accessed = columns["bytes_accessed"]
     accessed[numbers.of_sum[:, 1:]] = 3 * graph.tensor_bytes[summed][:, None]
-    new = ComputationGraph(name=f"{count} micro-batches of {graph.name}", aliases=graph.aliases, **made, **tensors)
-    return MicroBatches(new, count, micro_batch, kind, origin_of_part[origin])
+    new = ComputationGraph(name=f"{whole} micro-batches of {graph.name}", aliases=graph.aliases, **columns, **tensors)
+    return MicroBatches(new, whole, micro_batch, kind, origin_of_part[origin])
 
 
 def _number(

@@ -91,7 +91,7 @@ def load_graph(source: str) -> ComputationGraph:
     )
 
 
-def load_microbatches(source: str, count: int) -> MicroBatches:
+def load_microbatches(source: str, count: int, *, batches: int = 1, made: int | None = None) -> MicroBatches:
     """Get the step that a text names, cut into micro-batches.
 
     Models are captured with the batch of one micro-batch, which is exact; a graph file and an ONNX model are scaled,
@@ -100,7 +100,9 @@ def load_microbatches(source: str, count: int) -> MicroBatches:
 
     Args:
         source: As for `load_graph`.
-        count: How many micro-batches.
+        count: How many micro-batches the batch is cut into.
+        batches: How many such batches a step takes.
+        made: Make the ops of so many micro-batches only, see `graphs.microbatch.repeat`.
 
     Raises:
         InputError: As `load_graph`; or the batch cannot be divided so.
@@ -108,14 +110,15 @@ def load_microbatches(source: str, count: int) -> MicroBatches:
     if count < 1:
         raise InputError(f"graph '{source}': the number of micro-batches is {count}; it must be at least 1")
     if source.startswith(PYTHON_PREFIX):
-        return repeat(_from_function(source, count), count)
+        return repeat(_from_function(source, count), count * batches, made=made)
     name = source.partition(":")[0]
     if name not in ZOO or source.endswith(SUFFIXES):
-        return microbatch(load_graph(source), count)
+        return microbatch(load_graph(source), count, batches=batches, made=made)
     workload, sizes = parse(source)
     batch = int(sizes["batch"])
     _check_divides(source, batch, count)
-    return repeat(load_zoo(canonical_name(workload, {**sizes, "batch": batch // count})), count)
+    part = load_zoo(canonical_name(workload, {**sizes, "batch": batch // count}))
+    return repeat(part, count * batches, made=made)
 
 
 def _check_divides(source: str, batch: int, count: int) -> None:
@@ -124,6 +127,13 @@ def _check_divides(source: str, batch: int, count: int) -> None:
             f"graph '{source}' has a batch of {batch}, which {count} micro-batches do not divide; take a number that "
             "does, or another batch"
         )
+
+
+def onnx_path(source: str) -> str | None:
+    """The path of the ``.onnx`` file that a source names; None where it names something else."""
+    if source.startswith((PYTHON_PREFIX, HF_PREFIX)) or source.endswith(SUFFIXES):
+        return None
+    return _split_onnx(source)[0] or None
 
 
 def _split_onnx(source: str) -> tuple[str, dict[str, int | tuple[int, ...]]]:

@@ -1,10 +1,10 @@
 """Placers, learned and not; training, results, comparison, and the command `placement`.
 
-Every verb of the command is a function here: `train`, `train_measured`, `compare`, `what_if`, `simulate`, `explain`,
-`run`, `profile`, `machine`, `import_graph` and `export`. `make_problem` makes what most of them take, `load_problem`
-takes it from a run; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, `apply`, which
-runs a model by its placement, and `pipeline`, which runs one in stages on several processes. They are imported when
-they are first asked for; only training and running load torch.
+Every verb of the command is a function here: `train`, `train_measured`, `train_pipeline`, `compare`, `what_if`,
+`simulate`, `explain`, `run`, `profile`, `machine`, `import_graph`, `export` and `export_stages`. `make_problem` makes
+what most of them take, `load_problem` takes it from a run; and there are `read_placement`, `write_placement`,
+`check_placement`, `make_result`, `apply`, which runs a model by its placement, and `pipeline`, which runs one in stages
+on several processes. They are imported when they are first asked for; only training and running load torch.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
         train_measured,
     )
     from placement.apply_placement import apply
+    from placement.exports.stage_files import export_stages
     from placement.pipelines.run import pipeline
     from placement.results.placement_file import check_placement, make_result, read_placement, write_placement
+    from placement.runs.pipeline import train_pipeline
     from placement.scenarios import what_if
 
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it from here
@@ -40,6 +42,7 @@ _HOME = {
     "compare": "placement.api",
     "explain": "placement.api",
     "export": "placement.api",
+    "export_stages": "placement.exports.stage_files",
     "import_graph": "placement.api",
     "load_problem": "placement.api",
     "machine": "placement.api",
@@ -52,6 +55,7 @@ _HOME = {
     "simulate": "placement.api",
     "train": "placement.api",
     "train_measured": "placement.api",
+    "train_pipeline": "placement.runs.pipeline",
     "what_if": "placement.scenarios",
     "write_placement": "placement.results.placement_file",
 }
@@ -63,6 +67,7 @@ __all__ = [
     "compare",
     "explain",
     "export",
+    "export_stages",
     "import_graph",
     "load_problem",
     "machine",
@@ -75,6 +80,7 @@ __all__ = [
     "simulate",
     "train",
     "train_measured",
+    "train_pipeline",
     "what_if",
     "write_placement",
 ]

@@ -37,11 +37,12 @@ from graphs.device_kinds import restrict_kinds
 from graphs.errors import InputError, unknown_name
 from graphs.files import SUFFIXES, save_graph_file, write_atomically
 from graphs.reading import exists
-from graphs.sources import load_graph
+from graphs.sources import load_graph, onnx_path
 from graphs.split_tables import By
 from graphs.split_tables import split_tables as cut_tables
 from placement.arguments import check_can_write, check_ends
-from placement.exports import accelerate, ops_table
+from placement.exports import accelerate, onnx_devices, ops_table
+from placement.exports.stage_files import export_stages as export_stages
 from placement.placers import PlacerInfo
 from placement.placers.base import Budget, Granularity, SearchOptions, StartAt
 from placement.registry import PLACERS, get_placer
@@ -543,11 +544,13 @@ class Exported:
         simulated: The step under the placement.
         device_map: The device map, where that was asked for.
         mapped: The step under it.
+        settings: The value of ONNX Runtime's ``session.layer_assignment_settings``, where that was asked for.
     """
 
     simulated: Simulated
     device_map: accelerate.DeviceMap | None = None
     mapped: Simulated | None = None
+    settings: str | None = None
 
 
 def export(
@@ -556,9 +559,9 @@ def export(
     *,
     graph: str | ComputationGraph | None = None,
     cluster: str | Cluster | None = None,
-    format: Literal["json", "csv", "device-map"] = "json",
+    format: Literal["json", "csv", "device-map", "onnxruntime", "onnx"] = "json",
 ) -> Exported:
-    """Turn a placement into a table of ops, or into a device map for Hugging Face Accelerate.
+    """Turn a placement into a table of ops, a device map for Hugging Face Accelerate, or an annotated ONNX model.
 
     Args:
         placement: A run directory, or a placement file.
@@ -566,7 +569,8 @@ def export(
         graph: What was placed; left out for a run, which knows it.
         cluster: Where to; left out for a run, which knows it. By default the cluster that the placement names, or this
             machine where it names none that is known.
-        format: Every op with its module, group and device as JSON or CSV; or module path -> device.
+        format: Every op with its module, group and device as JSON or CSV; module path -> device; or the ``.onnx`` file
+            that the graph is of, with ONNX Runtime's layer annotations or with ONNX's device configuration.
 
     Raises:
         InputError: Bad input; the message says what.
@@ -575,6 +579,15 @@ def export(
     check_can_write(path)
     problem, result = placed(placement, graph=graph, cluster=cluster, verb="export")
     simulated = simulate(problem, result)
+    if format in ("onnxruntime", "onnx"):
+        model = _onnx_model(placement, graph, format)
+        onnx_devices.check_beside(model, path)
+        if format == "onnx":
+            write_atomically(path, onnx_devices.with_device_configuration(model, simulated))
+            return Exported(simulated)
+        content, settings = onnx_devices.annotated_for_onnxruntime(model, simulated)
+        write_atomically(path, content)
+        return Exported(simulated, settings=settings)
     if format != "device-map":
         encode = ops_table.encode_ops_json if format == "json" else ops_table.encode_ops_csv
         write_atomically(path, encode(simulated))
@@ -582,6 +595,20 @@ def export(
     devices = accelerate.device_map(problem, simulated.op_placement)
     write_atomically(path, accelerate.encode_device_map(devices))
     return Exported(simulated, devices, accelerate.simulate_device_map(problem, devices))
+
+
+def _onnx_model(placement: str | Path, graph: str | ComputationGraph | None, format: str) -> str:
+    """The ``.onnx`` file of what was placed.
+
+    Raises:
+        InputError: It was placed from something else.
+    """
+    if graph is None:
+        graph = directory.read_config(directory.run_of(Path(placement)) or Path(placement)).graph
+    path = onnx_path(graph) if isinstance(graph, str) else None
+    if path is None:
+        raise InputError(f"format '{format}' is for a graph that is an .onnx file; take --format json or csv")
+    return path
 
 
 def placed(

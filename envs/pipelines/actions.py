@@ -5,8 +5,11 @@ them; `envs.simulator` runs single ops, whichever is ready.
 
 **Time.** A rank runs its actions one after another, in the order of its list, and waits for the next one where it must:
 ``F`` of a stage waits for the activations of the stage before, ``B`` and ``I`` for the stage's own ``F`` and the
-gradients of the stage behind, ``W`` for its ``I``. A rank's updates follow its last action. The step starts at 0 and
-ends with the last rank.
+gradients of the stage behind, ``W`` for its ``I``. A rank's updates follow its last action, and the sums of gradients
+that it shares with others (`envs.pipelines.sums`). The step starts at 0 and ends with the last rank.
+
+**Replicas.** Micro-batches may take different paths through the stages (`Pipeline.paths`): a stage on several devices
+is several stages here, each of which serves some micro-batches.
 
 **Transfers.** When ``F`` of a stage ends, its activations are sent to the next stage; when ``B`` or ``I`` ends, the
 gradients go to the stage before. Between stages on one rank nothing is sent. Links are resources as in
@@ -26,6 +29,7 @@ Letters: ``S`` stages, ``P`` ranks, ``M`` micro-batches, ``A`` actions of all ra
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +39,7 @@ from numpy.typing import NDArray
 from envs.clusters.routes import Routes
 from envs.pipelines import kernel
 from envs.pipelines.orders import Action, lists_of, stuck_at
+from envs.pipelines.sums import Sum, end_of_sums_s
 from graphs.errors import InputError
 
 _FORWARD, _BACKWARD, _INPUT, _WEIGHT = range(4)
@@ -42,7 +47,7 @@ _FORWARD, _BACKWARD, _INPUT, _WEIGHT = range(4)
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """A chain of stages on ranks.
+    """Stages on ranks, and the chains of them that micro-batches go through.
 
     Attributes:
         device_of_rank: ``int32[P]``, devices of the cluster.
@@ -55,6 +60,9 @@ class Pipeline:
         working_bytes: ``int64[S, 4]``, needed while an action runs.
         fixed_bytes: ``int64[S]``, there for the whole step.
         routes: Of the cluster.
+        paths: ``int64[R, C]``: micro-batch ``m`` goes through the stages of row ``m % R``; None where each goes through
+            all stages in order.
+        sums: Gradients that ranks share.
     """
 
     device_of_rank: NDArray[np.int32]
@@ -67,6 +75,8 @@ class Pipeline:
     working_bytes: NDArray[np.int64]
     fixed_bytes: NDArray[np.int64]
     routes: Routes
+    paths: NDArray[np.int64] | None = None
+    sums: tuple[Sum, ...] = ()
 
     @property
     def num_stages(self) -> int:
@@ -77,6 +87,44 @@ class Pipeline:
     def num_ranks(self) -> int:
         """``P``."""
         return len(self.device_of_rank)
+
+    def neighbours(self, micro_batches: int) -> NDArray[np.int64]:
+        """``int64[2, S, M]``: the stage before and the stage after each stage for each micro-batch; -1 for none."""
+        made = np.full((2, self.num_stages, micro_batches), -1, dtype=np.int64)
+        if self.paths is None:
+            made[0] = np.arange(self.num_stages)[:, None] - 1
+            made[1, :-1] = np.arange(1, self.num_stages)[:, None]
+            return made
+        numbers = np.arange(micro_batches)
+        rows = self.paths[numbers % len(self.paths)]  # [M, C]
+        for before, after in zip(rows.T[:-1], rows.T[1:], strict=True):
+            made[0, after, numbers] = before
+            made[1, before, numbers] = after
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Lists of actions as arrays.
+
+    Attributes:
+        actions: ``int64[A, 3]``: stage, kind and micro-batch, one rank's list behind the other.
+        offsets: ``int64[P + 1]``, where each rank's list begins.
+    """
+
+    actions: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[Action]]) -> Table:
+        """The arrays of some lists."""
+        flat = np.array([action for row in lists for action in row], dtype=np.int64).reshape(-1, 3)
+        return cls(flat, np.cumsum([0, *map(len, lists)]))
+
+    def lists(self) -> list[list[Action]]:
+        """For each rank its actions in order."""
+        flat = [Action(*row) for row in self.actions.tolist()]
+        return [flat[a:b] for a, b in itertools.pairwise(self.offsets.tolist())]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +144,7 @@ class Timed:
     end_s: NDArray[np.float64]
 
 
-def run(pipeline: Pipeline, lists: Sequence[Sequence[Action]], micro_batches: int) -> Timed:
+def run(pipeline: Pipeline, lists: Sequence[Sequence[Action]] | Table, micro_batches: int) -> Timed:
     """Simulate one step.
 
     Args:
@@ -107,24 +155,22 @@ def run(pipeline: Pipeline, lists: Sequence[Sequence[Action]], micro_batches: in
     Raises:
         InputError: The lists wait for each other for ever.
     """
-    offsets = np.cumsum([0, *map(len, lists)])
-    table = np.array([action for row in lists for action in row], dtype=np.int64).reshape(-1, 3)
-    start_s, end_s = np.zeros(len(table)), np.zeros(len(table))
-    peak = np.zeros(pipeline.num_ranks, dtype=np.int64)
+    table = lists if isinstance(lists, Table) else Table.of(lists)
+    start_s, end_s = np.zeros((2, len(table.actions)))
+    peak, free_s = np.zeros(pipeline.num_ranks, dtype=np.int64), np.zeros(pipeline.num_ranks)
     routes = pipeline.routes
-    step_time_s = kernel.run(
-        table,
-        offsets,
+    ended = kernel.run(
+        table.actions,
+        table.offsets,
         pipeline.device_of_rank.astype(np.int64),
         pipeline.rank_of_stage.astype(np.int64),
+        pipeline.neighbours(micro_batches),
         pipeline.action_s,
-        pipeline.update_s,
         pipeline.forward_bytes,
         pipeline.backward_bytes,
         pipeline.saved_bytes,
         pipeline.working_bytes,
         pipeline.fixed_bytes,
-        micro_batches,
         np.ascontiguousarray(routes.latency_s),
         np.ascontiguousarray(routes.bytes_per_s),
         routes.offsets.astype(np.int64),
@@ -132,10 +178,30 @@ def run(pipeline: Pipeline, lists: Sequence[Sequence[Action]], micro_batches: in
         start_s,
         end_s,
         peak,
+        free_s,
     )
-    if np.isinf(step_time_s):
-        _fail(lists, pipeline.num_stages)
-    return Timed(float(step_time_s), peak, start_s, end_s)
+    if not ended:
+        _fail(pipeline, table.lists())
+    return Timed(_step_time_s(pipeline, table.actions[:, 0], end_s, free_s), peak, start_s, end_s)
+
+
+def _step_time_s(
+    pipeline: Pipeline, stages: NDArray[np.int64], end_s: NDArray[np.float64], free_s: NDArray[np.float64]
+) -> float:
+    """When the last rank has its sums and has updated its parameters.
+
+    Args:
+        pipeline: The stages.
+        stages: ``int64[A]``, of the actions.
+        end_s: ``float64[A]``, of the actions.
+        free_s: ``float64[P]``, the end of each rank's last action.
+    """
+    if pipeline.sums:
+        last_s = np.zeros(pipeline.num_stages)
+        np.maximum.at(last_s, stages, end_s)
+        ranks = pipeline.rank_of_stage
+        free_s = end_of_sums_s(pipeline.sums, pipeline.routes, pipeline.device_of_rank, ranks, free_s, last_s)
+    return float((free_s + np.bincount(pipeline.rank_of_stage, pipeline.update_s, pipeline.num_ranks)).max())
 
 
 def run_order(pipeline: Pipeline, order: str, micro_batches: int) -> Timed:
@@ -147,11 +213,14 @@ def run_order(pipeline: Pipeline, order: str, micro_batches: int) -> Timed:
     return run(pipeline, lists_of(order, pipeline.rank_of_stage.tolist(), micro_batches), micro_batches)
 
 
-def _fail(lists: Sequence[Sequence[Action]], stages: int) -> None:
-    raise InputError(f"the lists wait for each other: {stuck_at(lists, stages)} can never start; reorder them")
+def _fail(pipeline: Pipeline, lists: Sequence[Sequence[Action]]) -> None:
+    if pipeline.paths is None:
+        first = stuck_at(lists, pipeline.num_stages)
+        raise InputError(f"the lists wait for each other: {first} can never start; reorder them")
+    raise InputError("the lists of replicas wait for each other; reorder them")
 
 
-def make_lists(pipeline: Pipeline, micro_batches: int, *, split: bool, limit: float = 1.0) -> list[list[Action]]:
+def make_lists(pipeline: Pipeline, micro_batches: int, *, split: bool, limit: float = 1.0) -> Table:
     """Lists for any stages on any ranks, made by running them: whenever a rank is free it takes what is best.
 
     Gradients before forward passes, these before gradients of parameters; then the earlier micro-batch; then the later
@@ -160,13 +229,13 @@ def make_lists(pipeline: Pipeline, micro_batches: int, *, split: bool, limit: fl
     wait for ever: the earliest unfinished micro-batch may always go on.
 
     Args:
-        pipeline: The stages.
+        pipeline: The stages; each micro-batch goes through all of them.
         micro_batches: ``M``.
         split: Whether gradients of parameters are actions of their own.
         limit: How far forward passes may run ahead, at least 0.
 
     Returns:
-        For each rank its list; `run` of it gives the times at which the actions were taken.
+        The lists; `run` of them gives the times at which the actions were taken.
     """
     count = pipeline.num_stages * micro_batches * (3 if split else 2)
     table = np.zeros((count, 3), dtype=np.int64)
@@ -188,21 +257,26 @@ def make_lists(pipeline: Pipeline, micro_batches: int, *, split: bool, limit: fl
         table,
         rank_of_action,
     )
-    lists: list[list[Action]] = [[] for _ in range(pipeline.num_ranks)]
-    for rank, row in zip(rank_of_action.tolist(), table.tolist(), strict=True):
-        lists[rank].append(Action(*row))
-    return lists
+    by_rank = np.argsort(rank_of_action, kind="stable")
+    counts = np.bincount(rank_of_action, minlength=pipeline.num_ranks)
+    return Table(table[by_rank], np.concatenate([[0], np.cumsum(counts)]))
 
 
-def run_plain(pipeline: Pipeline, lists: Sequence[Sequence[Action]], micro_batches: int) -> Timed:
+def run_plain(pipeline: Pipeline, lists: Sequence[Sequence[Action]] | Table, micro_batches: int) -> Timed:
     """As `run`, slowly and readably."""
-    stages, ranks = pipeline.num_stages, pipeline.num_ranks
+    lists = lists.lists() if isinstance(lists, Table) else lists
+    ranks = pipeline.num_ranks
+    before, after = pipeline.neighbours(micro_batches).tolist()
     offsets = np.cumsum([0, *map(len, lists)]).tolist()
     rank_of = pipeline.rank_of_stage.tolist()
     at, free_s = [0] * ranks, [0.0] * ranks
     running: dict[int, float] = {}  # the end of each busy rank's action
-    arrived = {(0, _FORWARD, m): 0.0 for m in range(micro_batches)}  # what an action of a stage waits for, besides F
-    arrived |= {(stages - 1, _BACKWARD, m): 0.0 for m in range(micro_batches)}
+    arrived: dict[tuple[int, int, int], float] = {}  # what an action of a stage waits for, besides F
+    for stage, m in itertools.product(range(pipeline.num_stages), range(micro_batches)):
+        if before[stage][m] < 0:
+            arrived[stage, _FORWARD, m] = 0.0
+        if after[stage][m] < 0:
+            arrived[stage, _BACKWARD, m] = 0.0
     done: dict[tuple[int, int, int], float] = {}
     link_free_s: dict[int, float] = {}
     used = [0] * ranks
@@ -256,16 +330,14 @@ def run_plain(pipeline: Pipeline, lists: Sequence[Sequence[Action]], micro_batch
         if kind in (_BACKWARD, _WEIGHT):
             used[rank] -= int(pipeline.saved_bytes[stage])
         start(rank)
-        if kind == _FORWARD and stage + 1 < stages:
-            arrived[stage + 1, _FORWARD, m] = send(stage, stage + 1, int(pipeline.forward_bytes[stage]), now_s)
-            start(rank_of[stage + 1])
-        if kind in (_BACKWARD, _INPUT) and stage > 0:
-            arrived[stage - 1, _BACKWARD, m] = send(stage, stage - 1, int(pipeline.backward_bytes[stage]), now_s)
-            start(rank_of[stage - 1])
+        to = after[stage][m] if kind == _FORWARD else before[stage][m] if kind in (_BACKWARD, _INPUT) else -1
+        if to >= 0:
+            size = pipeline.forward_bytes[stage] if kind == _FORWARD else pipeline.backward_bytes[stage]
+            way = _FORWARD if kind == _FORWARD else _BACKWARD
+            arrived[to, way, m] = send(stage, to, int(size), now_s)
+            start(rank_of[to])
     if any(at[rank] < len(row) for rank, row in enumerate(lists)):
-        _fail(lists, stages)
-    update_s = [0.0] * ranks
-    for stage, rank in enumerate(rank_of):
-        update_s[rank] += float(pipeline.update_s[stage])
-    step_time_s = max(free + update for free, update in zip(free_s, update_s, strict=True))
+        _fail(pipeline, lists)
+    numbers = np.array([action.stage for row in lists for action in row], dtype=np.int64)
+    step_time_s = _step_time_s(pipeline, numbers, end_s, np.array(free_s))
     return Timed(step_time_s, np.array(peak, dtype=np.int64), start_s, end_s)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.pipelines.cuts import Segments
+from envs.pipelines.segments import Segments
 
 
 def lower_bound_s(segments: Segments) -> float:

@@ -6,7 +6,8 @@ A cut is before a module's first op, as PyTorch's tracing cuts (``SplitPoint.BEG
 - the module is called once, and no module begins inside of one that another cut begins with;
 - only one tensor that gradients flow to crosses it, and no earlier cut: PyTorch refuses a value that two later stages
   read;
-- no parameter is read on both sides: tied weights stay in one stage.
+- no buffer that is not a parameter is read on both sides. A parameter may be (tied weights): stages on different ranks
+  then hold copies, see `envs.pipelines.segments`.
 
 The parts between neighbouring cuts are *segments*; a stage is a run of them. A segment has its forward ops, the
 backward ops and parameters that belong to them, and their updates. The loss is in the last one. Inputs of the step are
@@ -17,103 +18,18 @@ Letters: ``K`` segments, ``D`` devices, ``M`` micro-batches, ``N`` ops, ``S`` st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster
 from envs.cost_model import op_times_s
-from envs.pipelines.actions import Pipeline
+from envs.pipelines.segments import Segments, Tied
 from graphs.colocation.whole_modules import is_loss, prefixes
 from graphs.computation_graph import INPUT, RESIDENT_PARTS, ComputationGraph
 from graphs.errors import InputError
 from graphs.microbatch import KINDS, MicroBatches
 
 _FORWARD, _INPUT_GRADIENT, _WEIGHT_GRADIENT, _ACCUMULATE, _ONCE = range(len(KINDS))
-
-
-@dataclass(frozen=True, eq=False)
-class Segments:
-    """A step cut wherever it may be.
-
-    Attributes:
-        cluster: The devices.
-        micro_batches: ``M``.
-        modules: Of each of ``K`` segments the outermost whole modules, in program order.
-        action_s: ``float64[D, K, 3]``: seconds of forward, input gradient and weight gradient of a micro-batch.
-        update_s: ``float64[D, K]``, once a step.
-        crossing_bytes: ``int64[K + 1]``: activations that cross before a segment; 0 at both ends.
-        gradient_bytes: ``int64[K + 1]``: gradients that cross there.
-        output_bytes: ``int64[K + 1]``: of the activations what is kept for nothing but being an output.
-        saved_bytes: ``int64[K]``: kept for the backward pass.
-        working_bytes: ``int64[K, 2]``: most that is alive besides, in the forward and in the backward pass.
-        fixed_bytes: ``int64[K]``: parameters, optimizer state and accumulated gradients.
-    """
-
-    cluster: Cluster
-    micro_batches: int
-    modules: tuple[tuple[str, ...], ...]
-    action_s: NDArray[np.float64]
-    update_s: NDArray[np.float64]
-    crossing_bytes: NDArray[np.int64]
-    gradient_bytes: NDArray[np.int64]
-    output_bytes: NDArray[np.int64]
-    saved_bytes: NDArray[np.int64]
-    working_bytes: NDArray[np.int64]
-    fixed_bytes: NDArray[np.int64]
-
-    @property
-    def num_segments(self) -> int:
-        """``K``."""
-        return len(self.modules)
-
-    def pipeline(self, cuts: Sequence[int], devices: Sequence[int]) -> Pipeline:
-        """The stages between cuts.
-
-        Args:
-            cuts: The first segment of each stage but the first, ascending.
-            devices: The device of each of ``S`` stages; the ranks are the distinct ones by first appearance.
-
-        Raises:
-            InputError: The cuts are not ascending inside the step, or do not fit the devices.
-        """
-        starts = [0, *cuts]
-        ends = [*cuts, self.num_segments]
-        if len(starts) != len(devices) or any(a >= b for a, b in zip(starts, ends, strict=True)):
-            raise InputError(f"cuts {list(cuts)} do not make {len(devices)} stages of {self.num_segments} segments")
-        ranks = list(dict.fromkeys(devices))
-        stages = range(len(devices))
-        spans = list(zip(starts, ends, devices, strict=True))
-        times = np.array([self.action_s[d, a:b].sum(axis=0) for a, b, d in spans])
-        forward, given, weight = times.T
-        buffers = self.micro_batches
-        working = np.array([self.working_bytes[a:b].max(axis=0) for a, b, _ in spans])
-        return Pipeline(
-            device_of_rank=np.array(ranks, dtype=np.int32),
-            rank_of_stage=np.array([ranks.index(d) for d in devices], dtype=np.int32),
-            action_s=np.stack([forward, given + weight, given, weight], axis=1),
-            update_s=np.array([self.update_s[d, a:b].sum() for a, b, d in spans]),
-            forward_bytes=np.array([self.crossing_bytes[ends[s]] for s in stages]),
-            backward_bytes=np.array([self.gradient_bytes[starts[s]] for s in stages]),
-            saved_bytes=np.array(
-                [self.saved_bytes[a:b].sum() + self.crossing_bytes[a] + self.output_bytes[b] for a, b, _ in spans]
-            ),
-            working_bytes=working[:, [0, 1, 1, 1]],
-            fixed_bytes=np.array(
-                [
-                    self.fixed_bytes[a:b].sum() + buffers * (self.crossing_bytes[a] + self.gradient_bytes[b])
-                    for a, b, _ in spans
-                ]
-            ),
-            routes=self.cluster.routes,
-        )
-
-    def modules_between(self, start: int, end: int) -> tuple[str, ...]:
-        """The outermost whole modules of some neighbouring segments, in program order."""
-        listed = [path for segment in self.modules[start:end] for path in segment]
-        return tuple(dict.fromkeys(listed))
 
 
 def find_segments(micro: MicroBatches, cluster: Cluster) -> Segments:
@@ -142,25 +58,67 @@ def find_segments(micro: MicroBatches, cluster: Cluster) -> Segments:
         (first & (micro.kind == _WEIGHT_GRADIENT), 2),
         ((micro.micro_batch == 1) & (micro.kind == _ACCUMULATE), 2),
     ]
+    added = chosen[-1][0]
     action_s = np.zeros((cluster.num_devices, count, 3))
-    update_s = np.zeros((cluster.num_devices, count))
+    update_s, add_s = (np.zeros((cluster.num_devices, count)) for _ in range(2))
+    once = micro.kind == _ONCE
     for d, device in enumerate(cluster.devices):
         times = op_s[device.spec.name]
         for mask, kind in chosen:
             action_s[d, :, kind] += np.bincount(segment[mask], times[mask], count)
-        once = micro.kind == _ONCE
+        add_s[d] = np.bincount(segment[added], times[added], count)
         update_s[d] = np.bincount(segment[once], times[once], count)
-    fixed = graph.resident_bytes.sum(axis=1) + _gradients(graph)
-    kept = first | (micro.kind == _ONCE)
+    gradients = _gradients(graph)
+    fixed = graph.resident_bytes.sum(axis=1) + gradients
+    kept = first | once
     return Segments(
         cluster=cluster,
         micro_batches=micro.count,
         modules=_modules(micro, segment, count),
         action_s=action_s,
+        add_s=add_s,
         update_s=update_s,
         fixed_bytes=np.bincount(segment[kept], fixed[kept], count).astype(np.int64),
+        summed_bytes=np.bincount(segment[kept], gradients[kept], count).astype(np.int64),
+        tied=_tied(micro, segment, [op_s[device.spec.name] for device in cluster.devices], fixed, gradients),
         **_sizes(micro, segment, count),
     )
+
+
+def _tied(
+    micro: MicroBatches,
+    segment: NDArray[np.int64],
+    op_s: list[NDArray[np.float64]],
+    fixed: NDArray[np.int64],
+    gradients: NDArray[np.int64],
+) -> tuple[Tied, ...]:
+    """The parameters that forward ops of several segments read."""
+    graph = micro.graph
+    producer, consumer = graph.edge_producer, graph.consumers
+    reads = (gradients[producer] > 0) & (micro.kind[consumer] == _FORWARD) & (micro.micro_batch[consumer] == 0)
+    pairs = sorted(set(zip(producer[reads].tolist(), segment[consumer[reads]].tolist(), strict=True)))
+    readers: dict[int, list[int]] = {}
+    for parameter, number in pairs:
+        readers.setdefault(parameter, []).append(number)
+    found = []
+    for parameter, numbers in readers.items():
+        if len(numbers) > 1:
+            bound = int(graph.colocation[parameter])
+            own = (
+                (micro.kind == _ONCE) & (graph.colocation == bound)
+                if bound >= 0
+                else np.arange(len(fixed)) == parameter
+            )
+            found.append(
+                Tied(
+                    graph.op_names[parameter],
+                    tuple(numbers),
+                    int(fixed[own].sum()),
+                    int(gradients[parameter]),
+                    np.array([times[own].sum() for times in op_s]),
+                )
+            )
+    return tuple(found)
 
 
 def _gradients(graph: ComputationGraph) -> NDArray[np.int64]:
@@ -224,7 +182,7 @@ def _cuts(micro: MicroBatches, works: NDArray[np.bool_], forward: NDArray[np.int
     edges = np.flatnonzero(works[graph.consumers])
     producer, consumer = graph.edge_producer[edges], graph.consumers[edges]
     trained = _trained(graph, works)
-    # Tensors that gradients flow to, from their producer to their last reader; parameters from first to last reader.
+    # Tensors that gradients flow to, from their producer to their last reader; buffers from first to last reader.
     flows = works[producer] & trained[producer]
     count = np.zeros(graph.num_ops + 1, dtype=np.int64)
     marker = np.zeros(graph.num_ops + 1, dtype=np.int64)
@@ -237,7 +195,8 @@ def _cuts(micro: MicroBatches, works: NDArray[np.bool_], forward: NDArray[np.int
         np.subtract.at(sums, last[tensors] + 1, amount)
         np.cumsum(sums, out=sums)
     shared = np.zeros(graph.num_ops + 1, dtype=np.int64)
-    own = np.flatnonzero((micro.kind == _ONCE)[producer] & (graph.resident_bytes[producer, 0] > 0))
+    kept = (micro.kind == _ONCE) & (graph.resident_bytes[:, 0] > 0) & (_gradients(graph) == 0)
+    own = np.flatnonzero(kept[producer])
     begin, end = np.full(graph.num_ops, graph.num_ops), np.full(graph.num_ops, -1)
     np.minimum.at(begin, producer[own], consumer[own])
     np.maximum.at(end, producer[own], consumer[own])

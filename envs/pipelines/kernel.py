@@ -72,18 +72,21 @@ def _start(rank, table, offsets, at, free_s, running_s, arrived_s, done_s, actio
 
 
 @compiled
-def run(table, offsets, device_of_rank, rank_of_stage, action_s, update_s, forward_bytes, backward_bytes, saved_bytes,
-        working_bytes, fixed_bytes, micro_batches, latency_s, bytes_per_s, route_offsets, route_directions, start_s,
-        end_s, peak):  # fmt: skip
-    """Simulate strict lists; return the step time, infinity where they wait for each other for ever."""
-    stages, ranks = len(rank_of_stage), len(device_of_rank)
+def run(table, offsets, device_of_rank, rank_of_stage, neighbours, action_s, forward_bytes, backward_bytes, saved_bytes,
+        working_bytes, fixed_bytes, latency_s, bytes_per_s, route_offsets, route_directions, start_s, end_s, peak,
+        free_s):  # fmt: skip
+    """Simulate strict lists; return whether they come to their end, or wait for each other for ever."""
+    _, stages, micro_batches = neighbours.shape
+    ranks = len(device_of_rank)
     at = np.zeros(ranks, dtype=np.int64)
-    free_s = np.zeros(ranks)
     running_s = np.full(ranks, _NEVER)
     arrived_s = np.full((2, stages, micro_batches), _NEVER)
     done_s = np.full((4, stages, micro_batches), _NEVER)
-    arrived_s[0, 0, :] = 0.0
-    arrived_s[1, stages - 1, :] = 0.0
+    for stage in range(stages):
+        for m in range(micro_batches):
+            for side in range(2):
+                if neighbours[side, stage, m] < 0:
+                    arrived_s[side, stage, m] = 0.0
     link_free_s = _links_free_s(route_directions)
     used = np.zeros(ranks, dtype=np.int64)
     for stage in range(stages):
@@ -110,32 +113,19 @@ def run(table, offsets, device_of_rank, rank_of_stage, action_s, update_s, forwa
             used[rank] -= saved_bytes[stage]
         _start(rank, table, offsets, at, free_s, running_s, arrived_s, done_s, action_s, saved_bytes, working_bytes,
                used, peak, start_s, end_s)  # fmt: skip
-        to = stage
-        if kind == _F and stage + 1 < stages:
-            to = stage + 1
-            arrived_s[0, to, m] = _send(
+        to, side, size = -1, 0, 0
+        if kind == _F:
+            to, size = neighbours[1, stage, m], forward_bytes[stage]
+        elif kind != _W:
+            to, side, size = neighbours[0, stage, m], 1, backward_bytes[stage]
+        if to >= 0:
+            arrived_s[side, to, m] = _send(
                 latency_s, bytes_per_s, route_offsets, route_directions, link_free_s, device_of_rank[rank],
-                device_of_rank[rank_of_stage[to]], forward_bytes[stage], now_s,
+                device_of_rank[rank_of_stage[to]], size, now_s,
             )  # fmt: skip
-        elif kind in (_B, _I) and stage > 0:
-            to = stage - 1
-            arrived_s[1, to, m] = _send(
-                latency_s, bytes_per_s, route_offsets, route_directions, link_free_s, device_of_rank[rank],
-                device_of_rank[rank_of_stage[to]], backward_bytes[stage], now_s,
-            )  # fmt: skip
-        if to != stage:
             _start(rank_of_stage[to], table, offsets, at, free_s, running_s, arrived_s, done_s, action_s, saved_bytes,
                    working_bytes, used, peak, start_s, end_s)  # fmt: skip
-    for rank in range(ranks):
-        if at[rank] < offsets[rank + 1] - offsets[rank]:
-            return _NEVER
-    added_s = np.zeros(ranks)
-    for stage in range(stages):
-        added_s[rank_of_stage[stage]] += update_s[stage]
-    step_time_s = 0.0
-    for rank in range(ranks):
-        step_time_s = max(step_time_s, free_s[rank] + added_s[rank])
-    return step_time_s
+    return (at == offsets[1:] - offsets[:-1]).all()
 
 
 @compiled

@@ -86,35 +86,53 @@ def lists_of(order: str, rank_of_stage: Sequence[int], micro_batches: int) -> li
         raise InputError(f"order '{order}' does not say what a rank runs; known: {', '.join(ORDERS[:-1])}")
     if list(rank_of_stage) != list(range(stages)):
         raise InputError(f"order '{order}' has stage i on rank i; take interleaved or list for several stages a rank")
-    if order == "gpipe":
-        return [
-            [Action(s, kind, m) for kind in (_FORWARD, _BACKWARD) for m in range(micro_batches)] for s in range(stages)
-        ]
-    if order == "1f1b":
-        return [_one_forward_one_backward(s, stages, micro_batches) for s in range(stages)]
-    return [_zero_bubble(s, stages, micro_batches) for s in range(stages)]
+    return lists_of_replicas(order, [1] * stages, micro_batches)
 
 
-def _one_forward_one_backward(stage: int, stages: int, micro_batches: int) -> list[Action]:
-    ahead = min(stages - stage, micro_batches)
-    made = [Action(stage, _FORWARD, m) for m in range(ahead)]
-    for m in range(micro_batches):
-        made.append(Action(stage, _BACKWARD, m))
-        if m + ahead < micro_batches:
-            made.append(Action(stage, _FORWARD, m + ahead))
+def lists_of_replicas(order: str, replicas: Sequence[int], micro_batches: int) -> list[list[Action]]:
+    """For each rank its actions, where stages are on several ranks that each serve a part of the micro-batches.
+
+    Replica ``i`` of a stage with ``r`` serves micro-batches ``i + j r``. It runs as many of them ahead as the stages
+    from here to the last have replicas for each of its own stage's, rounded up: no limit makes a rank wait for ever, as
+    the earliest unfinished micro-batch may always go on.
+
+    Args:
+        order: ``gpipe``, ``1f1b`` or ``zb_h1``.
+        replicas: Of each of ``C`` stages. The actions' stages are numbered by stage, then replica.
+        micro_batches: ``M``.
+
+    Raises:
+        InputError: The order is another.
+    """
+    if order not in ("gpipe", "1f1b", "zb_h1"):
+        raise InputError(f"order '{order}' does not say what replicas run; known: gpipe, 1f1b, zb_h1")
+    made: list[list[Action]] = []
+    for number, count in enumerate(replicas):
+        ahead = micro_batches if order == "gpipe" else -(-sum(replicas[number:]) // count)
+        behind = number if order == "zb_h1" else None
+        made += [_in_turn(len(made) + i, range(i, micro_batches, count), ahead, behind) for i in range(count)]
     return made
 
 
-def _zero_bubble(stage: int, stages: int, micro_batches: int) -> list[Action]:
-    ahead, behind = min(stages - stage, micro_batches), stage
-    made = [Action(stage, _FORWARD, m) for m in range(ahead)]
-    for m in range(micro_batches):
-        made.append(Action(stage, _INPUT, m))
-        if m >= behind:
-            made.append(Action(stage, _WEIGHT, m - behind))
-        if m + ahead < micro_batches:
-            made.append(Action(stage, _FORWARD, m + ahead))
-    made += [Action(stage, _WEIGHT, m) for m in range(max(micro_batches - behind, 0), micro_batches)]
+def _in_turn(stage: int, own: Sequence[int], ahead: int, behind: int | None) -> list[Action]:
+    """Some forward passes, then a backward and a forward pass in turn.
+
+    Args:
+        stage: The stage.
+        own: Its micro-batches.
+        ahead: How many forward passes come first.
+        behind: How many micro-batches the gradients of parameters are put off; None where backward passes are whole.
+    """
+    ahead = min(ahead, len(own))
+    made = [Action(stage, _FORWARD, m) for m in own[:ahead]]
+    for i, m in enumerate(own):
+        made.append(Action(stage, _BACKWARD if behind is None else _INPUT, m))
+        if behind is not None and i >= behind:
+            made.append(Action(stage, _WEIGHT, own[i - behind]))
+        if i + ahead < len(own):
+            made.append(Action(stage, _FORWARD, own[i + ahead]))
+    if behind is not None:
+        made += [Action(stage, _WEIGHT, m) for m in own[max(len(own) - behind, 0) :]]
     return made
 
 

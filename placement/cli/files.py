@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, cast, get_args
 
 from envs.constraints import parse_size
 from graphs.device_kinds import parse_kinds
@@ -15,7 +15,12 @@ from placement.arguments import check_can_write, check_ends
 from placement.cli import verbs
 from placement.cli.shared import cluster_of_placement, make_console, status
 from placement.exports.accelerate import device_map_report
+from placement.exports.layer_counts import TOOLS
+from placement.exports.stage_files import SCHEDULE
 from placement.text import size
+
+OpsFormat = Literal["json", "csv", "device-map", "onnxruntime", "onnx"]
+"""Formats of a placement of ops."""
 
 
 def import_graph(verb: verbs.Import) -> int:
@@ -59,18 +64,31 @@ def _splitting(text: str | None) -> tuple[By, int] | None:
 
 
 def export(verb: verbs.Export) -> int:
-    """Write a table of ops or a device map, and say what the map changes.
+    """Write a file for another program, and say what it changes or needs.
 
     Raises:
         InputError: Bad input; one sentence.
         NoFeasiblePlacementError: What the device map says does not fit.
     """
+    if verb.format == SCHEDULE or verb.format in TOOLS:
+        if verb.graph is not None or verb.cluster is not None or verb.topology is not None:
+            raise InputError(
+                f"--format {verb.format} is of stages, which know their graph; leave out GRAPH and --cluster"
+            )
+        stages = api.export_stages(verb.placement, verb.out, format=verb.format)
+        make_console().print(
+            f"{verb.out}: {len(stages.stages)} stages of {stages.graph} on {len(stages.ranks)} ranks", soft_wrap=True
+        )
+        return 0
     cluster = cluster_of_placement(verb.placement, verb.graph, verb.cluster, verb.topology)
     with status(make_console(stderr=True), f"reading {verb.graph or verb.placement}"):
-        found = api.export(verb.placement, verb.out, graph=verb.graph, cluster=cluster, format=verb.format)
+        form = cast("OpsFormat", verb.format)
+        found = api.export(verb.placement, verb.out, graph=verb.graph, cluster=cluster, format=form)
     out, graph = make_console(), found.simulated.problem.graph
     if found.mapped is not None and found.device_map is not None:
         out.print(device_map_report(found.simulated, found.mapped, found.device_map), soft_wrap=True)
         found.mapped.check_feasible()
+    if found.settings is not None:
+        out.print(f"session.layer_assignment_settings: {found.settings}", soft_wrap=True)
     out.print(f"{verb.out}: {graph.num_ops:,} ops of {graph.name}", soft_wrap=True)
     return 0

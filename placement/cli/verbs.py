@@ -54,6 +54,14 @@ OrderArg = Annotated[
         help_behavior_hint="",
     ),
 ]
+ObjectiveArg = Annotated[
+    Literal["step", "throughput"] | None,
+    arg(
+        help="With --target torch_pipeline: the shortest step of the graph's batch, which is the default, or most "
+        "samples a second with as many batches a step as pay.",
+        help_behavior_hint="",
+    ),
+]
 GranularityArg = Annotated[
     Literal["group", "op"],
     arg(help="What searches move: groups; or after them single ops, within the hard constraints."),
@@ -96,6 +104,19 @@ ReserveArg = Annotated[
     ),
 ]
 
+ExportFormat = Literal[
+    "json",
+    "csv",
+    "device-map",
+    "onnxruntime",
+    "onnx",
+    "schedule",
+    "torchtitan",
+    "megatron",
+    "vllm",
+    "llama.cpp",
+    "llama.cpp-ot",
+]
 DEFAULT_SCHEDULE: Literal["priority"] = "priority"
 DEFAULT_MICRO_BATCHES = 8
 DEFAULT_ORDER = "1f1b"
@@ -110,9 +131,10 @@ class Train:
     topology: TopologyArg = None
     schedule: ScheduleArg = "priority"
     target: TrainTargetArg = "engine"
-    micro_batches: Annotated[int | None, arg(metavar="M", help_behavior_hint="")] = None
+    micro_batches: Annotated[int | Literal["auto"] | None, arg(metavar="M|auto", help_behavior_hint="")] = None
     """With --target torch_pipeline: parts of the batch that go through the stages; by default 8."""
     order: OrderArg = None
+    objective: ObjectiveArg = None
     time_limit_s: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
     """Seconds but for reading the graph and compiling; by default a minute without --updates. With --resume: more."""
     updates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
@@ -289,17 +311,18 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Turn a placement into a table of ops, or into a device map for Hugging Face Accelerate."""
+    """Turn a placement, or the stages of a pipeline, into what other programs read."""
 
-    placement: Annotated[Positional[str], arg(metavar="RUN|PLACEMENT")]
-    """A run directory, or a placement file."""
+    placement: Annotated[Positional[str], arg(metavar="RUN|PLACEMENT|STAGES")]
+    """A run directory, a placement file, or a file stages.json."""
     out: Annotated[Path, arg(metavar="FILE")]
     """The file to write."""
     graph: Annotated[Positional[str | None], _GRAPH, arg(help_behavior_hint="(unless it is a run)")] = None
     cluster: Annotated[str | None, _CLUSTER, arg(help_behavior_hint=_OF_PLACEMENT)] = None
     topology: TopologyArg = None
-    format: Literal["json", "csv", "device-map"] = "json"
-    """Every op with its module, group and device; or module path -> device."""
+    format: ExportFormat = "json"
+    """json, csv: every op with its module, group and device. device-map: for Accelerate. onnxruntime, onnx: the model
+    with layer annotations, or with ONNX's device configuration. The others are for stages."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ These tools know a model as an embedding, a row of decoder layers and a head, an
 - vLLM's ``VLLM_PP_LAYER_PARTITION``: layers a rank, for example ``24,40``; the first has the embedding too and
   the last the head.
 - llama.cpp's ``--tensor-split``: shares of layers a GPU; the head counts as one more layer, on the last.
+- llama.cpp's ``--override-tensor``: patterns of the names of weights, each with a device; any stages on any devices.
 
 What they cannot say is refused, naming the stage and the module.
 """
@@ -68,11 +69,34 @@ def llama_cpp_split(stages: Stages) -> str:
     return ",".join(map(str, [*before, last + 1]))
 
 
+def llama_cpp_overrides(stages: Stages) -> str:
+    r"""The value of llama.cpp's ``--override-tensor``, for example ``^blk\.(0|1)\.=CUDA0,^blk\.2\.=CPU,...``.
+
+    Layer ``i`` is ``blk.i``; the embedding is ``token_embd``, and the norm and head behind the layers ``output``. It is
+    to be used with ``--n-gpu-layers`` of all layers and the head, so that what stays on a GPU is computed there.
+    """
+    buffers = []
+    for rank, device in enumerate(stages.ranks):
+        number = re.fullmatch(r"gpu:(\d+)", device)
+        if number is None and not re.fullmatch(r"cpu:\d+", device):
+            raise InputError(f"rank {rank} is on '{device}', but llama.cpp knows gpu:0, gpu:1, ... and the CPU")
+        buffers.append(f"CUDA{number[1]}" if number else "CPU")
+    layer, patterns = 0, [f"^token_embd={buffers[stages.stages[0].rank]}"]
+    for stage, count in zip(stages.stages, _layers("llama.cpp", stages), strict=True):
+        if count:
+            numbers = "|".join(map(str, range(layer, layer + count)))
+            patterns.append(f"^blk\\.({numbers})\\.={buffers[stage.rank]}")
+        layer += count
+    patterns.append(f"^output={buffers[stages.stages[-1].rank]}")
+    return ",".join(patterns)
+
+
 TOOLS: dict[str, Callable[[Stages], str]] = {
     "torchtitan": torchtitan_parts,
     "megatron": megatron_layout,
     "vllm": vllm_partition,
     "llama.cpp": llama_cpp_split,
+    "llama.cpp-ot": llama_cpp_overrides,
 }
 """What `encode_for` writes, by the tool that reads it."""
 

@@ -50,11 +50,14 @@ from typing import Literal
 
 import msgspec
 
-from envs.pipelines.cuts import Segments
-from envs.pipelines.orders import ORDERS, Action, Order, check_lists, parse_action
+from envs.pipelines.orders import ORDERS, Action, Order, check_lists, lists_of, parse_action
+from envs.pipelines.segments import Segments
 from graphs.errors import InputError
 from graphs.reading import read_file
 from placement.placers.pipeline_stages import PlacedStages
+
+STAGES = "stages.json"
+"""The file of a run directory that says which rank runs which modules, in which order."""
 
 _MOST_BYTES = 2**26
 
@@ -147,6 +150,14 @@ def read_stages(path: str | os.PathLike[str]) -> Stages:
     except InputError as error:
         raise InputError(f"stages file '{os.fspath(path)}': {error}") from error
     return stages
+
+
+def schedule_csv(stages: Stages) -> str:
+    """The actions of every rank as PyTorch's schedule files have them: a row a rank, cells such as ``0F1``."""
+    lists = stages.lists()
+    if lists is None:
+        lists = lists_of(stages.order, [stage.rank for stage in stages.stages], stages.micro_batches)
+    return "".join(",".join(map(str, row)) + "\n" for row in lists)
 
 
 def check_stages(stages: Stages) -> None:

@@ -58,7 +58,9 @@ def check_rows(batch: Any, rows: int) -> None:
             )
 
 
-def cut(model: nn.Module, stages: Stages, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pipe:
+def cut(
+    model: nn.Module, stages: Stages, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Pipe, dict[str, tuple[int, ...]]]:
     """Trace a model in its stages.
 
     Args:
@@ -67,9 +69,12 @@ def cut(model: nn.Module, stages: Stages, args: tuple[Any, ...], kwargs: dict[st
         args: Positional arguments of one step, all micro-batches in one.
         kwargs: Keyword arguments likewise.
 
+    Returns:
+        The stages, with the model's parameters; and of each parameter that several stages use these stages, by its
+        name.
+
     Raises:
-        InputError: A module of the stages is not in the model, PyTorch cannot trace or cut the model there, or two
-            stages share a parameter.
+        InputError: A module of the stages is not in the model, or PyTorch cannot trace or cut the model there.
     """
     known = dict(model.named_modules())
     for number, stage in enumerate(stages.stages):
@@ -94,29 +99,32 @@ def cut(model: nn.Module, stages: Stages, args: tuple[Any, ...], kwargs: dict[st
             f"{type(model).__name__} falls into {pipe.num_stages} stages where {len(stages.stages)} are asked for: a "
             "stage's first module is not called once in each step, or not in the order of the stages"
         )
-    _check_parameters(model, pipe)
-    return pipe
+    return pipe, _join_parameters(model, pipe)
 
 
-def _check_parameters(model: nn.Module, pipe: Pipe) -> None:
-    """Raise where two stages share a parameter (each would sum up gradients of its own), or have copies."""
+def _join_parameters(model: nn.Module, pipe: Pipe) -> dict[str, tuple[int, ...]]:
+    """Give the stages the model's own parameters; return the stages of each that several of them use, by its name.
+
+    Tracing gives each stage a copy of a parameter that it shares with others. With the model's own in its place,
+    stages of one process add their gradients to the same ``.grad``.
+
+    Raises:
+        InputError: A stage has a parameter that is not the model's.
+    """
     known = dict(model.named_parameters(remove_duplicate=False))
-    made = [
-        (number, name, parameter)
-        for number in range(pipe.num_stages)
-        for name, parameter in pipe.get_stage_module(number).named_parameters()
-    ]
-    owner: dict[int, int] = {}
-    for number, name, parameter in made:
-        before = owner.setdefault(id(known.get(name, parameter)), number)
-        if before != number:
-            raise InputError(
-                f"parameter '{name}' is used by stages {before} and {number}, whose gradients PyTorch's pipelines do "
-                "not add up; put its modules into one stage, or untie it"
-            )
-    for number, name, parameter in made:
-        if parameter is not known.get(name):
-            raise InputError(f"parameter '{name}' of stage {number} is not the model's own after tracing; untie it")
+    first_name = {id(parameter): name for name, parameter in model.named_parameters()}
+    users: dict[str, list[int]] = {}
+    for number in range(pipe.num_stages):
+        module = pipe.get_stage_module(number)
+        for name, parameter in list(module.named_parameters()):
+            own = known.get(name)
+            if own is None or own.shape != parameter.shape or own.dtype != parameter.dtype:
+                raise InputError(f"parameter '{name}' of stage {number} is not the model's own after tracing; untie it")
+            if own is not parameter:
+                holder, _, last = name.rpartition(".")
+                setattr(module.get_submodule(holder), last, own)
+            users.setdefault(first_name[id(own)], []).append(number)
+    return {name: tuple(numbers) for name, numbers in users.items() if len(numbers) > 1}
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import datetime
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from torch import nn
 from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
 
-from envs.pipelines.orders import lists_of
 from graphs.errors import InputError
-from placement.exports.stages import Stages, check_stages, read_stages
+from placement.exports.stages import Stages, check_stages, read_stages, schedule_csv
 from placement.pipelines.cut import check_rows, cut, split_batch
 
 DEFAULT_TIMEOUT_S = 300.0
@@ -39,6 +38,8 @@ class Pipeline:
         modules: The stages of this process by number.
         schedule: PyTorch's.
         rank: The number of this process.
+        device: Where this process computes.
+        shared: Parameters of this process that other processes have as well, each with their group.
 
     Attributes:
         stages: As above.
@@ -48,13 +49,20 @@ class Pipeline:
     """
 
     def __init__(
-        self, stages: Stages, modules: dict[int, nn.Module], schedule: Any, rank: int, device: torch.device
+        self,
+        stages: Stages,
+        modules: dict[int, nn.Module],
+        schedule: Any,
+        rank: int,
+        device: torch.device,
+        shared: Sequence[tuple[nn.Parameter, dist.ProcessGroup]],
     ) -> None:
         self.stages = stages
         self.modules = modules
         self.rank = rank
         self.device = device
         self._schedule = schedule
+        self._shared = shared
         self._steps = 0
 
     @property
@@ -68,9 +76,8 @@ class Pipeline:
         return len(self.stages.stages) - 1 in self.modules
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of this process's stages, for its optimizer."""
-        for module in self.modules.values():
-            yield from module.parameters()
+        """The parameters of this process's stages, each once, for its optimizer."""
+        yield from nn.ModuleList(self.modules.values()).parameters()
 
     def step(self, batch: Any) -> torch.Tensor | None:
         """Forward and backward passes of all micro-batches; gradients are added to ``.grad``, as by one backward pass.
@@ -95,11 +102,15 @@ class Pipeline:
             rows = torch.zeros(self.stages.batch, device=self.device)
             given = {"target": targets[0] if targets else rows, "losses": losses}
         self._steps += 1
+        before = [parameter.grad for parameter, _ in self._shared]
+        for parameter, _ in self._shared:
+            parameter.grad = None
         try:
             if self.is_first:
                 self._schedule.step(*args, **kwargs, **given)
             else:
                 self._schedule.step(**given)
+            self._sum_shared(before)
         except (RuntimeError, dist.DistError) as error:
             if not _is_lost(error):
                 raise
@@ -107,7 +118,16 @@ class Pipeline:
                 f"rank {self.rank} waited in vain for another rank in step {self._steps}: a process of the pipeline "
                 "has ended or hangs; see what that one said, and start all of them again"
             ) from None
-        return torch.stack([loss.detach() for loss in losses]).mean() if self.is_last else None
+        return torch.stack([loss.detach() for loss in losses]).sum() if self.is_last else None
+
+    def _sum_shared(self, before: Sequence[torch.Tensor | None]) -> None:
+        """Sum the step's gradients of tied parameters over their processes, and add what there was before."""
+        for (parameter, group), earlier in zip(self._shared, before, strict=True):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad, group=group)
+            if earlier is not None:
+                parameter.grad += earlier
 
 
 def pipeline(
@@ -149,7 +169,7 @@ def pipeline(
             f"the stages are for {len(plan.ranks)} processes, but {processes} were started; take torchrun "
             f"--nproc-per-node {len(plan.ranks)}"
         )
-    pipe = cut(model, plan, args, kwargs)
+    pipe, users = cut(model, plan, args, kwargs)
     made = {number: pipe.build_stage(number, where) for number, stage in enumerate(plan.stages) if stage.rank == rank}
     homes = [stage.rank for stage in plan.stages]
     if any(before == after for before, after in itertools.pairwise(homes)):
@@ -158,34 +178,53 @@ def pipeline(
     has_target = bool(targets)
 
     def of_micro_batch(output: Any, target: torch.Tensor) -> torch.Tensor:
-        return loss(output, target) if has_target else loss(output)
+        return (loss(output, target) if has_target else loss(output)) / plan.micro_batches
 
     schedule = _schedule(plan, list(made.values()), of_micro_batch)
-    return Pipeline(plan, {number: stage.submod for number, stage in made.items()}, schedule, rank, where)
+    modules = {number: stage.submod for number, stage in made.items()}
+    shared = _share(modules, {name: {homes[number] for number in numbers} for name, numbers in users.items()}, model)
+    return Pipeline(plan, modules, schedule, rank, where, shared)
+
+
+def _share(
+    modules: Mapping[int, nn.Module], ranks_of: Mapping[str, set[int]], model: nn.Module
+) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:
+    """The parameters of this process that others have as well, equal from now on, and groups to sum their gradients in.
+
+    Args:
+        modules: The stages of this process.
+        ranks_of: The processes of each parameter that several stages use, by its name in the model.
+        model: The model.
+    """
+    shared = []
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    own = {names[id(p)]: p for p in nn.ModuleList(modules.values()).parameters() if id(p) in names}
+    for name, ranks in ranks_of.items():
+        if len(ranks) > 1:
+            group = dist.new_group(sorted(ranks))  # each process has to ask for each group
+            if dist.get_rank() in ranks:
+                assert group is not None
+                dist.broadcast(own[name].data, min(ranks), group=group)
+                shared.append((own[name], group))
+    return shared
 
 
 def _schedule(plan: Stages, stages: list[Any], loss: Callable[..., torch.Tensor]) -> Any:
     """PyTorch's schedule of an order; where it has none of its own, the one that runs lists."""
+    count = plan.micro_batches
+    given: dict[str, Any] = {"loss_fn": loss, "scale_grads": False}
     if plan.order == "gpipe":
-        return ScheduleGPipe(stages[0], plan.micro_batches, loss_fn=loss)
-    if plan.order == "1f1b":
-        return Schedule1F1B(stages[0], plan.micro_batches, loss_fn=loss)
+        return ScheduleGPipe(stages[0], count, **given)
+    if plan.order == "1f1b" and count >= len(plan.stages):
+        return Schedule1F1B(stages[0], count, **given)
     if plan.order == "interleaved":
-        return ScheduleInterleaved1F1B(stages, plan.micro_batches, loss_fn=loss)
-    schedule = _PipelineScheduleRuntime(stages, plan.micro_batches, loss_fn=loss)
+        return ScheduleInterleaved1F1B(stages, count, **given)
+    schedule = _PipelineScheduleRuntime(stages, count, **given)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "schedule.csv"
         file.write_text(schedule_csv(plan))
         schedule._load_csv(str(file))
     return schedule
-
-
-def schedule_csv(plan: Stages) -> str:
-    """The actions of every rank as PyTorch's schedule files have them: a row a rank, cells such as ``0F1``."""
-    lists = plan.lists()
-    if lists is None:
-        lists = lists_of(plan.order, [stage.rank for stage in plan.stages], plan.micro_batches)
-    return "".join(",".join(map(str, row)) + "\n" for row in lists)
 
 
 def _read(stages: str | os.PathLike[str] | Stages) -> Stages:

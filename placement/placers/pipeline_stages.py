@@ -3,26 +3,25 @@
 - `equal_segments` gives each stage as many segments, `equal_parameters` as many bytes of parameters.
 - `pipedream` is the dynamic programme of Narayanan et al., "PipeDream" (SOSP 2019, arXiv 1806.03377, section 3.1)
   without replication: the smallest largest stage (its compute time, or the transfers before it), memory as under 1F1B.
-- `search` starts from the best of these for each number of stages and moves cuts and devices at random (simulated
-  annealing), scored by `envs.pipelines.actions` under the order itself.
 
-All use accelerators only, where there are any. Letters: ``K`` segments, ``S`` stages, ``M`` micro-batches.
+`placement.placers.stage_search` searches from the best of these, `placement.placers.replicated_stages` has opponents
+with several devices a stage. Scored is under the order itself, by `envs.pipelines.actions`. All use accelerators only,
+where there are any. Letters: ``K`` segments, ``S`` stages, ``M`` micro-batches.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.pipelines.actions import make_lists, run
-from envs.pipelines.cuts import Segments
+from envs.pipelines.actions import Pipeline, Table, make_lists, run
 from envs.pipelines.orders import ORDERS, Action, lists_of
+from envs.pipelines.segments import Segments
 from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
 
 _MOST_ORDERS = 24
@@ -30,6 +29,10 @@ _MOST_ORDERS = 24
 
 _LIMITS = (1.0, 2.0)
 """How far forward passes may run ahead in made lists; see `envs.pipelines.actions.make_lists`."""
+
+
+Way = str | tuple[bool, float]
+"""How lists come about: an order that says what a rank runs, or `split` and `limit` of `make_lists`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +43,8 @@ class PlacedStages:
         cuts: The first segment of each stage but the first.
         devices: The device of each stage.
         order: One of `envs.pipelines.orders.ORDERS`.
-        lists: What each rank runs.
+        table: What each rank runs.
+        way: How the lists came about.
         step_time_s: Simulated.
         peak_memory_bytes: ``int64[P]``, of each rank.
         feasible: Whether that fits.
@@ -49,10 +53,16 @@ class PlacedStages:
     cuts: tuple[int, ...]
     devices: tuple[int, ...]
     order: str
-    lists: list[list[Action]]
+    table: Table
+    way: Way
     step_time_s: float
     peak_memory_bytes: NDArray[np.int64]
     feasible: bool
+
+    @property
+    def lists(self) -> list[list[Action]]:
+        """For each rank its actions in order."""
+        return self.table.lists()
 
 
 def evaluate(segments: Segments, cuts: Sequence[int], devices: Sequence[int], order: str) -> PlacedStages:
@@ -69,30 +79,41 @@ def evaluate(segments: Segments, cuts: Sequence[int], devices: Sequence[int], or
         InputError: The order does not serve these stages.
     """
     pipeline = segments.pipeline(cuts, devices)
+    ways = ways_of(order, pipeline.num_stages, pipeline.num_ranks)
+    tried = [evaluate_way(segments, pipeline, cuts, devices, order, way) for way in ways]
+    return min(tried, key=lambda found: cost(found, segments))
+
+
+def ways_of(order: str, stages: int, ranks: int) -> list[Way]:
+    """The ways to make the lists of an order for so many stages on so many ranks."""
+    if order != "list":
+        return [order]
+    made: list[Way] = [*itertools.product((False, True), _LIMITS)]
+    return [*made, "gpipe", "1f1b", "zb_h1"] if stages == ranks else made
+
+
+def evaluate_way(
+    segments: Segments, pipeline: Pipeline, cuts: Sequence[int], devices: Sequence[int], order: str, way: Way
+) -> PlacedStages:
+    """Run one step of stages whose lists come about in a given way, see `evaluate`."""
     micro_batches = segments.micro_batches
-    if order == "list":
-        ways = itertools.product((False, True), _LIMITS)
-        choices = [make_lists(pipeline, micro_batches, split=split, limit=limit) for split, limit in ways]
-        if pipeline.num_stages == pipeline.num_ranks:
-            ranks = pipeline.rank_of_stage.tolist()
-            choices += [lists_of(known, ranks, micro_batches) for known in ("gpipe", "1f1b", "zb_h1")]
+    if isinstance(way, str):
+        table = _table(way, tuple(pipeline.rank_of_stage.tolist()), micro_batches)
     else:
-        choices = [lists_of(order, pipeline.rank_of_stage.tolist(), micro_batches)]
-    room = segments.cluster.memory_bytes[pipeline.device_of_rank]
-    best: PlacedStages | None = None
-    for lists in choices:
-        timed = run(pipeline, lists, micro_batches)
-        fits = bool((timed.peak_memory_bytes <= room).all())
-        found = PlacedStages(
-            tuple(cuts), tuple(devices), order, lists, timed.step_time_s, timed.peak_memory_bytes, fits
-        )
-        if best is None or _cost(found, segments) < _cost(best, segments):
-            best = found
-    assert best is not None
-    return best
+        table = make_lists(pipeline, micro_batches, split=way[0], limit=way[1])
+    timed = run(pipeline, table, micro_batches)
+    fits = bool((timed.peak_memory_bytes <= segments.cluster.memory_bytes[pipeline.device_of_rank]).all())
+    return PlacedStages(
+        tuple(cuts), tuple(devices), order, table, way, timed.step_time_s, timed.peak_memory_bytes, fits
+    )
 
 
-def _cost(found: PlacedStages, segments: Segments) -> tuple[bool, float]:
+@functools.lru_cache(maxsize=256)
+def _table(order: str, rank_of_stage: tuple[int, ...], micro_batches: int) -> Table:
+    return Table.of(lists_of(order, rank_of_stage, micro_batches))
+
+
+def cost(found: PlacedStages, segments: Segments) -> tuple[bool, float]:
     """What does not fit comes after all that does, that which lacks least first."""
     if found.feasible:
         return False, found.step_time_s
@@ -154,7 +175,7 @@ def pipedream(segments: Segments, devices: Sequence[int]) -> tuple[int, ...] | N
     return tuple(cuts[::-1][1:])
 
 
-def _usable(segments: Segments) -> list[int]:
+def usable_devices(segments: Segments) -> list[int]:
     """The accelerators; all devices where there are none."""
     devices = segments.cluster.devices
     return [i for i, device in enumerate(devices) if device.spec.kind != "cpu"] or list(range(len(devices)))
@@ -162,7 +183,7 @@ def _usable(segments: Segments) -> list[int]:
 
 def _device_rows(segments: Segments, order: str) -> Iterator[tuple[int, ...]]:
     """The devices of stages that are tried: for every number of ranks, and every order of unlike devices."""
-    usable = _usable(segments)
+    usable = usable_devices(segments)
     alike = bool((segments.action_s[usable] == segments.action_s[usable[0]]).all())
     for ranks in range(1, len(usable) + 1):
         every = itertools.permutations(usable, ranks)
@@ -197,7 +218,7 @@ def heuristics(segments: Segments, order: str) -> dict[str, PlacedStages]:
                 placed = evaluate(segments, cuts, devices, order)
             except InputError:
                 continue  # an interleaved order does not serve so many micro-batches on these ranks
-            if name not in found or _cost(placed, segments) < _cost(found[name], segments):
+            if name not in found or cost(placed, segments) < cost(found[name], segments):
                 found[name] = placed
     if not found:
         raise NoFeasiblePlacementError(
@@ -205,103 +226,3 @@ def heuristics(segments: Segments, order: str) -> dict[str, PlacedStages]:
             f"{segments.micro_batches} micro-batches; take another order or number of micro-batches"
         )
     return found
-
-
-def search(
-    segments: Segments,
-    order: str,
-    *,
-    seed: int = 0,
-    time_limit_s: float | None = None,
-    evaluations: int = 2000,
-) -> PlacedStages:
-    """The best stages found.
-
-    Args:
-        segments: From `envs.pipelines.cuts.find_segments`.
-        order: One of `envs.pipelines.orders.ORDERS`.
-        seed: Seeds the moves.
-        time_limit_s: Seconds; None for no limit. Only without one does the same seed give the same stages.
-        evaluations: Stages that are tried.
-
-    Raises:
-        InputError: The order is unknown.
-        NoFeasiblePlacementError: Nothing fits.
-    """
-    starts = heuristics(segments, order)
-    best = min(starts.values(), key=lambda found: _cost(found, segments))
-    rng = np.random.default_rng(seed)
-    began_s = time.perf_counter()
-    current = best
-    for number in range(evaluations):
-        spent = number / evaluations
-        if time_limit_s is not None:
-            spent = max(spent, (time.perf_counter() - began_s) / time_limit_s)
-        if spent >= 1:
-            break
-        moved = _moved(segments, current, order, rng)
-        if moved is None:
-            continue
-        tried = evaluate(segments, *moved, order)
-        old, new = _cost(current, segments), _cost(tried, segments)
-        warmth = 0.05 * best.step_time_s * (1 - spent) ** 2 + 1e-12
-        if new <= old or (old[0] == new[0] and rng.random() < math.exp((old[1] - new[1]) / warmth)):
-            current = tried
-            if new < _cost(best, segments):
-                best = tried
-    if not best.feasible:
-        short = best.peak_memory_bytes - segments.cluster.memory_bytes[list(dict.fromkeys(best.devices))]
-        raise NoFeasiblePlacementError(
-            f"no stages fit the memory of cluster '{segments.cluster.name}': {short.max() / 1e9:.2f} GB are short at "
-            f"least with order '{order}'; take more micro-batches, or devices with more memory"
-        )
-    return best
-
-
-def _moved(
-    segments: Segments, now: PlacedStages, order: str, rng: np.random.Generator
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Other cuts or devices; None where the move that was drawn changes nothing."""
-    cuts, devices = list(now.cuts), list(now.devices)
-    kind = rng.random()
-    if cuts and kind < 0.6:
-        _move_cuts(cuts, segments.num_segments, rng)
-    elif kind < 0.75 and order != "interleaved":
-        _divide_or_join(segments, cuts, devices, order, rng)
-    elif kind < 0.85 and order == "list":
-        devices[int(rng.integers(len(devices)))] = int(rng.choice(now.devices))
-    else:
-        a, b = int(rng.choice(devices)), int(rng.choice(_usable(segments)))
-        swap = {a: b, b: a}
-        devices = [swap.get(device, device) for device in devices]
-    if (tuple(cuts), tuple(devices)) == (now.cuts, now.devices):
-        return None
-    return tuple(cuts), tuple(devices)
-
-
-def _move_cuts(cuts: list[int], segments: int, rng: np.random.Generator) -> None:
-    """Move one cut or a run of neighbouring ones by up to three segments, as far as there is room."""
-    first = int(rng.integers(len(cuts)))
-    last = first if rng.random() < 0.7 else int(rng.integers(first, len(cuts)))
-    low = (cuts[first - 1] + 1 if first else 1) - cuts[first]
-    high = (cuts[last + 1] - 1 if last + 1 < len(cuts) else segments - 1) - cuts[last]
-    by = int(np.clip(rng.choice([-3, -2, -1, 1, 2, 3]), low, high))
-    cuts[first : last + 1] = [cut + by for cut in cuts[first : last + 1]]
-
-
-def _divide_or_join(
-    segments: Segments, cuts: list[int], devices: list[int], order: str, rng: np.random.Generator
-) -> None:
-    """Give a part of a stage to a device that has none (under ``list`` to any), or a stage to the one before."""
-    free = [d for d in _usable(segments) if order == "list" or d not in devices]
-    taken = {0, *cuts}
-    places = [k for k in range(1, segments.num_segments) if k not in taken]
-    if free and places and rng.random() < 0.5:
-        cut = int(rng.choice(places))
-        number = sum(c < cut for c in cuts)
-        cuts.insert(number, cut)
-        devices.insert(number + int(rng.integers(2)), int(rng.choice(free)))
-    elif cuts:
-        number = int(rng.integers(len(cuts)))
-        del cuts[number]
-        del devices[number + int(rng.integers(2))]

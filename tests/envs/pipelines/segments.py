@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster
 from envs.clusters.known import cpu_cores
-from envs.pipelines.cuts import Segments
+from envs.pipelines.segments import Segments
 
 
 def any_segments(seed: int, *, count: int, devices: int, micro_batches: int = 3, alike: bool = False) -> Segments:
@@ -20,17 +20,19 @@ def any_segments(seed: int, *, count: int, devices: int, micro_batches: int = 3,
         made[[0, -1]] = 0
         return made
 
-    crossing = sizes(100_000)
+    crossing, parameters = sizes(100_000), rng.integers(1, 250_000, count)
     return Segments(
         cluster=cluster,
         micro_batches=micro_batches,
         modules=tuple((f"layers.{k}",) for k in range(count)),
         action_s=times[None] * slower[:, None, None],
+        add_s=times[None, :, 2] * slower[:, None] / 10,
         update_s=np.full((devices, count), 1e-4),
         crossing_bytes=crossing,
         gradient_bytes=crossing,
         output_bytes=crossing // 2,
         saved_bytes=rng.integers(0, 1_000_000, count),
         working_bytes=rng.integers(0, 1_000_000, (count, 2)),
-        fixed_bytes=rng.integers(1, 1_000_000, count),
+        fixed_bytes=4 * parameters,
+        summed_bytes=parameters,
     )

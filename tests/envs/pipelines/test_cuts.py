@@ -13,7 +13,8 @@ from envs.clusters.catalog import load_cluster
 from envs.cost_model import op_times_s
 from envs.pipelines.actions import run_order
 from envs.pipelines.bound import lower_bound_s
-from envs.pipelines.cuts import Segments, find_segments
+from envs.pipelines.cuts import find_segments
+from envs.pipelines.segments import Segments
 from graphs.capture import capture
 from graphs.errors import InputError
 from graphs.microbatch import MicroBatches, repeat
@@ -81,9 +82,26 @@ def test_cuts_are_before_modules_where_one_value_crosses() -> None:
     assert segments.gradient_bytes.tolist() == [0, *[row] * 5, 0]
 
 
-@pytest.mark.parametrize(("changed", "segments"), [({"tied": True}, 1), ({"across": True}, 3)])
-def test_no_cut_parts_a_weight_or_is_crossed_by_two_values(changed: dict[str, bool], segments: int) -> None:
-    assert find_segments(in_parts(Words(**changed)), CLUSTER).num_segments == segments
+def test_no_cut_is_crossed_by_two_values_or_parts_a_weight_that_is_not_trained() -> None:
+    assert find_segments(in_parts(Words(across=True)), CLUSTER).num_segments == 3
+    frozen = Words(tied=True)
+    frozen.table.weight.requires_grad_(False)
+    assert find_segments(in_parts(frozen), CLUSTER).num_segments == 1
+
+
+def test_tied_weights_are_with_the_first_segment_that_reads_them() -> None:
+    micro = in_parts(Words(tied=True))
+    segments, apart = find_segments(micro, CLUSTER), find_segments(in_parts(Words()), CLUSTER)
+    assert segments.modules == apart.modules
+    (one,) = segments.tied
+    size = 50 * 8 * 4
+    assert (one.segments, one.gradient_bytes, one.fixed_bytes) == ((0, 5), size, 4 * size)  # Adam has two moments
+    assert "weight" in one.name
+    assert apart.tied == ()
+    assert segments.fixed_bytes.tolist()[1:-1] == apart.fixed_bytes.tolist()[1:-1]
+    assert segments.fixed_bytes.sum() == apart.fixed_bytes.sum() - 4 * size
+    assert (one.update_s > 0).all()
+    assert one.update_s[1] <= segments.update_s[1, 0] * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("count", [1, 4])

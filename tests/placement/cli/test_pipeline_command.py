@@ -42,6 +42,17 @@ def test_it_leaves_the_stages_that_it_shows(order: str, here: Path, capsys: pyte
     assert listed == [str(i) for i in range(9)] or listed == [""]
 
 
+def test_it_says_what_it_chose_and_when_data_parallelism_is_faster(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*GIVEN, "--micro-batches", "auto", "--objective", "throughput", "--time-limit-s", "0.2"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "micro-batches tried, and samples a second without a search: 1 x 1 batches " in shown
+    assert all(name in shown for name in ("data_parallel", "replicated_pipelines", "pipedream_replicas"))
+    assert "data parallelism is faster: " in shown
+    assert "train with torch.nn.parallel.DistributedDataParallel" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -50,6 +61,7 @@ def test_it_leaves_the_stages_that_it_shows(order: str, here: Path, capsys: pyte
         ([*GIVEN, "--updates", "3"], "--updates does not go with --target torch_pipeline"),
         ([*GIVEN, "--schedule", "fifo"], "for --target torch_pipeline give --order"),
         ([*GIVEN[:4], "--order", "gpipe"], "--order is for --target torch_pipeline"),
+        ([*GIVEN[:4], "--objective", "step"], "--objective is for --target torch_pipeline"),
         ([*GIVEN[:4], "--micro-batches", "4"], "--micro-batches is for --target torch_pipeline"),
     ],
 )

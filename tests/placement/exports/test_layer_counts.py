@@ -56,6 +56,33 @@ def devices_of_split(split: str, layers: int) -> list[int]:
     return [bisect.bisect_right(running, i / (layers + 1)) for i in range(layers + 1)]
 
 
+def device_of_weight(overrides: str, name: str) -> str:
+    """llama.cpp: patterns with a buffer type each, between commas; the first that a weight's name has counts."""
+    for pattern, buffer in (entry.split("=") for entry in overrides.split(",")):
+        if re.search(pattern, name):
+            return buffer
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("ranks", [3, 1, 2])
+def test_overrides_put_every_weight_where_its_stage_is(ranks: int) -> None:
+    layers = [2, 11, 0, 1] if ranks == 2 else EVEN
+    stages = stages_of(layers, ranks=ranks)
+    written = text("llama.cpp-ot", stages)
+    layer = 0
+    for number, count in enumerate(layers):
+        for _ in range(count):
+            for weight in ("attn_q.weight", "ffn_down.weight", "attn_norm.weight"):
+                assert device_of_weight(written, f"blk.{layer}.{weight}") == f"CUDA{number % ranks}"
+            layer += 1
+    assert device_of_weight(written, "token_embd.weight") == "CUDA0"
+    for weight in ("output.weight", "output_norm.weight"):
+        assert device_of_weight(written, weight) == f"CUDA{(len(layers) - 1) % ranks}"
+    assert "CPU" in text("llama.cpp-ot", stages_of(EVEN, devices="cpu"))
+    with pytest.raises(InputError, match=r"rank 0 is on 'tpu:0', but llama.cpp knows"):
+        encode_for("llama.cpp-ot", stages_of(EVEN, devices="tpu"))
+
+
 @pytest.mark.parametrize("layers", [[2, 3, 1], [1, 1], [5, 4, 3, 2], [7, 13, 12], [40, 24]])
 def test_each_tool_cuts_where_the_stages_do(layers: list[int]) -> None:
     stages = stages_of(layers)

@@ -14,9 +14,8 @@ import torch
 from torch import nn
 
 from graphs.errors import InputError
-from placement.exports.stages import Stage, Stages
+from placement.exports.stages import Stage, Stages, schedule_csv
 from placement.pipelines.cut import check_rows, cut, split_batch
-from placement.pipelines.run import schedule_csv
 from tests.pages import GUIDE, blocks
 from tests.placement.pipelines import train_in_stages
 
@@ -27,6 +26,8 @@ GPT = "gpt/{}/4/0:embed+places+blocks.0,1:blocks.1+blocks.2+blocks.3+head"
 CHUNKS = "bert/interleaved/4/0:embed+places,1:blocks.0,0:blocks.1+blocks.2,1:blocks.3+head"
 CONV = "conv/{}/{}/0:stem+layers.0+layers.1,1:layers.2+head"
 TURNS = "conv/list/4/0:stem,0:layers.0,1:layers.1,1:layers.2+head"
+TIED = "tied/1f1b/4/0:embed+places+blocks.0,1:blocks.1+blocks.2+blocks.3+head"
+TIED_V = "tied/list/4/0:embed+places,1:blocks.0+blocks.1+blocks.2+blocks.3,0:head"
 THREE = "bert/{}/4/0:embed+places+blocks.0,1:blocks.1,2:blocks.2+blocks.3+head"
 
 
@@ -49,11 +50,12 @@ def run_in_stages(processes: int, cases: list[str]) -> None:
 
 
 def test_two_processes_train_as_one() -> None:
-    run_in_stages(2, [GPT.format("1f1b"), CHUNKS, CONV.format("gpipe", 2), TURNS])
+    run_in_stages(2, [GPT.format("1f1b"), CHUNKS, CONV.format("gpipe", 2), TURNS, TIED, TIED_V])
 
 
 @pytest.mark.slow
 def test_three_processes_train_as_one() -> None:
+    run_in_stages(3, ["gpt/1f1b/2/0:embed+places+blocks.0,1:blocks.1+blocks.2,2:blocks.3+head"])  # fewer than stages
     run_in_stages(3, ["gpt/zb_h1/4/0:embed+places+blocks.0,1:blocks.1+blocks.2,2:blocks.3+head"])
 
 
@@ -136,8 +138,6 @@ def test_what_cannot_be_cut_is_refused_in_a_sentence() -> None:
     ids, x = torch.zeros(8, 3, dtype=torch.long), torch.zeros(8, 4)
     with pytest.raises(InputError, match=r"stages\[1\].modules has 'tail', which the model has not"):
         cut(Tied(), plan((0, ["embed"]), (1, ["tail"])), (ids,), {})
-    with pytest.raises(InputError, match="is used by stages 0 and 1"):
-        cut(Tied(), plan((0, ["embed", "middle"]), (1, ["head"])), (ids,), {})
     model = Depends()
     with pytest.raises(InputError, match="PyTorch cannot trace Depends in stages"):
         cut(model, plan((0, ["a"]), (1, ["b"])), (x,), {})
@@ -148,6 +148,18 @@ def test_what_cannot_be_cut_is_refused_in_a_sentence() -> None:
         split_batch((x, x, x))
     with pytest.raises(InputError, match="no tensor among the inputs"):
         split_batch(({"a": 1}, x))
+
+
+def test_stages_have_the_parameters_of_the_model_also_those_that_several_use() -> None:
+    model = Tied()
+    pipe, users = cut(model, plan((0, ["embed", "middle"]), (1, ["head"])), (torch.zeros(8, 3, dtype=torch.long),), {})
+    assert users == {"embed.weight": (0, 1)}
+    stages = [set(map(id, pipe.get_stage_module(number).parameters())) for number in range(2)]
+    assert stages[0] & stages[1] == {id(model.embed.weight)}
+    assert stages[0] | stages[1] == set(map(id, model.parameters()))
+    apart, users = cut(model, plan((0, ["embed"]), (1, ["middle", "head"])), (torch.zeros(8, 3, dtype=torch.long),), {})
+    assert apart.num_stages == 2
+    assert users == {"embed.weight": (0, 1)}
 
 
 def test_schedules_are_written_as_pytorch_reads_them() -> None:

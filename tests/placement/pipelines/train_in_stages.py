@@ -42,12 +42,14 @@ class Block(nn.Module):
 
 
 class Words(nn.Module):
-    def __init__(self, *, causal: bool) -> None:
+    def __init__(self, *, causal: bool, tied: bool = False) -> None:
         super().__init__()
         self.causal = causal
         self.embed, self.places = nn.Embedding(40, 16), nn.Embedding(6, 16)
         self.blocks = nn.ModuleList(Block(16, causal=causal, norm_first=causal) for _ in range(4))
         self.head = nn.Linear(16, 40 if causal else 3)
+        if tied:
+            self.head.weight = self.embed.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.embed(ids) + self.places(torch.arange(6, device=ids.device))
@@ -75,8 +77,8 @@ def make(name: str) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     if name == "conv":
         return Pictures(), (torch.randn(BATCH, 3, 8, 8), torch.randint(0, 3, (BATCH,)))
     ids = torch.randint(0, 40, (BATCH, 6))
-    gpt = name == "gpt"
-    return Words(causal=gpt), (ids, ids.roll(-1, 1) if gpt else torch.randint(0, 3, (BATCH,)))
+    gpt = name in ("gpt", "tied")
+    return Words(causal=gpt, tied=name == "tied"), (ids, ids.roll(-1, 1) if gpt else torch.randint(0, 3, (BATCH,)))
 
 
 def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -108,21 +110,29 @@ def check(case: str) -> None:
     expected = loss(plain(batch[0]), batch[1])
     expected.backward()
     model, _ = make(case.split("/")[0])
+    if case.startswith("tied") and int(os.environ["RANK"]) == 1:
+        nn.init.zeros_(cast(torch.Tensor, model.embed.weight))  # type: ignore[union-attr]
     forward = [module.__dict__.get("forward") for module in model.modules()]
     pipe = placement.pipeline(model, stages_of(case), batch, loss, timeout_s=60)
     assert forward == [module.__dict__.get("forward") for module in model.modules()]
-    got = pipe.step(batch)
-    if got is not None:
-        torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-5)
-    mine, compared = {id(parameter) for parameter in pipe.parameters()}, 0
-    for (name, parameter), reference in zip(model.named_parameters(), plain.parameters(), strict=True):
-        if id(parameter) in mine:
-            assert parameter.grad is not None, name
-            assert reference.grad is not None
-            torch.testing.assert_close(parameter.grad, reference.grad, rtol=0, atol=1e-5, msg=name)
-            compared += 1
-        else:
-            assert parameter.grad is None, name
+    if case.startswith("tied") and pipe.rank:
+        for parameter in pipe.parameters():  # what another process holds as well is taken from there
+            if parameter is model.embed.weight:  # type: ignore[union-attr]
+                torch.testing.assert_close(parameter, plain.embed.weight)  # type: ignore[union-attr]
+    mine = {id(parameter) for parameter in pipe.parameters()}
+    for steps in (1, 2):  # gradients are added up
+        got = pipe.step(batch)
+        if got is not None:
+            torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-5)
+        compared = 0
+        for (name, parameter), reference in zip(model.named_parameters(), plain.parameters(), strict=True):
+            if id(parameter) in mine:
+                assert parameter.grad is not None, name
+                assert reference.grad is not None
+                torch.testing.assert_close(parameter.grad, steps * reference.grad, rtol=0, atol=steps * 1e-5, msg=name)
+                compared += 1
+            else:
+                assert parameter.grad is None, name
     print(f"rank {pipe.rank} agrees in {compared} parameters on {case}", flush=True)
 
 

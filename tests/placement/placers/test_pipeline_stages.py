@@ -18,8 +18,8 @@ from placement.placers.pipeline_stages import (
     evaluate,
     heuristics,
     pipedream,
-    search,
 )
+from placement.placers.stage_search import FEATURES, KINDS, _Move, _Moves, _Policy, _State, search
 from tests.envs.pipelines.segments import any_segments
 
 
@@ -44,10 +44,10 @@ def test_the_dynamic_programme_finds_the_smallest_largest_stage(seed: int) -> No
 
 
 @pytest.mark.parametrize("order", ["gpipe", "1f1b", "zb_h1"])
-@pytest.mark.parametrize("seed", range(4))
-def test_the_search_finds_what_brute_force_finds(order: str, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "learn"), [(0, True), (1, True), (2, True), (3, False)])
+def test_the_search_finds_what_brute_force_finds(order: str, seed: int, learn: bool) -> None:
     segments = any_segments(seed, count=6, devices=3)
-    found = search(segments, order, evaluations=1500, seed=seed)
+    found = search(segments, order, evaluations=1500, seed=seed, learn=learn)
     best_s = min(
         evaluate(segments, cuts, devices, order).step_time_s
         for stages in (1, 2, 3)
@@ -75,13 +75,45 @@ def test_the_search_is_never_worse_than_its_opponents_and_says_what_it_simulated
     assert stages.ranks == tuple(dict.fromkeys(segments.cluster.devices[d].name for d in found.devices))
 
 
+def test_the_policy_learns_which_moves_to_try() -> None:
+    """Of moves that are alike but for their kind, those that are rewarded become likelier."""
+    policy = _Policy(np.random.default_rng(0), learn=True)
+    state = _State((1,), (0, 1), "1f1b")
+    drawn = [_Move(kind, state) for kind in range(len(KINDS))]
+    features = np.zeros((len(drawn), len(FEATURES)))
+    features[:, -len(KINDS) :] = np.eye(len(KINDS))
+    picks = []
+    for _ in range(4000):
+        picks.append(policy.pick(drawn, features))
+        policy.learn(1.0 if picks[-1] == 2 else 0.0)
+    assert np.mean(np.array(picks[:50]) == 2) < 0.4
+    assert np.mean(np.array(picks[-500:]) == 2) > 0.6
+
+
+def test_features_say_what_a_move_changes() -> None:
+    segments = any_segments(4, count=6, devices=3, micro_batches=5, alike=True)
+    moves = _Moves(segments, "1f1b", np.random.default_rng(0))
+    now = _State((2,), (0, 1), "1f1b")
+    assert not moves.features(now, [_Move(0, now)])[0, : -len(KINDS)].any()
+    rough_s, full, most_s, squares, crossing_s, first_s, last_s = moves._figures(now)
+    work_s = segments.action_s[0].sum(axis=1)
+    assert (first_s, last_s) == pytest.approx((work_s[:2].sum(), work_s[2:].sum()))
+    assert most_s == max(first_s, last_s)
+    assert 0 < full < 1
+    assert squares == pytest.approx(first_s**2 + last_s**2)
+    assert rough_s == pytest.approx(first_s + last_s + crossing_s + 4 * most_s)
+    wider = moves.features(now, [_Move(0, _State((3,), (0, 1), "1f1b"))])[0]
+    assert wider[FEATURES.index("first")] > 0 > wider[FEATURES.index("last")]
+    assert all(move.state != now for move in moves.draw(now))
+
+
 def with_memory(cluster: Cluster, memory_bytes: float) -> Cluster:
     devices = tuple(replace(d, spec=replace(d.spec, memory_bytes=int(memory_bytes))) for d in cluster.devices)
     return replace(cluster, devices=devices)
 
 
 def test_memory_counts() -> None:
-    segments = any_segments(5, count=6, devices=3)
+    segments = any_segments(7, count=6, devices=3)
     free = search(segments, "gpipe", evaluations=300)
     tight = replace(segments, cluster=with_memory(segments.cluster, float(free.peak_memory_bytes.max()) * 0.9))
     found = search(tight, "gpipe", evaluations=1000)
