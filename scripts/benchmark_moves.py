@@ -4,15 +4,17 @@
 
 A cell is GRAPH/CLUSTER[/SCHEDULE]. One chain walks from a cut into blocks through a run from coarse to fine, cooling as
 in a training, in a process of its own; with --against the two checkouts take turns, and the least times count. Printed
-are microseconds an evaluation (a move that was judged, whatever it took), the share that was accepted, and the ratio.
-The walks of two checkouts must be the same, move by move, or the ratio says nothing: evaluations, acceptance and what is
-found are compared to the last bit.
+are microseconds of a core for an evaluation (a move that was judged, whatever it took), the share that was accepted,
+and the ratio.
+The walks of two checkouts must be the same, move by move, or the ratio says nothing: evaluations, acceptance and what
+is found are compared to the last bit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -72,19 +74,17 @@ def measure(cell: str, checkouts: list[Path], moves: int | None, rounds: int, fo
     ways = [{key: value for key, value in found.items() if key != "seconds"} for found in least]
     if ways[0] != ways[-1]:
         raise RuntimeError(f"{cell}: the checkouts walk differently: {ways[0]}, {ways[-1]}")
+    accepted = ways[0]["acceptance"]
     micros = [1e6 * found["seconds"] / found["evaluations"] for found in least]
     there = f"{micros[1]:>9.1f}{micros[0] / micros[1]:>7.2f}" if len(micros) > 1 else ""
-    accepted = ways[0]["accepted"] / ways[0]["evaluations"]
     print(f"{cell:<26}{graph.num_ops:>8}{moves:>8}{accepted:>10.1%}{micros[0]:>9.1f}{there}", flush=True)
 
 
 def walk_there(checkout: Path, asked: str) -> dict[str, Any]:
     """Walk by the code of a checkout, in a process of its own."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]; " + (
-        "exec(compile(open(sys.argv[0]).read(), sys.argv[0], 'exec'))"
-    )
-    command = [sys.executable, "-c", code, str(checkout), __file__, "--walk", asked]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=checkout)
+    command = [sys.executable, __file__, "--walk", asked]
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     found: dict[str, Any] = json.loads(ran.stdout)
     return found
 
@@ -94,7 +94,6 @@ def walk(path: str, cluster: str, schedule: str, moves: int) -> dict[str, Any]:
     import numpy as np
 
     from placement.api import make_problem
-    from placement.move_search import kernel
     from placement.move_search.config import MoveConfig
     from placement.move_search.search import MoveSearch
     from placement.runs.compile_ahead import compile_search
@@ -110,7 +109,7 @@ def walk(path: str, cluster: str, schedule: str, moves: int) -> dict[str, Any]:
     seconds = 0.0
     with ThreadPoolExecutor(1) as executor:
         for part in range(PARTS):
-            began = time.perf_counter()
+            began = time.process_time()
             search.finish(
                 search.start(
                     max(moves // PARTS, 1),
@@ -120,12 +119,11 @@ def walk(path: str, cluster: str, schedule: str, moves: int) -> dict[str, Any]:
                     executor=executor,
                 )
             )
-            seconds += time.perf_counter() - began
-    accepted = sum(int(walker.counts[kernel.ACCEPTED]) for walker in search._walkers)
+            seconds += time.process_time() - began
     return {
         "seconds": seconds,
         "evaluations": search.evaluations,
-        "accepted": accepted,
+        "acceptance": search.acceptance,
         "best_s": search.best_cost_s,
     }
 

@@ -41,6 +41,7 @@ from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
 PRIORITY, FIFO = range(2)
+ENDING, CHOOSING, STARTED, IDLE = range(4)
 NONE = np.uint32(2**32 - 1)
 """In place of an index: no op, no transfer, no edge."""
 BLOCK = np.uint64(8)
@@ -460,7 +461,7 @@ def _choose_by_rank(
 
 @inlined
 def _close_instant(op_of_rank, first_word, next_op, devices, bits, touched, state, by_rank, peak):
-    """Time is about to advance: note peaks, and put the ops of the instant that fifo queued by rank behind the older."""
+    """Time is about to advance: note peaks, and put the ops that fifo queued by rank behind the older."""
     for i in range(state[_0].touched):
         number = touched[i]
         devices[number].touched = 0
@@ -471,6 +472,114 @@ def _close_instant(op_of_rank, first_word, next_op, devices, bits, touched, stat
                 _append_op(devices, next_op, number, op_of_rank[rank])
                 rank = _pull(devices, bits, first_word, number)
     state[_0].touched = 0
+
+
+@inlined
+def _run_alone(
+    schedule, op_time_s, op_of_rank, first_word, ops, next_op, spans, missing, copies, readers, holders, devices, bits,
+    fresh, state, place, number, op, now, other_s, done, stop_after, highest,
+):  # fmt: skip
+    """A device runs on from the end of an op, which is now, while nothing else is due and no op of it sends.
+
+    This is what `_run_on` does, pass by pass, where one op ends and one starts. It returns how it ended and why:
+
+    - ``ENDING``: the op that ends now sends something.
+    - ``CHOOSING``: it has ended; what starts now takes no time, or so much is `fresh` that it should be queued by rank.
+    - ``STARTED``: another has started, and before its end something else is due.
+    - ``IDLE``: nothing is ready.
+
+    and the op, now, the op's end, the length of `fresh`, the number of ops that have ended, and the highest memory.
+    """
+    device, row = devices[number], bits[number]
+    spec, limit_s = np.uint64(device.spec), state[_0].limit_s
+    memory, work_left_s = device.memory, device.work_left_s
+    first_op, last_op, best = device.first_op, device.last_op, device.best
+    how, end_s, num_fresh = IDLE, now, _0
+    while True:
+        first_tensor, after_tensor = np.uint64(ops[op].first_tensor), np.uint64(ops[op + _1].first_tensor)
+        first_edge, after_edge = copies[first_tensor].first_edge, copies[after_tensor].first_edge
+        sends = False
+        for e in range(first_edge, after_edge):
+            sends |= np.uint32(place[readers[e]]) != number
+        if sends:
+            how = ENDING
+            break
+        for tensor in range(first_tensor, after_tensor):
+            size = copies[tensor].bytes
+            uses = np.int64(copies[tensor + _1].first_edge) - np.int64(copies[tensor].first_edge)
+            copies[tensor].uses = uses
+            memory -= size if uses == 0 else 0
+        for e in range(first_edge, after_edge):
+            num_fresh = _one_input_more(missing, fresh, num_fresh, readers[e])
+        memory -= _drop_inputs(ops, copies, holders, op)
+        done += _1
+        rank, at = NONE, _0
+        if schedule == FIFO:
+            if not _sort(fresh, num_fresh):
+                how = CHOOSING
+                break
+            chosen = first_op
+            if chosen == NONE and num_fresh > _0:
+                chosen = fresh[_0]
+        else:
+            for i in range(num_fresh):
+                this = ops[fresh[i]].rank
+                at = i if this < rank else at
+                rank = min(this, rank)
+            chosen = op_of_rank[min(rank, best)] if min(rank, best) != NONE else NONE
+        if chosen == NONE:
+            how = IDLE
+            break
+        op = np.uint64(chosen)
+        seconds = op_time_s[spec, op]
+        end_s = now + seconds
+        if end_s <= now:
+            how = CHOOSING
+            break
+        if schedule == FIFO:
+            i = _0
+            if first_op != NONE:
+                first_op = next_op[op] if chosen != last_op else NONE
+            else:
+                i = _1
+            while i < num_fresh:
+                if first_op == NONE:
+                    first_op = fresh[i]
+                else:
+                    next_op[last_op] = fresh[i]
+                last_op = fresh[i]
+                i += _1
+        else:
+            if rank < best:
+                fresh[at] = NONE
+            else:
+                best = _pop_least(row, first_word)
+            for i in range(num_fresh):
+                if fresh[i] != NONE:
+                    this = ops[fresh[i]].rank
+                    later = max(this, best)
+                    best = min(this, best)
+                    if later != NONE:
+                        _insert(row, first_word, later)
+        num_fresh = _0
+        if limit_s < np.inf:
+            if now + max(ops[op].remaining_s, work_left_s) > limit_s:
+                state[_0].over = 1
+            work_left_s -= seconds
+        spans[op].start_s = now
+        spans[op].end_s = end_s
+        memory += ops[op].output_bytes
+        highest = max(highest, memory)
+        if end_s >= other_s or done >= stop_after or state[_0].over != 0:
+            how = STARTED
+            break
+        now = end_s
+    device.memory = memory
+    device.work_left_s = work_left_s
+    device.first_op = first_op
+    device.last_op = last_op
+    device.best = best
+    return how, op, now, end_s, num_fresh, done, highest
 
 
 @inlined
@@ -522,7 +631,7 @@ def _run_on(work, place, peak, now, stop_after, num_fresh):
     instant is due, stop there and return the instant before it.
 
     Each pass applies what is due, starts ops, and finds what is due next. Where that is one thing, the time of the next
-    after it is known: a device whose ops end before that runs on without a look at the others.
+    after it is known: a device whose ops end before that, and send nothing, runs on alone without a pass an op.
     """
     (schedule, op_time_s, op_of_rank, _, _, _, _, route_directions, first_word, ops, next_op, spans, missing, copies,
      tensors, readers, waiting, holders, _, transfers, devices, routes, directions, queues, bits, destinations, ended,
@@ -589,12 +698,6 @@ def _run_on(work, place, peak, now, stop_after, num_fresh):
                     ahead, ahead_s = np.uint32(op), end_s
                 else:
                     _advance_slot(slot_s, block_s, np.uint64(number), end_s)
-            if state[_0].over != 0:
-                for d in range(num_devices):
-                    if devices[d].best != NONE:
-                        bits[d, :] = _0
-                state[_0].ended = done
-                return np.inf
             if soonest_s > now:
                 for i in range(left):
                     _append_op(devices, next_op, np.uint32(place[fresh[i]]), fresh[i])
@@ -608,26 +711,58 @@ def _run_on(work, place, peak, now, stop_after, num_fresh):
                     _touch(devices, touched, state, number)
             num_fresh, num_awake = _0, _0
         num_ended, num_arriving = _0, _0
-        if ahead != NONE:
-            now = ahead_s
-            ended[_0] = ahead
-            num_ended = _1
-            continue
-        time_s, slot, next_s, other_s = _next_event(slot_s, block_s)
-        if time_s > now:
-            if time_s == np.inf or done >= stop_after:
-                state[_0].ended = done
-                return now
-            now = time_s
-        if other_s > now:
-            slot_s[slot] = np.inf
-            block_s[slot // BLOCK] = next_s
-            if slot < num_devices:
-                ended[_0] = devices[slot].running
+        passing = False
+        while not passing and state[_0].over == 0:
+            if ahead == NONE:
+                time_s, slot, next_s, other_s = _next_event(slot_s, block_s)
+                advances = time_s > now
+                if advances:
+                    if time_s == np.inf or done >= stop_after:
+                        state[_0].ended = done
+                        return now
+                    now = time_s
+                if not other_s > now:
+                    break
+                slot_s[slot] = np.inf
+                block_s[slot // BLOCK] = next_s
+                passing = slot >= num_devices or not advances
+                if slot >= num_devices:
+                    arriving[_0] = slot - num_devices
+                    num_arriving = _1
+                elif passing:
+                    ended[_0] = devices[slot].running
+                    num_ended = _1
+                else:
+                    ahead, ahead_s = devices[slot].running, now
+                if passing:
+                    continue
+            number = np.uint32(place[ahead])
+            how, op, now, end_s, num_fresh, done, highest = _run_alone(
+                schedule, op_time_s, op_of_rank, first_word, ops, next_op, spans, missing, copies, readers, holders,
+                devices, bits, fresh, state, place, number, np.uint64(ahead), ahead_s, other_s, done, stop_after,
+                peak[number],
+            )  # fmt: skip
+            peak[number] = highest
+            devices[number].running = NONE
+            ahead = NONE
+            if how == STARTED:
+                devices[number].running = np.uint32(op)
+                _advance_slot(slot_s, block_s, np.uint64(number), end_s)
+            elif how == ENDING:
+                ended[_0] = op
                 num_ended = _1
-            else:
-                arriving[_0] = slot - num_devices
-                num_arriving = _1
+                passing = True
+            elif how == CHOOSING:
+                wake[_0] = number
+                num_awake = _1
+                passing = True
+        if state[_0].over != 0:
+            for d in range(num_devices):
+                if devices[d].best != NONE:
+                    bits[d, :] = _0
+            state[_0].ended = done
+            return np.inf
+        if passing:
             continue
         other_s = -np.inf
         for block in range(np.uint64(len(block_s))):
