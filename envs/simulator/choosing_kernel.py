@@ -41,6 +41,7 @@ from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
 PRIORITY, FIFO = range(2)
+ENDING, CHOOSING, STARTED, IDLE = range(4)
 NONE = np.uint32(2**32 - 1)
 """In place of an index: no op, no transfer, no edge."""
 BLOCK = np.uint64(8)
@@ -87,7 +88,7 @@ def inlined(function: F) -> F:
 
 
 @intrinsic
-def _trailing_zeros(typing_context: Any, word: Any = None) -> Any:
+def trailing_zeros(typing_context: Any, word: Any = None) -> Any:
     """Position of the lowest set bit of a word that is not 0."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -131,12 +132,11 @@ def remaining_paths(
 
 @inlined
 def _insert(bits, first_word, number):
-    """Set the bit of a number, and in the words above it the bits of the words below them."""
+    """Set the bit of a number, and in the words above it the bits of the words below them; there are no guesses."""
     word, bit = first_word + (np.uint64(number) >> _6), np.uint64(number) & _63
     while True:
-        old = bits[word]
-        bits[word] = old | (_1 << bit)
-        if old != _0 or word == _0:
+        bits[word] |= _1 << bit
+        if word == _0:
             return
         word, bit = (word - _1) >> _6, (word - _1) & _63
 
@@ -148,14 +148,37 @@ def _pop_least(bits, first_word):
         return NONE
     word = _0
     while word < first_word:
-        word = (word << _6) + _1 + _trailing_zeros(bits[word])
-    number = ((word - first_word) << _6) + _trailing_zeros(bits[word])
+        word = (word << _6) + _1 + trailing_zeros(bits[word])
+    bit = trailing_zeros(bits[word])
+    number = ((word - first_word) << _6) + bit
+    emptied = _1
     while True:
-        rest = bits[word] & (bits[word] - _1)
+        rest = bits[word] & ~(emptied << bit)
         bits[word] = rest
-        if rest != _0 or word == _0:
+        if word == _0:
             return np.uint32(number)
-        word = (word - _1) >> _6
+        emptied &= np.uint64(rest == _0)
+        word, bit = (word - _1) >> _6, (word - _1) & _63
+
+
+@inlined
+def _push(devices, bits, first_word, number, rank):
+    """Put a ready op, by its rank, among those of a device, which knows the best of them."""
+    best = devices[number].best
+    if rank < best:
+        devices[number].best = rank
+        rank = best
+    if rank != NONE:
+        _insert(bits[number], first_word, rank)
+
+
+@inlined
+def _pull(devices, bits, first_word, number):
+    """Remove and return the best rank of a device's ready ops, or `NONE`."""
+    rank = devices[number].best
+    if rank != NONE:
+        devices[number].best = _pop_least(bits[number], first_word)
+    return rank
 
 
 @inlined
@@ -169,20 +192,29 @@ def _least(slot_s, first):
 
 
 @inlined
-def _least_of_all(block_s):
-    """The time of the next event."""
-    least = block_s[_0]
+def _next_event(slot_s, block_s):
+    """The least slot: its time and number, the next of its block, and the next of all."""
+    block_at, least_s, other_s = _0, block_s[_0], np.inf
     for block in range(_1, np.uint64(len(block_s))):
-        least = min(least, block_s[block])
-    return least
+        this_s = block_s[block]
+        other_s = min(other_s, max(least_s, this_s))
+        block_at = block if this_s < least_s else block_at
+        least_s = min(least_s, this_s)
+    first = block_at * BLOCK
+    slot, time_s, next_s = first, slot_s[first], np.inf
+    for i in range(_1, BLOCK):
+        this_s = slot_s[first + i]
+        next_s = min(next_s, max(time_s, this_s))
+        slot = first + i if this_s < time_s else slot
+        time_s = min(time_s, this_s)
+    return time_s, slot, next_s, min(next_s, other_s)
 
 
 @inlined
 def _advance_slot(slot_s, block_s, slot, time_s):
     """Give a slot that had no event its next one."""
     slot_s[slot] = time_s
-    if time_s < block_s[slot // BLOCK]:
-        block_s[slot // BLOCK] = time_s
+    block_s[slot // BLOCK] = min(block_s[slot // BLOCK], time_s)
 
 
 @inlined
@@ -194,70 +226,59 @@ def _touch(devices, touched, state, device):
 
 
 @inlined
-def _wake(devices, wake, state, device):
-    if devices[device].awake == 0:
-        devices[device].awake = 1
-        wake[state[_0].awake] = device
-        state[_0].awake += 1
-
-
-@inlined
-def _make_ready(schedule, first_word, ops, devices, bits, wake, touched, state, op):
-    """All inputs of the op are on its device."""
-    device = ops[op].device
-    _insert(bits[device], first_word, ops[op].rank)
-    if schedule == FIFO:
-        _touch(devices, touched, state, device)
-    if devices[device].running == NONE:
-        _wake(devices, wake, state, device)
-
-
-@inlined
-def _take_best(schedule, op_of_rank, first_word, ops, devices, bits, device):
-    """Remove and return the ready op that the device runs next, or `NONE`."""
-    if schedule == PRIORITY:
-        rank = _pop_least(bits[device], first_word)
-        return op_of_rank[rank] if rank != NONE else NONE
-    op = devices[device].first_op
-    if op == NONE:
-        return _pop_least(bits[device], first_word)
-    devices[device].first_op = ops[op].next_op
-    return op
-
-
-@inlined
-def _append_op(ops, device, op):
+def _append_op(devices, next_op, number, op):
     """Put an op at the end of a device's chain."""
-    ops[op].next_op = NONE
+    device = devices[number]
     if device.first_op == NONE:
         device.first_op = op
     else:
-        ops[device.last_op].next_op = op
+        next_op[device.last_op] = op
     device.last_op = op
 
 
 @inlined
-def _close_instant(schedule, first_word, ops, devices, bits, touched, state, peak):
-    """Time is about to advance: note peaks, and under fifo put the ops that became ready behind the older ones."""
-    for i in range(state[_0].touched):
-        number = touched[i]
-        device = devices[number]
-        device.touched = 0
-        peak[number] = max(peak[number], device.memory)
-        if schedule == FIFO:
-            op = _pop_least(bits[number], first_word)
-            while op != NONE:
-                _append_op(ops, device, op)
-                op = _pop_least(bits[number], first_word)
-    state[_0].touched = 0
+def _take_first(devices, next_op, number):
+    """Remove and return the op at the beginning of a device's chain, or `NONE`."""
+    device = devices[number]
+    op = device.first_op
+    if op != NONE:
+        device.first_op = next_op[op] if op != device.last_op else NONE
+    return op
+
+
+@inlined
+def _one_input_more(missing, fresh, num_fresh, reader):
+    """An input of an op is there; where it was the last, the op joins `fresh`, without a branch to be guessed."""
+    left = missing[reader] - 1
+    missing[reader] = left
+    fresh[num_fresh] = reader
+    return num_fresh + np.uint64(left == 0)
+
+
+@inlined
+def _sort(ops, count):
+    """Sort ops by index; return False where they are so many in disorder that this would take long."""
+    for i in range(_1, count):
+        op, at = ops[i], i
+        if op < ops[i - _1]:
+            if count > np.uint64(32):
+                return False
+            while at > _0 and ops[at - _1] > op:
+                ops[at] = ops[at - _1]
+                at -= _1
+            ops[at] = op
+    return True
 
 
 @inlined
 def _reserve(
-    route_directions, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
+    route_directions, copies, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
     tensor, size, priced_as, source, destination, now,
 ):  # fmt: skip
-    """Reserve the route for a transfer; `priced_as` is the entry of `routes` that says what it takes, 0 for its own."""
+    """Reserve the route for a transfer; return when it ends where it is the next to come that way, else infinity.
+
+    `priced_as` is the entry of `routes` that says what it takes, 0 for its own.
+    """
     number = state[_0].transfers
     state[_0].transfers += 1
     route = routes[source * np.uint64(len(devices)) + destination]
@@ -273,14 +294,16 @@ def _reserve(
         direction = directions[route_directions[i]]
         direction.free_s = end_s
         direction.last_transfer = number
+    copy = copies[state[_0].first_away + np.uint64(number)]
+    copy.bytes = size
+    copy.uses = devices[destination].readers
+    copy.first_edge = devices[destination].first_edge
     transfer = transfers[number]
     transfer.start_s = start_s
     transfer.end_s = end_s
-    transfer.bytes = size
     transfer.tensor = tensor
+    transfer.source = source
     transfer.destination = destination
-    transfer.uses = devices[destination].readers
-    transfer.first_edge = devices[destination].first_edge
     transfer.next_arrival = NONE
     transfer.first_hooked = NONE
     if blocker == NONE:
@@ -290,30 +313,33 @@ def _reserve(
         transfer.next_hooked = transfers[blocker].first_hooked
         transfers[blocker].first_hooked = number
     queue = queues[route.queue]
-    if queue.first == NONE:
-        queue.first = number
-        _advance_slot(slot_s, block_s, np.uint64(len(devices)) + np.uint64(route.queue), end_s)
-    else:
-        transfers[queue.last].next_arrival = number
+    last = queue.last
     queue.last = number
+    if queue.first != NONE:
+        transfers[last].next_arrival = number
+        return np.inf
+    queue.first = number
+    _advance_slot(slot_s, block_s, np.uint64(len(devices)) + np.uint64(route.queue), end_s)
+    return end_s
 
 
 @inlined
 def _send(
-    schedule, first_word, route_directions, ops, tensors, edges, transfers, devices, routes, directions,
-    queues, bits, destinations, wake, touched, slot_s, block_s, state, tensor_number, source, now,
+    route_directions, readers, waiting, copies, tensors, missing, transfers, devices, routes, directions, queues,
+    destinations, touched, slot_s, block_s, fresh, state, place, number, source, now, num_fresh, soonest_s,
 ):  # fmt: skip
-    """A tensor is made: serve its readers on the device, and reserve a transfer to each other device with readers."""
-    tensor = tensors[tensor_number]
+    """A tensor is made: serve its readers on the device, and reserve a transfer to each other device with readers.
+
+    Return the length of `fresh`, and the least of `soonest_s` and the times at which slots have new events.
+    """
+    copy = copies[number]
     local, remote = 0, _0
-    for e in range(tensor.first_edge, tensors[tensor_number + _1].first_edge):
-        reader = edges[e].reader
-        target = ops[reader].device
+    for e in range(copy.first_edge, copies[number + _1].first_edge):
+        reader = readers[e]
+        target = np.uint32(place[reader])
         if target == source:
             local += 1
-            ops[reader].missing -= 1
-            if ops[reader].missing == 0:
-                _make_ready(schedule, first_word, ops, devices, bits, wake, touched, state, reader)
+            num_fresh = _one_input_more(missing, fresh, num_fresh, reader)
         else:
             if devices[target].readers == 0:
                 # Kept sorted: transfers are reserved in device order.
@@ -325,111 +351,254 @@ def _send(
                 remote += _1
                 devices[target].first_edge = NONE
             devices[target].readers += 1
-            edges[e].next_edge = devices[target].first_edge
+            waiting[e].next_edge = devices[target].first_edge
             devices[target].first_edge = e
-    tensor.uses = local + np.int64(remote)
-    if tensor.uses == 0:
-        devices[source].memory -= tensor.local_bytes
+    copy.uses = local + np.int64(remote)
+    if copy.uses == 0:
+        devices[source].memory -= copy.bytes
     for i in range(remote):
-        _reserve(
-            route_directions, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
-            tensor_number, tensor.bytes, tensor.priced_as, source, destinations[i], now,
+        tensor, destination = tensors[number], destinations[i]
+        end_s = _reserve(
+            route_directions, copies, transfers, devices, routes, directions, queues, touched, slot_s, block_s, state,
+            number, tensor.bytes, tensor.priced_as, source, destination, now,
         )  # fmt: skip
-        devices[destinations[i]].readers = 0
+        soonest_s = min(soonest_s, end_s)
+        devices[destination].readers = 0
+    return num_fresh, soonest_s
 
 
 @inlined
-def _drop_inputs(ops, tensors, holders, transfers, devices, op):
-    """An op ended: free what it was the last to read."""
-    device = devices[ops[op].device]
-    for i in range(ops[op].first_input, ops[op + _1].first_input):
-        number = np.uint64(holders[i]) >> _1
-        if np.uint64(holders[i]) & _1 == _0:
-            tensors[number].uses -= 1
-            if tensors[number].uses == 0:
-                device.memory -= tensors[number].local_bytes
-        else:
-            transfers[number].uses -= 1
-            if transfers[number].uses == 0:
-                device.memory -= transfers[number].bytes
+def _drop_inputs(ops, copies, holders, op):
+    """An op ended: return the bytes of what it was the last to read."""
+    freed = 0
+    for i in range(ops[op].first_input, ops[np.uint64(op) + _1].first_input):
+        copy = copies[holders[i]]
+        size, left = copy.bytes, copy.uses - 1
+        copy.uses = left
+        freed += size if left == 0 else 0
+    return freed
 
 
 @inlined
-def _arrive(schedule, first_word, ops, tensors, edges, holders, transfers, devices, queue, bits, wake, touched, state):
-    """The first transfer of a queue ends: return when the next one does."""
+def _arrive(readers, waiting, copies, holders, missing, transfers, devices, queue, touched, fresh, state, num_fresh):
+    """The first transfer of a queue ends: return when the next one does, and the length of `fresh`."""
     number = np.uint64(queue.first)
     transfer = transfers[number]
     queue.first = transfer.next_arrival
-    e = transfer.first_edge
+    away = state[_0].first_away + number
+    e = copies[away].first_edge
     while e != NONE:
-        reader = edges[e].reader
-        holders[edges[e].input] = (number << _1) | _1
-        ops[reader].missing -= 1
-        if ops[reader].missing == 0:
-            _make_ready(schedule, first_word, ops, devices, bits, wake, touched, state, reader)
-        e = edges[e].next_edge
-    tensor = tensors[transfer.tensor]
-    tensor.uses -= 1
-    if tensor.uses == 0:
-        devices[ops[tensor.producer].device].memory -= tensor.local_bytes
+        holders[waiting[e].input] = away
+        num_fresh = _one_input_more(missing, fresh, num_fresh, readers[e])
+        e = waiting[e].next_edge
+    copy = copies[transfer.tensor]
+    copy.uses -= 1
+    if copy.uses == 0:
+        devices[transfer.source].memory -= copy.bytes
     hooked = transfer.first_hooked
     while hooked != NONE:
-        starting = transfers[hooked]
-        devices[starting.destination].memory += starting.bytes
-        _touch(devices, touched, state, starting.destination)
-        hooked = starting.next_hooked
-    return transfers[queue.first].end_s if queue.first != NONE else np.inf
+        destination = transfers[hooked].destination
+        devices[destination].memory += copies[state[_0].first_away + np.uint64(hooked)].bytes
+        _touch(devices, touched, state, destination)
+        hooked = transfers[hooked].next_hooked
+    next_s = np.inf
+    if queue.first != NONE:
+        next_s = transfers[queue.first].end_s
+    return next_s, num_fresh
 
 
 @inlined
-def _start_ops(
-    schedule, op_time_s, op_of_rank, first_word, ops, tensors, holders, devices, bits, wake, touched, slot_s, block_s,
-    state, now,
+def _choose_first_come(devices, next_op, wake, num_awake, fresh, num_fresh, starting, place):
+    """Under fifo: fill `starting`, and leave in `fresh`, which is sorted, what starts later; return their lengths."""
+    num_starting, left = _0, _0
+    for i in range(num_awake):
+        op = _take_first(devices, next_op, wake[i])
+        if op != NONE:
+            devices[wake[i]].running = op
+            starting[num_starting] = op
+            num_starting += _1
+    for i in range(num_fresh):
+        op = fresh[i]
+        device = devices[np.uint32(place[op])]
+        if device.running == NONE:
+            device.running = op
+            starting[num_starting] = op
+            num_starting += _1
+        else:
+            fresh[left] = op
+            left += _1
+    return num_starting, left
+
+
+@inlined
+def _choose_by_rank(
+    schedule, op_of_rank, first_word, ops, next_op, devices, bits, wake, num_awake, fresh, num_fresh, starting,
+    touched, state, place,
 ):  # fmt: skip
-    """Every idle device that may have a ready op starts its best one."""
-    for i in range(state[_0].awake):
-        number = wake[i]
-        device = devices[number]
-        device.awake = 0
-        op = _take_best(schedule, op_of_rank, first_word, ops, devices, bits, number)
-        if op == NONE:
-            continue
-        if state[_0].limit_s < np.inf:
-            left_s = max(ops[op].remaining_s, device.work_left_s)
-            if now + left_s > state[_0].limit_s:
+    """Queue what is `fresh` by rank, and fill `starting`, whose length is returned.
+
+    Under fifo these ranks order what became ready at this instant, behind a device's chain of older ops.
+    """
+    num_starting = _0
+    for i in range(num_fresh):
+        number = np.uint32(place[fresh[i]])
+        _push(devices, bits, first_word, number, ops[fresh[i]].rank)
+        if schedule == FIFO:
+            _touch(devices, touched, state, number)
+    for i in range(num_awake + num_fresh):
+        number = wake[i] if i < num_awake else np.uint32(place[fresh[i - num_awake]])
+        if devices[number].running == NONE:
+            op = _take_first(devices, next_op, number) if schedule == FIFO else NONE
+            if op == NONE:
+                rank = _pull(devices, bits, first_word, number)
+                op = op_of_rank[rank] if rank != NONE else NONE
+            if op != NONE:
+                devices[number].running = op
+                starting[num_starting] = op
+                num_starting += _1
+    return num_starting
+
+
+@inlined
+def _close_instant(op_of_rank, first_word, next_op, devices, bits, touched, state, by_rank, peak):
+    """Time is about to advance: note peaks, and put the ops that fifo queued by rank behind the older."""
+    for i in range(state[_0].touched):
+        number = touched[i]
+        devices[number].touched = 0
+        peak[number] = max(peak[number], devices[number].memory)
+        if by_rank:
+            rank = _pull(devices, bits, first_word, number)
+            while rank != NONE:
+                _append_op(devices, next_op, number, op_of_rank[rank])
+                rank = _pull(devices, bits, first_word, number)
+    state[_0].touched = 0
+
+
+@inlined
+def _run_alone(
+    schedule, op_time_s, op_of_rank, first_word, ops, next_op, spans, missing, copies, readers, holders, devices, bits,
+    fresh, state, place, number, op, now, other_s, done, stop_after, highest,
+):  # fmt: skip
+    """A device runs on from the end of an op, which is now, while nothing else is due and no op of it sends.
+
+    This is what `_run_on` does, pass by pass, where one op ends and one starts. It returns how it ended and why:
+
+    - ``ENDING``: the op that ends now sends something.
+    - ``CHOOSING``: it has ended; what starts now takes no time, or so much is `fresh` that it should be queued by rank.
+    - ``STARTED``: another has started, and before its end something else is due.
+    - ``IDLE``: nothing is ready.
+
+    and the op, now, the op's end, the length of `fresh`, the number of ops that have ended, and the highest memory.
+    """
+    device, row = devices[number], bits[number]
+    spec, limit_s = np.uint64(device.spec), state[_0].limit_s
+    memory, work_left_s = device.memory, device.work_left_s
+    first_op, last_op, best = device.first_op, device.last_op, device.best
+    how, end_s, num_fresh = IDLE, now, _0
+    while True:
+        first_tensor, after_tensor = np.uint64(ops[op].first_tensor), np.uint64(ops[op + _1].first_tensor)
+        first_edge, after_edge = copies[first_tensor].first_edge, copies[after_tensor].first_edge
+        sends = False
+        for e in range(first_edge, after_edge):
+            sends |= np.uint32(place[readers[e]]) != number
+        if sends:
+            how = ENDING
+            break
+        for tensor in range(first_tensor, after_tensor):
+            size = copies[tensor].bytes
+            uses = np.int64(copies[tensor + _1].first_edge) - np.int64(copies[tensor].first_edge)
+            copies[tensor].uses = uses
+            memory -= size if uses == 0 else 0
+        for e in range(first_edge, after_edge):
+            num_fresh = _one_input_more(missing, fresh, num_fresh, readers[e])
+        memory -= _drop_inputs(ops, copies, holders, op)
+        done += _1
+        rank, at = NONE, _0
+        if schedule == FIFO:
+            if not _sort(fresh, num_fresh):
+                how = CHOOSING
+                break
+            chosen = first_op
+            if chosen == NONE and num_fresh > _0:
+                chosen = fresh[_0]
+        else:
+            for i in range(num_fresh):
+                this = ops[fresh[i]].rank
+                at = i if this < rank else at
+                rank = min(this, rank)
+            chosen = op_of_rank[min(rank, best)] if min(rank, best) != NONE else NONE
+        if chosen == NONE:
+            how = IDLE
+            break
+        op = np.uint64(chosen)
+        seconds = op_time_s[spec, op]
+        end_s = now + seconds
+        if end_s <= now:
+            how = CHOOSING
+            break
+        if schedule == FIFO:
+            i = _0
+            if first_op != NONE:
+                first_op = next_op[op] if chosen != last_op else NONE
+            else:
+                i = _1
+            while i < num_fresh:
+                if first_op == NONE:
+                    first_op = fresh[i]
+                else:
+                    next_op[last_op] = fresh[i]
+                last_op = fresh[i]
+                i += _1
+        else:
+            if rank < best:
+                fresh[at] = NONE
+            else:
+                best = _pop_least(row, first_word)
+            for i in range(num_fresh):
+                if fresh[i] != NONE:
+                    this = ops[fresh[i]].rank
+                    later = max(this, best)
+                    best = min(this, best)
+                    if later != NONE:
+                        _insert(row, first_word, later)
+        num_fresh = _0
+        if limit_s < np.inf:
+            if now + max(ops[op].remaining_s, work_left_s) > limit_s:
                 state[_0].over = 1
-            device.work_left_s -= op_time_s[device.spec, op]
-        device.running = op
-        # What its end will need; by then other events have passed.
-        _prefetch(tensors, np.uint64(ops[op].first_tensor))
-        _prefetch(holders, np.uint64(ops[op].first_input))
-        end_s = now + op_time_s[device.spec, op]
-        ops[op].start_s = now
-        ops[op].end_s = end_s
-        device.memory += ops[op].output_bytes
-        _touch(devices, touched, state, number)
-        _advance_slot(slot_s, block_s, number, end_s)
-    state[_0].awake = 0
+            work_left_s -= seconds
+        spans[op].start_s = now
+        spans[op].end_s = end_s
+        memory += ops[op].output_bytes
+        highest = max(highest, memory)
+        if end_s >= other_s or done >= stop_after or state[_0].over != 0:
+            how = STARTED
+            break
+        now = end_s
+    device.memory = memory
+    device.work_left_s = work_left_s
+    device.first_op = first_op
+    device.last_op = last_op
+    device.best = best
+    return how, op, now, end_s, num_fresh, done, highest
 
 
 @inlined
 def _reset(
-    op_time_s, resident_bytes, ops, holders, home_holders, devices, directions, queues, slot_s, block_s, state,
-    place, peak, limit_s,
+    op_time_s, resident_ops, resident_bytes, num_inputs, missing, holders, home_holders, devices, directions, queues,
+    slot_s, block_s, state, place, peak, limit_s,
 ):  # fmt: skip
     """Put everything back to the start of a step."""
     state[_0].limit_s = limit_s * (1.0 + 4.0 * len(place) * EPSILON)
     state[_0].over = 0
     state[_0].transfers = 0
     state[_0].ended = 0
-    state[_0].awake = 0
     state[_0].touched = 0
     for device in devices:
         device.memory = 0
         device.work_left_s = 0.0
         device.running = NONE
         device.first_op = NONE
-        device.awake = 0
+        device.best = NONE
         device.touched = 0
         device.readers = 0
     for direction in directions:
@@ -441,11 +610,12 @@ def _reset(
     for i in range(np.uint64(len(holders))):
         holders[i] = home_holders[i]
     for op in range(np.uint64(len(place))):
-        ops[op].missing = ops[op].num_inputs
-        ops[op].device = place[op]
-        device = devices[ops[op].device]
-        device.memory += resident_bytes[op]
-        if limit_s < np.inf:
+        missing[op] = num_inputs[op]
+    for op in resident_ops:
+        devices[np.uint32(place[op])].memory += resident_bytes[op]
+    if limit_s < np.inf:
+        for op in range(np.uint64(len(place))):
+            device = devices[np.uint32(place[op])]
             device.work_left_s += op_time_s[device.spec, op]
     for d in range(len(devices)):
         peak[d] = devices[d].memory
@@ -454,106 +624,194 @@ def _reset(
 
 
 @inlined
-def _run_on(work, peak, now, stop_after):
-    """Go on from an instant that is over; return the step time, or infinity where it is proven to exceed the limit.
+def _run_on(work, place, peak, now, stop_after, num_fresh):
+    """Go on from an instant; return the step time, or infinity where it is proven to exceed the limit.
 
-    Where `stop_after` ops have ended before an instant is due, stop there and return the instant before it.
+    At the instant the first `num_fresh` ops of `fresh` become ready. Where `stop_after` ops have ended before a later
+    instant is due, stop there and return the instant before it.
+
+    Each pass applies what is due, starts ops, and finds what is due next. Where that is one thing, the time of the next
+    after it is known: a device whose ops end before that, and send nothing, runs on alone without a pass an op.
     """
-    (schedule, op_time_s, op_of_rank, _, _, route_directions, first_word, ops, tensors, edges,
-     holders, _, transfers, devices, routes, directions, queues, bits, destinations, ended, wake, touched,
-     slot_s, block_s, state) = work  # fmt: skip
-    num_devices, num_blocks = np.uint64(len(devices)), np.uint64(len(block_s))
-    time_s = _least_of_all(block_s)
-    while time_s < np.inf:
-        if time_s > now:
-            _close_instant(schedule, first_word, ops, devices, bits, touched, state, peak)
-            if state[_0].ended >= stop_after:
-                return now
-            now = time_s
-        while time_s == now:
-            num_ended = _0
-            for block in range(num_blocks):
-                if block_s[block] != now:
+    (schedule, op_time_s, op_of_rank, _, _, _, _, route_directions, first_word, ops, next_op, spans, missing, copies,
+     tensors, readers, waiting, holders, _, transfers, devices, routes, directions, queues, bits, destinations, ended,
+     arriving, wake, starting, fresh, touched, slot_s, block_s, state) = work  # fmt: skip
+    num_devices = np.uint64(len(devices))
+    num_ended, num_arriving, num_awake, done = _0, _0, _0, np.uint64(state[_0].ended)
+    other_s, by_rank = -np.inf, False
+    while True:
+        soonest_s, ahead, ahead_s = np.inf, NONE, np.inf
+        for i in range(num_arriving):
+            queue = np.uint64(arriving[i])
+            next_s, num_fresh = _arrive(
+                readers, waiting, copies, holders, missing, transfers, devices, queues[queue], touched, fresh, state,
+                num_fresh,
+            )  # fmt: skip
+            _advance_slot(slot_s, block_s, num_devices + queue, next_s)
+            soonest_s = min(soonest_s, next_s)
+        for i in range(num_ended):
+            op = np.uint64(ended[i])
+            number = np.uint32(place[op])
+            devices[number].running = NONE
+            wake[num_awake] = number
+            num_awake += _1
+            for tensor in range(ops[op].first_tensor, ops[op + _1].first_tensor):
+                num_fresh, soonest_s = _send(
+                    route_directions, readers, waiting, copies, tensors, missing, transfers, devices, routes,
+                    directions, queues, destinations, touched, slot_s, block_s, fresh, state, place, np.uint64(tensor),
+                    number, now, num_fresh, soonest_s,
+                )  # fmt: skip
+            devices[number].memory -= _drop_inputs(ops, copies, holders, op)
+        done += num_ended
+        other_s = min(other_s, soonest_s)
+        if soonest_s > now:  # else a transfer that takes no time arrives in the round of its start
+            left = _0
+            if schedule == FIFO and not by_rank and _sort(fresh, num_fresh):
+                num_starting, left = _choose_first_come(
+                    devices, next_op, wake, num_awake, fresh, num_fresh, starting, place
+                )  # fmt: skip
+            else:
+                num_starting = _choose_by_rank(
+                    schedule, op_of_rank, first_word, ops, next_op, devices, bits, wake, num_awake, fresh, num_fresh,
+                    starting, touched, state, place,
+                )  # fmt: skip
+                by_rank = schedule == FIFO
+            for i in range(num_starting):
+                op = np.uint64(starting[i])
+                number = np.uint32(place[op])
+                device = devices[number]
+                seconds = op_time_s[device.spec, op]
+                if state[_0].limit_s < np.inf:
+                    if now + max(ops[op].remaining_s, device.work_left_s) > state[_0].limit_s:
+                        state[_0].over = 1
+                    device.work_left_s -= seconds
+                # What its end will need; by then other events have passed.
+                _prefetch(copies, np.uint64(ops[op].first_tensor))
+                _prefetch(holders, np.uint64(ops[op].first_input))
+                end_s = now + seconds
+                spans[op].start_s = now
+                spans[op].end_s = end_s
+                device.memory += ops[op].output_bytes
+                _touch(devices, touched, state, number)
+                soonest_s = min(soonest_s, end_s)
+                if num_starting == _1 and now < end_s and end_s < other_s and done < stop_after:
+                    ahead, ahead_s = np.uint32(op), end_s
+                else:
+                    _advance_slot(slot_s, block_s, np.uint64(number), end_s)
+            if soonest_s > now:
+                for i in range(left):
+                    _append_op(devices, next_op, np.uint32(place[fresh[i]]), fresh[i])
+                _close_instant(op_of_rank, first_word, next_op, devices, bits, touched, state, by_rank, peak)
+                by_rank = False
+            else:  # an op that takes no time makes another round of the instant
+                by_rank = schedule == FIFO
+                for i in range(left):
+                    number = np.uint32(place[fresh[i]])
+                    _push(devices, bits, first_word, number, ops[fresh[i]].rank)
+                    _touch(devices, touched, state, number)
+            num_fresh, num_awake = _0, _0
+        num_ended, num_arriving = _0, _0
+        passing = False
+        while not passing and state[_0].over == 0:
+            if ahead == NONE:
+                time_s, slot, next_s, other_s = _next_event(slot_s, block_s)
+                advances = time_s > now
+                if advances:
+                    if time_s == np.inf or done >= stop_after:
+                        state[_0].ended = done
+                        return now
+                    now = time_s
+                if not other_s > now:
+                    break
+                slot_s[slot] = np.inf
+                block_s[slot // BLOCK] = next_s
+                passing = slot >= num_devices or not advances
+                if slot >= num_devices:
+                    arriving[_0] = slot - num_devices
+                    num_arriving = _1
+                elif passing:
+                    ended[_0] = devices[slot].running
+                    num_ended = _1
+                else:
+                    ahead, ahead_s = devices[slot].running, now
+                if passing:
                     continue
-                for slot in range(block * BLOCK, (block + _1) * BLOCK):
-                    if slot_s[slot] != now:
-                        continue
-                    if slot < num_devices:
-                        # Ops end in op index order, which matters where they reserve the same links.
-                        op = devices[slot].running
-                        i = num_ended
-                        while i > _0 and ended[i - _1] > op:
-                            ended[i] = ended[i - _1]
-                            i -= _1
-                        ended[i] = op
-                        num_ended += _1
-                        slot_s[slot] = np.inf
-                    else:
-                        slot_s[slot] = _arrive(
-                            schedule, first_word, ops, tensors, edges, holders, transfers, devices,
-                            queues[slot - num_devices], bits, wake, touched, state,
-                        )  # fmt: skip
-                block_s[block] = _least(slot_s, block * BLOCK)
-            for i in range(num_ended):
-                op = ended[i]
-                device = ops[op].device
-                devices[device].running = NONE
-                _wake(devices, wake, state, device)
-                for tensor in range(ops[op].first_tensor, ops[op + _1].first_tensor):
-                    _send(
-                        schedule, first_word, route_directions, ops, tensors, edges, transfers, devices,
-                        routes, directions, queues, bits, destinations, wake, touched, slot_s, block_s, state,
-                        tensor, device, now,
-                    )  # fmt: skip
-                _drop_inputs(ops, tensors, holders, transfers, devices, op)
-            state[_0].ended += num_ended
-            time_s = _least_of_all(block_s)  # a transfer that takes no time arrives in the round of its start
-        _start_ops(
-            schedule, op_time_s, op_of_rank, first_word, ops, tensors, holders, devices, bits, wake, touched, slot_s,
-            block_s, state, now,
-        )  # fmt: skip
+            number = np.uint32(place[ahead])
+            how, op, now, end_s, num_fresh, done, highest = _run_alone(
+                schedule, op_time_s, op_of_rank, first_word, ops, next_op, spans, missing, copies, readers, holders,
+                devices, bits, fresh, state, place, number, np.uint64(ahead), ahead_s, other_s, done, stop_after,
+                peak[number],
+            )  # fmt: skip
+            peak[number] = highest
+            devices[number].running = NONE
+            ahead = NONE
+            if how == STARTED:
+                devices[number].running = np.uint32(op)
+                _advance_slot(slot_s, block_s, np.uint64(number), end_s)
+            elif how == ENDING:
+                ended[_0] = op
+                num_ended = _1
+                passing = True
+            elif how == CHOOSING:
+                wake[_0] = number
+                num_awake = _1
+                passing = True
         if state[_0].over != 0:
-            bits[:] = _0
+            for d in range(num_devices):
+                if devices[d].best != NONE:
+                    bits[d, :] = _0
+            state[_0].ended = done
             return np.inf
-        time_s = _least_of_all(block_s)
-    return now
+        if passing:
+            continue
+        other_s = -np.inf
+        for block in range(np.uint64(len(block_s))):
+            if block_s[block] != now:
+                continue
+            for slot in range(block * BLOCK, (block + _1) * BLOCK):
+                if slot_s[slot] != now:
+                    continue
+                slot_s[slot] = np.inf
+                if slot < num_devices:
+                    # Ops end in op index order, which matters where they reserve the same links.
+                    op = devices[slot].running
+                    i = num_ended
+                    while i > _0 and ended[i - _1] > op:
+                        ended[i] = ended[i - _1]
+                        i -= _1
+                    ended[i] = op
+                    num_ended += _1
+                else:
+                    arriving[num_arriving] = slot - num_devices
+                    num_arriving += _1
+            block_s[block] = _least(slot_s, block * BLOCK)
 
 
 @inlined
 def _begin(work, place, limit_s, peak):
-    """Start the step of one placement ``[N]``; return False where it is proven at once to exceed the limit."""
+    """Make ready for the step of one placement ``[N]``; return how many ops are ready, or `NONE` where it is over."""
     _reset(
-        work.op_time_s, work.resident_bytes, work.ops, work.holders, work.home_holders, work.devices, work.directions,
-        work.queues, work.slot_s, work.block_s, work.state, place, peak, limit_s,
+        work.op_time_s, work.resident_ops, work.resident_bytes, work.num_inputs, work.missing, work.holders,
+        work.home_holders, work.devices, work.directions, work.queues, work.slot_s, work.block_s, work.state, place,
+        peak, limit_s,
     )  # fmt: skip
-    if work.state[_0].over != 0:
-        return False
-    for op in work.sources:
-        _make_ready(
-            work.schedule, work.first_word, work.ops, work.devices, work.bits, work.wake, work.touched, work.state, op
-        )
-    _start_ops(
-        work.schedule, work.op_time_s, work.op_of_rank, work.first_word, work.ops, work.tensors, work.holders,
-        work.devices, work.bits, work.wake, work.touched, work.slot_s, work.block_s, work.state, 0.0,
-    )  # fmt: skip
-    return True
-
-
-@inlined
-def _simulate(work, place, limit_s, peak):
-    """Simulate one placement ``[N]``: return the step time, fill `peak` ``[D]`` and the trace in `work`.
-
-    Where the step is proven to take longer than `limit_s`, stop and return infinity. Two things prove it, whenever an
-    op starts: its longest remaining path, and what its device has still to compute.
-    """
-    return _run_on(work, peak, 0.0, NONE) if _begin(work, place, limit_s, peak) else np.inf
+    _copy(work.fresh, work.sources, len(work.sources))
+    return np.uint64(len(work.sources))
 
 
 @compiled
 def simulate_many(work, placements, limit_s, step_time_s, peak_memory_bytes):
-    """Simulate placements ``[B, N]`` under limits ``[B]`` into ``[B]`` and ``[B, D]``."""
+    """Simulate placements ``[B, N]`` under limits ``[B]`` into ``[B]`` and ``[B, D]``, and the last trace into `work`.
+
+    Where a step is proven to take longer than its limit, it is stopped, and infinity given. Two things prove it,
+    whenever an op starts: its longest remaining path, and what its device has still to compute.
+    """
     for b in range(len(placements)):
-        step_time_s[b] = _simulate(work, placements[b], limit_s[b], peak_memory_bytes[b])
+        num_fresh = _begin(work, placements[b], limit_s[b], peak_memory_bytes[b])
+        if work.state[_0].over != 0:
+            step_time_s[b] = np.inf
+        else:
+            step_time_s[b] = _run_on(work, placements[b], peak_memory_bytes[b], 0.0, np.uint64(NONE), num_fresh)
 
 
 @inlined
@@ -570,33 +828,35 @@ def simulate_with_checkpoints(work, kept, place, peak):
     Checkpoints are taken when equal parts of the ops have ended, each between two instants. The first part is double:
     to simulate less than that anew takes no longer than to restore it.
     """
-    _begin(work, place, np.inf, peak)
+    num_fresh = _begin(work, place, np.inf, peak)
     count, num_ops = np.uint64(len(kept.now_s)), np.uint64(len(place))
     now = 0.0
-    for c in range(count):
-        now = _run_on(work, peak, now, num_ops * (c + np.uint64(2)) // (count + np.uint64(2)))
+    for c in range(count + _1):
+        stop_after = num_ops * (c + np.uint64(2)) // (count + np.uint64(2)) if c < count else np.uint64(NONE)
+        now = _run_on(work, place, peak, now, stop_after, num_fresh)
+        num_fresh = _0
+        if c == count:
+            break
         kept.now_s[c] = now
-        for op in range(num_ops):
-            kept.missing[c, op] = work.ops[op].missing
-            kept.next_op[c, op] = work.ops[op].next_op
-        for t in range(np.uint64(len(work.tensors))):
-            kept.uses[c, t] = work.tensors[t].uses
+        sent = np.uint64(work.state[_0].transfers)
         for d in range(np.uint64(len(work.devices))):
             _copy(kept.bits[c, d], work.bits[d], len(work.bits[d]))
         _copy(kept.peak[c], peak, len(peak))
+        _copy(kept.missing[c], work.missing, len(work.missing))
+        _copy(kept.next_op[c], work.next_op, len(work.next_op))
+        _copy(kept.copies[c], work.copies, work.state[_0].first_away + sent)
         _copy(kept.holders[c], work.holders, len(work.holders))
-        _copy(kept.transfers[c], work.transfers, work.state[_0].transfers)
+        _copy(kept.transfers[c], work.transfers, sent)
         _copy(kept.devices[c], work.devices, len(work.devices))
         _copy(kept.directions[c], work.directions, len(work.directions))
         _copy(kept.queues[c], work.queues, len(work.queues))
         _copy(kept.slot_s[c], work.slot_s, len(work.slot_s))
         _copy(kept.block_s[c], work.block_s, len(work.block_s))
         kept.state[c] = work.state[_0]
-    now = _run_on(work, peak, now, NONE)
     _copy(kept.place, place, num_ops)
     for op in range(num_ops):
-        kept.op_start_s[op] = work.ops[op].start_s
-        kept.op_end_s[op] = work.ops[op].end_s
+        kept.op_start_s[op] = work.spans[op].start_s
+        kept.op_end_s[op] = work.spans[op].end_s
     kept.first_transfer[:] = NONE
     kept.departed_s[:] = 0.0
     for k in range(np.uint64(work.state[_0].transfers)):
@@ -618,8 +878,8 @@ def _tensor_unchanged_until(work, kept, place, tensor):
     made_s = kept.op_end_s[producer]
     kept.readers[:] = 0
     kept.last_read_s[:] = 0.0
-    for e in range(work.tensors[tensor].first_edge, work.tensors[tensor + _1].first_edge):
-        reader = work.edges[e].reader
+    for e in range(work.copies[tensor].first_edge, work.copies[np.uint64(tensor) + _1].first_edge):
+        reader = work.readers[e]
         before, after = kept.place[reader], place[reader]
         if before == after:
             kept.readers[0, before] += 1
@@ -633,7 +893,7 @@ def _tensor_unchanged_until(work, kept, place, tensor):
         if (leave > 0) == (come > 0):
             continue
         if np.int64(d) == home:
-            if work.tensors[tensor].local_bytes > 0:
+            if work.copies[tensor].bytes > 0:
                 until_s = min(until_s, max(made_s, kept.last_read_s[d], kept.departed_s[tensor]))
         elif stay == 0:
             until_s = min(until_s, made_s)
@@ -655,7 +915,7 @@ def _unchanged_until(work, kept, place):
             continue
         ready_s = 0.0
         for i in range(work.ops[op].first_input, work.ops[op + _1].first_input):
-            tensor = work.home_holders[i] >> _1
+            tensor = work.home_holders[i]
             producer = work.tensors[tensor].producer
             ready_s = max(ready_s, kept.op_end_s[producer])
             if until_s <= kept.now_s[_0]:
@@ -670,9 +930,13 @@ def _unchanged_until(work, kept, place):
 @inlined
 def _restore(work, kept, c, place, limit_s, peak):
     """Put everything to where it was at a checkpoint."""
+    sent = np.uint64(kept.state[c].transfers)
     _copy(peak, kept.peak[c], len(peak))
+    _copy(work.missing, kept.missing[c], len(work.missing))
+    _copy(work.next_op, kept.next_op[c], len(work.next_op))
+    _copy(work.copies, kept.copies[c], kept.state[c].first_away + sent)
     _copy(work.holders, kept.holders[c], len(work.holders))
-    _copy(work.transfers, kept.transfers[c], kept.state[c].transfers)
+    _copy(work.transfers, kept.transfers[c], sent)
     _copy(work.devices, kept.devices[c], len(work.devices))
     _copy(work.directions, kept.directions[c], len(work.directions))
     _copy(work.queues, kept.queues[c], len(work.queues))
@@ -682,43 +946,40 @@ def _restore(work, kept, c, place, limit_s, peak):
     work.state[_0].limit_s = limit_s * (1.0 + 4.0 * len(place) * EPSILON)
     for d in range(np.uint64(len(work.devices))):
         _copy(work.bits[d], kept.bits[c, d], len(work.bits[d]))
-    for t in range(np.uint64(len(work.tensors))):
-        work.tensors[t].uses = kept.uses[c, t]
-    for op in range(np.uint64(len(place))):
-        work.ops[op].missing = kept.missing[c, op]
-        work.ops[op].next_op = kept.next_op[c, op]
-        work.ops[op].device = place[op]
-        if limit_s < np.inf and kept.op_start_s[op] > kept.now_s[c]:  # checkpoints are taken without a limit
-            device = work.devices[np.uint32(place[op])]
-            device.work_left_s += work.op_time_s[device.spec, op]
+    if limit_s < np.inf:  # checkpoints are taken without a limit
+        for op in range(np.uint64(len(place))):
+            if kept.op_start_s[op] > kept.now_s[c]:
+                device = work.devices[np.uint32(place[op])]
+                device.work_left_s += work.op_time_s[device.spec, op]
 
 
 @inlined
-def _count_readers_again(work, kept, tensor, now):
+def _count_readers_again(work, kept, tensor, place, now):
     """Of a tensor that is made, count the users of each copy, and chain those that wait for it."""
     kept.marks[tensor] = kept.mark[_0]
-    home = work.ops[work.tensors[tensor].producer].device
-    work.tensors[tensor].uses = 0
+    home, first_away = place[work.tensors[tensor].producer], np.uint64(work.state[_0].first_away)
+    work.copies[tensor].uses = 0
     k = np.uint64(kept.first_transfer[tensor])
     while k < np.uint64(work.state[_0].transfers) and work.transfers[k].tensor == tensor:
         work.devices[work.transfers[k].destination].first_edge = k
-        work.transfers[k].uses = 0
+        work.copies[first_away + k].uses = 0
         if work.transfers[k].end_s > now:
-            work.transfers[k].first_edge = NONE
-            work.tensors[tensor].uses += 1
+            work.copies[first_away + k].first_edge = NONE
+            work.copies[tensor].uses += 1
         k += _1
-    for e in range(work.tensors[tensor].first_edge, work.tensors[tensor + _1].first_edge):
-        reader = work.edges[e].reader
+    for e in range(work.copies[tensor].first_edge, work.copies[np.uint64(tensor) + _1].first_edge):
+        reader = work.readers[e]
         if kept.op_end_s[reader] <= now:
             continue
-        if work.ops[reader].device == home:
-            work.tensors[tensor].uses += 1
+        if place[reader] == home:
+            work.copies[tensor].uses += 1
         else:
-            transfer = work.transfers[work.devices[work.ops[reader].device].first_edge]
-            transfer.uses += 1
-            if transfer.end_s > now:
-                work.edges[e].next_edge = transfer.first_edge
-                transfer.first_edge = e
+            k = np.uint64(work.devices[np.uint32(place[reader])].first_edge)
+            copy = work.copies[first_away + k]
+            copy.uses += 1
+            if work.transfers[k].end_s > now:
+                work.waiting[e].next_edge = copy.first_edge
+                copy.first_edge = e
 
 
 @inlined
@@ -729,7 +990,7 @@ def _move(work, kept, c, place, peak):
     for k in range(work.state[_0].transfers):
         tensor = work.transfers[k].tensor
         if work.transfers[k].end_s > now and kept.marks[tensor] != kept.mark[_0]:
-            _count_readers_again(work, kept, tensor, now)
+            _count_readers_again(work, kept, tensor, place, now)
     for op in range(np.uint64(len(place))):
         before, after = kept.place[op], place[op]
         if before == after:
@@ -738,24 +999,24 @@ def _move(work, kept, c, place, peak):
         work.devices[np.uint32(after)].memory += work.resident_bytes[op]
         peak[before] -= work.resident_bytes[op]
         peak[after] += work.resident_bytes[op]
-        work.ops[op].missing = work.ops[op].num_inputs
+        work.missing[op] = work.num_inputs[op]
         for i in range(work.ops[op].first_input, work.ops[op + _1].first_input):
             work.holders[i] = work.home_holders[i]
-            tensor = work.home_holders[i] >> _1
+            tensor = work.home_holders[i]
             producer = work.tensors[tensor].producer
             if kept.op_end_s[producer] > now:
                 continue
             if kept.marks[tensor] != kept.mark[_0]:
-                _count_readers_again(work, kept, tensor, now)
+                _count_readers_again(work, kept, tensor, place, now)
             if place[producer] == after:
-                work.ops[op].missing -= 1
+                work.missing[op] -= 1
                 continue
             k = np.uint64(kept.first_transfer[tensor])
             while np.int64(work.transfers[k].destination) != after:
                 k += _1
             if work.transfers[k].end_s <= now:
-                work.ops[op].missing -= 1
-                work.holders[i] = (k << _1) | _1
+                work.missing[op] -= 1
+                work.holders[i] = work.state[_0].first_away + k
 
 
 @compiled
@@ -772,11 +1033,14 @@ def resume_many(work, kept, placements, limit_s, step_time_s, peak_memory_bytes,
         while c > _0 and kept.now_s[c - _1] >= until_s:
             c -= _1
         if c == _0:
-            resumed_s[b] = 0.0
-            step_time_s[b] = _simulate(work, place, limit_s[b], peak)
+            now = 0.0
+            num_fresh = _begin(work, place, limit_s[b], peak)
         else:
-            c -= _1
-            resumed_s[b] = kept.now_s[c]
-            _restore(work, kept, c, place, limit_s[b], peak)
-            _move(work, kept, c, place, peak)
-            step_time_s[b] = _run_on(work, peak, kept.now_s[c], NONE)
+            now = kept.now_s[c - _1]
+            num_fresh = _0
+            _restore(work, kept, c - _1, place, limit_s[b], peak)
+            _move(work, kept, c - _1, place, peak)
+        resumed_s[b] = now
+        step_time_s[b] = np.inf
+        if work.state[_0].over == 0:
+            step_time_s[b] = _run_on(work, place, peak, now, np.uint64(NONE), num_fresh)

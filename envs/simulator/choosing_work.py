@@ -18,34 +18,33 @@ if TYPE_CHECKING:
 
 OP = np.dtype(
     [
-        ("missing", np.int32),  # inputs that are not yet there
-        ("num_inputs", np.int32),
-        ("device", np.uint32),
         ("rank", np.uint32),  # by priority, or the op's index
         ("first_tensor", np.uint32),  # up to the next op's
         ("first_input", np.uint32),  # of `Work.holders`, up to the next op's
-        ("next_op", np.uint32),  # chain of a device's ready ops (fifo)
-        ("start_s", np.float64),
-        ("end_s", np.float64),
-        ("output_bytes", np.int64),  # sum of `local_bytes` of its tensors
+        ("output_bytes", np.int64),  # sum over its tensors of what they take on its device
         ("remaining_s", np.float64),  # longest path to the end of the step, see the schedule ``priority``
+    ],
+    align=True,
+)
+SPAN = np.dtype([("start_s", np.float64), ("end_s", np.float64)], align=True)
+COPY = np.dtype(
+    [
+        ("bytes", np.int64),  # 0 of a resident tensor where it is made
+        ("first_edge", np.uint32),  # of a tensor, up to the next tensor's; of a received copy a chain, see `WAITING`
+        ("uses", np.int32),  # readers on its device, and departures, that have not ended
     ],
     align=True,
 )
 TENSOR = np.dtype(
     [
         ("bytes", np.int64),
-        ("local_bytes", np.int64),  # 0 where the tensor is resident
-        ("first_edge", np.uint32),  # up to the next tensor's
-        ("uses", np.int32),  # readers at home and departures that have not ended
         ("producer", np.uint32),
         ("priced_as", np.uint32),  # entry of `Work.routes` that says what sending it takes; 0 for that of its route
     ],
     align=True,
 )
-EDGE = np.dtype(
+WAITING = np.dtype(
     [
-        ("reader", np.uint32),
         ("input", np.uint32),  # position in `Work.holders`
         ("next_edge", np.uint32),  # chain of the edges that a transfer serves
     ],
@@ -55,11 +54,9 @@ TRANSFER = np.dtype(
     [
         ("start_s", np.float64),
         ("end_s", np.float64),
-        ("bytes", np.int64),
         ("tensor", np.uint32),
+        ("source", np.uint32),
         ("destination", np.uint32),
-        ("uses", np.int32),  # readers of the copy that have not ended
-        ("first_edge", np.uint32),
         ("next_arrival", np.uint32),  # chain of a queue
         ("first_hooked", np.uint32),  # chain of the transfers that start when this one arrives
         ("next_hooked", np.uint32),
@@ -72,9 +69,9 @@ DEVICE = np.dtype(
         ("work_left_s", np.float64),  # of ops that have not started; kept only where there is a limit
         ("running", np.uint32),  # an op, or `NONE`
         ("spec", np.uint32),
-        ("first_op", np.uint32),  # chain of ops, see `OP.next_op`
+        ("first_op", np.uint32),  # chain of ready ops, see `Work.next_op` (fifo)
         ("last_op", np.uint32),
-        ("awake", np.int32),  # 1 where it stands in `Work.wake`
+        ("best", np.uint32),  # rank of the best of its other ready ops; the rest are in `Work.bits`
         ("touched", np.int32),  # 1 where it stands in `Work.touched`
         ("readers", np.int32),  # of the tensor that is being sent
         ("first_edge", np.uint32),  # chain of the edges to these readers
@@ -97,15 +94,15 @@ STATE = np.dtype(
     [
         ("limit_s", np.float64),
         ("transfers", np.uint32),
-        ("awake", np.uint32),
         ("touched", np.uint32),
         ("over", np.uint32),
         ("ended", np.uint32),
+        ("first_away", np.uint32),
     ],
     align=True,
 )
-"""What the step is not to exceed, how many transfers there are, how many devices stand in `Work.wake` and
-`Work.touched`, 1 once the step is proven to exceed its limit, and how many ops have ended."""
+"""What the step is not to exceed, how many transfers there are, how many devices stand in `Work.touched`, 1 once the
+step is proven to exceed its limit, how many ops have ended, and which of `Work.copies` the first transfer brings."""
 
 
 class Work(NamedTuple):
@@ -115,14 +112,20 @@ class Work(NamedTuple):
     op_time_s: NDArray[np.float64]  # [S, N]
     op_of_rank: NDArray[np.uint32]  # [N]
     sources: NDArray[np.uint32]  # ops that read nothing
+    resident_ops: NDArray[np.uint32]  # ops with resident bytes
     resident_bytes: NDArray[np.int64]  # [N]
+    num_inputs: NDArray[np.int32]  # [N]
     route_directions: NDArray[np.uint32]
     first_word: np.uint64  # the first leaf of the trees in `bits`
     ops: NDArray[Any]  # OP[N + 1]
-    tensors: NDArray[Any]  # TENSOR[T + 1]
-    edges: NDArray[Any]  # EDGE[E]
-    # By op, where an input is: tensor ``t`` at home is ``2 t``, the copy that transfer ``k`` brought is ``2 k + 1``.
-    holders: NDArray[np.uint32]  # [E]
+    next_op: NDArray[np.uint32]  # [N], chain of a device's ready ops (fifo)
+    spans: NDArray[Any]  # SPAN[N]
+    missing: NDArray[np.int32]  # [N], inputs that are not yet there
+    copies: NDArray[Any]  # COPY[T + 1 + E]: of each tensor where it is made, and behind them what each transfer brings
+    tensors: NDArray[Any]  # TENSOR[T]
+    readers: NDArray[np.uint32]  # [E]
+    waiting: NDArray[Any]  # WAITING[E]
+    holders: NDArray[np.uint32]  # [E], by op: the copy that each input is
     home_holders: NDArray[np.uint32]  # [E], the same where nothing is sent
     transfers: NDArray[Any]  # TRANSFER[E]
     devices: NDArray[Any]  # DEVICE[D]
@@ -132,11 +135,19 @@ class Work(NamedTuple):
     bits: NDArray[np.uint64]  # [D, words], ready ops by rank
     destinations: NDArray[np.uint32]  # [D], of the tensor that is being sent
     ended: NDArray[np.uint32]  # [D], ops that end in this round
-    wake: NDArray[np.uint32]  # [D], idle devices that may start an op
-    touched: NDArray[np.uint32]  # [D], devices whose memory may have grown, or that have ops to queue (fifo)
+    arriving: NDArray[np.uint32]  # [queues], whose first transfers arrive
+    wake: NDArray[np.uint32]  # [D], devices whose ops ended in this round
+    starting: NDArray[np.uint32]  # [D], ops that start
+    fresh: NDArray[np.uint32]  # [N + 1], ops that became ready in this round
+    touched: NDArray[np.uint32]  # [D], devices whose memory may have grown, or that queue ops by rank (fifo)
     slot_s: NDArray[np.float64]  # [slots]: next event of each device, then of each queue
     block_s: NDArray[np.float64]  # the least of each `BLOCK` slots
     state: NDArray[Any]  # STATE[1]
+
+
+def spans_of(work: Work) -> NDArray[Any]:
+    """When each op of the step that was simulated last started and ended, SPAN[N]."""
+    return work.spans
 
 
 def transfers_of(work: Work) -> NDArray[Any]:
@@ -151,28 +162,25 @@ def make_work(problem: SimulatorInput) -> Work:
     num_devices, num_directions = problem.num_devices, problem.num_directions
     by_priority = np.lexsort((np.arange(num_ops), -problem.remaining_path_s))
     op_of_rank = (by_priority if schedule == PRIORITY else np.arange(num_ops)).astype(np.uint32)
-    input_of_edge = np.empty(num_edges, dtype=np.int32)
-    input_of_edge[problem.input_edges] = np.arange(num_edges, dtype=np.int32)
-
-    home_holders = np.empty(num_edges, dtype=np.uint32)
-    home_holders[input_of_edge] = np.repeat(np.arange(num_tensors), np.diff(problem.consumer_offsets)) << 1
+    edge_tensor = np.repeat(np.arange(num_tensors), np.diff(problem.consumer_offsets))
 
     ops = np.zeros(num_ops + 1, dtype=OP)
     ops["rank"][op_of_rank] = np.arange(num_ops)
-    ops["num_inputs"][:-1] = problem.num_inputs
     ops["first_tensor"] = problem.tensor_offsets
     ops["first_input"] = problem.input_offsets
     ops["remaining_s"][:-1] = problem.remaining_path_s
-    tensors = np.zeros(num_tensors + 1, dtype=TENSOR)
-    tensors["bytes"][:-1] = problem.tensor_bytes
-    tensors["local_bytes"][:-1] = np.where(problem.tensor_resident, 0, problem.tensor_bytes)
-    tensors["first_edge"] = problem.consumer_offsets
-    tensors["producer"][:-1] = problem.tensor_producer
-    tensors["priced_as"][:-1], latency_s, bytes_per_s = problem.priced_routes()
-    np.add.at(ops["output_bytes"], problem.tensor_producer, tensors["local_bytes"][:-1])
-    edges = np.zeros(num_edges, dtype=EDGE)
-    edges["reader"] = problem.consumers
-    edges["input"] = input_of_edge
+    copies = np.zeros(num_tensors + 1 + num_edges, dtype=COPY)
+    copies["bytes"][:num_tensors] = np.where(problem.tensor_resident, 0, problem.tensor_bytes)
+    copies["first_edge"][: num_tensors + 1] = problem.consumer_offsets
+    np.add.at(ops["output_bytes"], problem.tensor_producer, copies["bytes"][:num_tensors])
+    tensors = np.zeros(num_tensors, dtype=TENSOR)
+    tensors["bytes"] = problem.tensor_bytes
+    tensors["producer"] = problem.tensor_producer
+    tensors["priced_as"], latency_s, bytes_per_s = problem.priced_routes()
+    waiting = np.zeros(num_edges, dtype=WAITING)
+    waiting["input"][problem.input_edges] = np.arange(num_edges)
+    state = np.zeros(1, dtype=STATE)
+    state["first_away"] = num_tensors + 1
     devices = np.zeros(num_devices, dtype=DEVICE)
     devices["spec"] = problem.device_spec
 
@@ -194,14 +202,21 @@ def make_work(problem: SimulatorInput) -> Work:
         op_time_s=problem.op_time_s,
         op_of_rank=op_of_rank,
         sources=np.flatnonzero(problem.num_inputs == 0).astype(np.uint32),
+        resident_ops=np.flatnonzero(problem.resident_bytes).astype(np.uint32),
         resident_bytes=problem.resident_bytes,
+        num_inputs=problem.num_inputs,
         route_directions=problem.route_directions.astype(np.uint32),
         first_word=np.uint64(first_word),
         ops=ops,
+        next_op=np.zeros(num_ops, dtype=np.uint32),
+        spans=np.zeros(num_ops, dtype=SPAN),
+        missing=np.zeros(num_ops, dtype=np.int32),
+        copies=copies,
         tensors=tensors,
-        edges=edges,
+        readers=problem.consumers.astype(np.uint32),
+        waiting=waiting,
         holders=np.zeros(num_edges, dtype=np.uint32),
-        home_holders=home_holders,
+        home_holders=edge_tensor[problem.input_edges].astype(np.uint32),
         transfers=np.zeros(num_edges, dtype=TRANSFER),
         devices=devices,
         routes=routes,
@@ -210,11 +225,14 @@ def make_work(problem: SimulatorInput) -> Work:
         bits=np.zeros((num_devices, words), dtype=np.uint64),
         destinations=np.zeros(num_devices, dtype=np.uint32),
         ended=np.zeros(num_devices, dtype=np.uint32),
+        arriving=np.zeros(max(len(queue_directions), 1), dtype=np.uint32),
         wake=np.zeros(num_devices, dtype=np.uint32),
+        starting=np.zeros(num_devices, dtype=np.uint32),
+        fresh=np.zeros(num_ops + 1, dtype=np.uint32),
         touched=np.zeros(num_devices, dtype=np.uint32),
         slot_s=np.zeros(blocks * int(BLOCK)),
         block_s=np.zeros(blocks),
-        state=np.zeros(1, dtype=STATE),
+        state=state,
     )
 
 
@@ -225,7 +243,7 @@ class Checkpoints(NamedTuple):
     peak: NDArray[np.int64]  # [C, D]
     missing: NDArray[np.int32]  # [C, N]
     next_op: NDArray[np.uint32]  # [C, N]
-    uses: NDArray[np.int32]  # [C, T + 1]
+    copies: NDArray[Any]  # COPY[C, T + 1 + E]
     holders: NDArray[np.uint32]  # [C, E]
     transfers: NDArray[Any]  # TRANSFER[C, E]
     devices: NDArray[Any]  # DEVICE[C, D]
@@ -252,13 +270,13 @@ def make_checkpoints(work: Work, count: int) -> Checkpoints:
     def copies(array: NDArray[Any]) -> NDArray[Any]:
         return np.zeros((count, *array.shape), dtype=array.dtype)
 
-    num_ops, num_tensors = len(work.ops) - 1, len(work.tensors) - 1
+    num_ops, num_tensors = len(work.missing), len(work.tensors)
     return Checkpoints(
         now_s=np.zeros(count),
         peak=np.zeros((count, len(work.devices)), dtype=np.int64),
-        missing=np.zeros((count, num_ops), dtype=np.int32),
-        next_op=np.zeros((count, num_ops), dtype=np.uint32),
-        uses=np.zeros((count, num_tensors + 1), dtype=np.int32),
+        missing=copies(work.missing),
+        next_op=copies(work.next_op),
+        copies=copies(work.copies),
         holders=copies(work.holders),
         transfers=copies(work.transfers),
         devices=copies(work.devices),

@@ -146,7 +146,7 @@ def make_work(problem: SimulatorInput) -> Work:
 
     return Work(
         op_time_s=problem.op_time_s,
-        remaining_s=problem.remaining_path_s,
+        remaining_s=problem.remaining_path_s.copy(),
         resident_bytes=problem.resident_bytes,
         output_bytes=output_bytes,
         first_tensor=problem.tensor_offsets.astype(np.uint32),

@@ -25,7 +25,7 @@ def simulate(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trac
         transfers = kernel_of(problem).transfers_of(work)
         tensor, destination = (transfers[key].astype(np.int32) for key in ("tensor", "destination"))
         start_s, end_s = transfers["start_s"].copy(), transfers["end_s"].copy()
-        op_start_s, op_end_s = (work.ops[key][: problem.num_ops].copy() for key in ("start_s", "end_s"))
+        op_start_s, op_end_s = (kernel_of(problem).spans_of(work)[key].copy() for key in ("start_s", "end_s"))
         copies = kernel_of(problem).copies_of(work)
     memory_time_s, memory_bytes = memory_steps(
         problem, placements[0], op_start_s, op_end_s, tensor, destination, start_s, end_s, copies

@@ -20,6 +20,7 @@ class Kernel(NamedTuple):
 
     make_work: Callable[[SimulatorInput], Any]
     simulate_many: Callable[..., None]
+    spans_of: Callable[[Any], NDArray[Any]]  # when each op of the last step started and ended, records ``[N]``
     transfers_of: Callable[[Any], NDArray[Any]]
     copies_of: Callable[[Any], tuple[NDArray[Any], NDArray[Any]] | None]  # as `envs.simulator.trace.memory_steps` asks
 
@@ -28,9 +29,21 @@ def _one_a_device(work: Any) -> None:
     """One copy of a tensor for each device, so none is numbered."""
 
 
-_CHOOSING = Kernel(choosing_work.make_work, choosing_kernel.simulate_many, choosing_work.transfers_of, _one_a_device)
-_IN_ORDER = Kernel(in_order.make_work, in_order.simulate_many, in_order.transfers_of, _one_a_device)
-_SEQUENTIAL = Kernel(sequential.make_work, sequential.simulate_many, sequential.transfers_of, sequential.copies_of)
+def _ops(work: Any) -> NDArray[Any]:
+    return work.ops
+
+
+_CHOOSING = Kernel(
+    choosing_work.make_work,
+    choosing_kernel.simulate_many,
+    choosing_work.spans_of,
+    choosing_work.transfers_of,
+    _one_a_device,
+)
+_IN_ORDER = Kernel(in_order.make_work, in_order.simulate_many, _ops, in_order.transfers_of, _one_a_device)
+_SEQUENTIAL = Kernel(
+    sequential.make_work, sequential.simulate_many, _ops, sequential.transfers_of, sequential.copies_of
+)
 _KERNELS = {"priority": _CHOOSING, "fifo": _CHOOSING, "program_order": _IN_ORDER, "sequential": _SEQUENTIAL}
 
 
@@ -71,17 +84,24 @@ def workspace(problem: SimulatorInput) -> Iterator[Any]:
     problem.idle_workspaces.append(work)
 
 
-def make_workspace(problem: SimulatorInput) -> tuple[Any, tuple[NDArray[Any], ...]]:
-    """A workspace for compiled code that calls the simulator itself, by the link model, and views of what it leaves.
+def make_workspace(problem: SimulatorInput) -> tuple[Any, tuple[NDArray[Any], ...], NDArray[np.float64]]:
+    """A workspace for compiled code that calls the simulator itself, by the link model, and views of it.
 
-    The views: start and end of each op, ``float64[N]``; of each transfer the tensor and the destination, ``uint32``,
-    and the end, ``float64``; and how many transfers there were, ``uint32[1]``.
+    The views are of what a step leaves: start and end of each op, ``float64[N]``; of each transfer the tensor and the
+    destination, ``uint32``, and the end, ``float64``; and how many transfers there were, ``uint32[1]``. The last one,
+    ``float64[N]``, is of what the simulator takes for the least seconds from each op's start to the end of the step,
+    and may be changed to larger ones that are true; it is empty where the schedule asks for none.
     """
     kernel = kernel_of(problem)
     work = kernel.make_work(problem)
-    ops, sent = work.ops[: problem.num_ops], work.transfers
+    ops, sent = kernel.spans_of(work), work.transfers
     count = work.state["transfers"] if kernel is _CHOOSING else work.counts[:1]
-    return work, (ops["start_s"], ops["end_s"], sent["tensor"], sent["destination"], sent["end_s"], count)
+    left_s = np.zeros(0)
+    if kernel is _CHOOSING:
+        left_s = work.ops["remaining_s"][: problem.num_ops]
+    elif kernel is _IN_ORDER:
+        left_s = work.remaining_s
+    return work, (ops["start_s"], ops["end_s"], sent["tensor"], sent["destination"], sent["end_s"], count), left_s
 
 
 def available_cores() -> int:

@@ -17,6 +17,7 @@ from envs.simulator.workspace import make_workspace
 from placement.move_search import kernel
 from placement.move_search.config import MoveConfig
 from placement.move_search.field import Field
+from placement.move_search.paths import make_paths
 from placement.move_search.plan import Cycle
 from placement.placers.best import INFEASIBLE_RATIO
 
@@ -107,8 +108,9 @@ class Walker:
 
     def __init__(self, problem: PlacementProblem, config: MoveConfig, seed: Sequence[int]) -> None:
         self.problem = problem
-        self._work, traced = make_workspace(problem.simulator_input)
+        self._work, traced, left_s = make_workspace(problem.simulator_input)
         self._traced = Traced(*traced)
+        self._paths = make_paths(problem, left_s)
         self.weights = FIRST_WEIGHTS.copy()
         self.kinds = np.zeros(kernel.NUM_KINDS)
         self.scalars = np.zeros(kernel.NUM_SCALARS)
@@ -229,4 +231,4 @@ class Walker:
 
     def walk(self, moves: int, temperature_s: float) -> None:
         """Make some moves at a temperature."""
-        kernel.walk(self._work, self.field, self.chain, self._traced, moves, temperature_s)
+        kernel.walk(self._work, self.field, self.chain, self._traced, self._paths, moves, temperature_s)

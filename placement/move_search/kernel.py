@@ -18,6 +18,8 @@ from numba.extending import overload
 
 from envs.simulator import choosing_kernel, in_order, sequential
 from envs.simulator.choosing_kernel import called, compiled, inlined
+from placement.move_search import paths as longest_paths
+from placement.move_search.paths import follow, measure_all, put_back
 from placement.placers import best
 from placement.placers.best import INFEASIBLE_RATIO
 
@@ -51,6 +53,9 @@ NUM_COUNTS = 3
 
 _UNIFORM_KINDS = 0.5
 """Share of the moves drawn uniformly whose kind is, too: learning may not give up a kind that will be needed later."""
+
+_BUSY_ERROR = 1e-7
+"""More than rounding can add, as a share, to sums of op times that a block of moves keeps up to date."""
 
 _WEIGHT_LIMIT = 8.0
 _REFRESH = 24
@@ -404,7 +409,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
             which would not notice by itself that a function in another file has changed.
     """
 
-    def walk(work, field, chain, traced, moves, temperature_s):
+    def walk(work, field, chain, traced, paths, moves, temperature_s):
         """Walk a chain through `moves` moves at a temperature in seconds."""
         scalars, counts, rng, step_time_s = chain.scalars, chain.counts, chain.rng, chain.step_time_s
         units, devices = field.allowed.shape
@@ -420,6 +425,9 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
         chain.busy_s[:] = 0.0
         for u in range(units):
             chain.busy_s[chain.placed[u]] += field.time_s[u, chain.placed[u]]
+        has_paths = len(paths.left_s) > 0
+        if has_paths:
+            measure_all(paths, chain.op_device[0])
         for _ in range(moves):
             if counts[TRACED] <= RESTORED:
                 chain.bounds_s[0] = np.inf
@@ -490,8 +498,20 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
                     chain.op_device[0, field.ops_of_unit[j]] = there
             # Metropolis' rule with its random number drawn first: what is proven slower than that is not simulated on.
             limit_s = scalars[COST] - temperature_s * np.log(1.0 - _random(rng))
-            chain.bounds_s[0] = limit_s
-            _simulate(work, chain.simulated, chain.bounds_s, step_time_s, chain.peak)
+            # So it is before it is simulated at all where a device has too much to do, or a path is too long.
+            too_long = False
+            for d in range(devices):
+                too_long |= chain.busy_s[d] * (1.0 - _BUSY_ERROR) > limit_s
+            num_changed = 0
+            if has_paths and not too_long:
+                num_changed, too_long = follow(
+                    paths, chain.op_device[0], field.op_offsets, field.ops_of_unit, chain.moved, count, limit_s
+                )  # fmt: skip
+            if too_long:
+                step_time_s[0] = np.inf
+            else:
+                chain.bounds_s[0] = limit_s
+                _simulate(work, chain.simulated, chain.bounds_s, step_time_s, chain.peak)
             counts[EVALUATIONS] += 1
             missing = _missing_share(chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users)
             cost_s = _charged_s(step_time_s[0], missing, reference_s)
@@ -512,6 +532,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
                         chain.best_ops[i] = chain.op_device[0, i]
             else:
                 still += 1
+                put_back(paths, num_changed)
                 chain.rejected[unit, device] += np.float32(1.0)
                 for i in range(count):
                     back, there = chain.kept[i], chain.placed[chain.moved[i]]
@@ -535,7 +556,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
 
 def _code_compiled_in() -> str:
     digest = hashlib.sha256()
-    for module in (choosing_kernel, in_order, sequential, best):
+    for module in (choosing_kernel, in_order, sequential, longest_paths, best):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 

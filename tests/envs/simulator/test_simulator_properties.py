@@ -1,6 +1,6 @@
 import itertools
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 from random import Random
 
 import numpy as np
@@ -17,7 +17,7 @@ from graphs.computation_graph import OpRecord, build
 from graphs.synthetic import random_graph
 from tests.envs.simulator.random_problems import FEW, MANY, SPECS, clusters, placed, problems
 from tests.envs.simulator.simulator_by_definition import simulate_by_definition
-from tests.envs.simulator.simulator_problems import assert_same_trace, star
+from tests.envs.simulator.simulator_problems import assert_same_trace, graph_of, hub, star
 
 
 def check_agreement(problem: PlacementProblem, placement: np.ndarray) -> None:
@@ -156,6 +156,44 @@ def test_larger_random_graphs_agree_with_the_plain_version(schedule: str) -> Non
         assert_same_trace(
             simulate(problem.simulator_input, placement), simulate_plain(problem.simulator_input, placement)
         )
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("shape", ["ties", "no time", "wide", "alone", "blocks"])
+def test_graphs_that_take_every_way_through_the_kernel_agree_with_the_plain_version(shape: str, schedule: str) -> None:
+    """Many things at once, many rounds an instant, many ops ready at once in disorder, and devices that run alone."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        devices, num_ops = 2 + seed, 300
+        if shape == "wide":
+            # Two layers of ops that end together; each op of the next reads a few of them, in no order.
+            width = 100
+            readers = [[width + int(r) for r in rng.permutation(width)[:40]] for _ in range(width)]
+            tensors = [(i, int(rng.integers(0, 3)), sorted(readers[i])) for i in range(width)]
+            times_s = [1.0] * width + [0.0, 1.0] * (width // 2)
+            graph, num_ops = graph_of(times_s, tensors), 2 * width
+        else:
+            graph = random_graph(num_ops, seed=seed, locality=[3, 30, 300][seed % 3], resident_bytes=10**6)
+            if shape in ("ties", "no time"):
+                odds = [0.0, 1e-3, 2e-3, 2e-3] if shape == "ties" else [0.0, 0.0, 0.0, 1e-3]
+                times_s = rng.choice(odds, size=num_ops)
+                graph = replace(graph, time_s=dict.fromkeys(("unit", "k80", "xeon"), times_s))
+        where = star(devices) if shape in ("alone", "blocks") else hub(devices, bytes_per_s=1e9 if seed % 2 else 1e12)
+        problem = PlacementProblem(graph, one_group_an_op(graph), where, schedule)
+        placement = rng.integers(0, devices, size=num_ops)
+        if shape == "alone":
+            placement[:] = seed % devices
+        elif shape == "blocks":
+            placement = np.arange(num_ops) * devices // num_ops
+        plain = simulate_plain(problem.simulator_input, placement)
+        assert_same_trace(simulate(problem.simulator_input, placement), plain)
+        bounds_s = plain.step_time_s * np.array([np.inf, 0.7, 1.0, 0.999, np.inf])
+        step_time_s, peak = simulate_batch(
+            problem.simulator_input, np.tile(placement, (5, 1)), threads=1, abort_above_s=bounds_s
+        )
+        assert step_time_s[[0, 2, 4]].tolist() == [plain.step_time_s] * 3
+        np.testing.assert_array_equal(peak[[0, 2, 4]], np.tile(plain.peak_memory_bytes, (3, 1)))
+        assert (np.isinf(step_time_s[[1, 3]]) | (step_time_s[[1, 3]] == plain.step_time_s)).all()
 
 
 def test_an_input_survives_pickling() -> None:
