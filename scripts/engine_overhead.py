@@ -5,8 +5,8 @@
     python scripts/engine_overhead.py --workloads rnnlm --compile
 
 All have the same cores, threads and allocator, and run in turn, so what disturbs the machine disturbs all: what counts
-is the ratio within a round, of which median and quartiles are shown. With ``--compile`` the engine with regions that are
-compiled and `torch.compile` run, too. Losses are compared.
+is the ratio within a round, of which median and quartiles are shown. With ``--compile`` the engine with regions that
+are compiled and `torch.compile` run, too. Losses are compared.
 """
 
 from __future__ import annotations

@@ -158,8 +158,8 @@ class Run:
         str | None,
         arg(
             metavar="A,B,...",
-            help="Devices of this machine, one for each of the placement: cpu:0 (a core), cpu:2-3 (cores as one device),"
-            " cuda:0. By default those that the placement names.",
+            help="Devices of this machine, one for each of the placement: cpu:0 (a core), cpu:2-3 (cores as one), cuda:0."
+            " By default those that it names.",
             help_behavior_hint="",
         ),
     ] = None

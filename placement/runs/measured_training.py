@@ -3,8 +3,8 @@
 Every placement that counts is run (`envs.measured`). Evaluations are expensive, seconds each, so the placements of the
 heuristics, which the simulator ranks, are measured first, and the learner starts from them. Either it then learns from
 measured time alone; or it learns from the simulator and what it finds best is measured, again and again (*screening*).
-In the end the best few are measured once more, so that a lucky measurement does not win; then, if that is asked for, with
-regions that are compiled; and then all cores as one device, which is the answer where it is faster.
+In the end the best few are measured once more, so that a lucky measurement does not win; then, if that is asked for,
+with regions that are compiled; and then all cores as one device, which is the answer where it is faster.
 
 Each measurement is on the disk as soon as it is done (`placement.runs.measurements`), and so is the best placement: a
 run that was stopped or killed goes on from there.
@@ -327,7 +327,7 @@ class MeasuredTraining:
         )
 
     def _compare(self) -> None:
-        """Run the best placements with compiled regions, and all cores as one device, in turn with the best of these."""
+        """Run the best placements with compiled regions, and in turn with the best one all cores as one device."""
         measurer, schedule = self.problem.measurer, self.problem.schedule
         best = measurer.best(schedule)[:_COMPILED]
         if self._compiles:
@@ -371,7 +371,7 @@ class MeasuredTraining:
             measurer.compile_regions = False
 
     def _best(self) -> PlacementResult | None:
-        """The best placement on the devices that were given, in the way in which it is faster; None where none was run."""
+        """The best placement on the given devices, in the way in which it is faster; None where none was run."""
         schedule, found = self.problem.schedule, []
         for way in (contextlib.nullcontext, self._compiled_regions):
             with way():

@@ -21,6 +21,14 @@ Code = Callable[..., Sequence[torch.Tensor]]
 
 _CODE: dict[str, Code] = {}
 
+_SETTINGS: dict[str, Any] = {
+    "cpp_wrapper": True,  # no Python between kernels, which then run without the interpreter's lock
+    "emulate_precision_casts": True,  # bfloat16 and float16 are rounded where the ops one by one round
+    "size_asserts": False,
+    "keep_output_stride": True,
+}
+"""Of inductor."""
+
 
 class CompileError(RuntimeError):
     """The compiler did not make it; the message says why."""
@@ -78,14 +86,7 @@ def _compile(graph: fx.Graph, inputs: Sequence[Layout], device: torch.device, th
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    patches: dict[str, Any] = {
-        "cpp.threads": threads,
-        "cpp_wrapper": device.type == "cpu",  # no Python between kernels, which run without the interpreter's lock
-        "emulate_precision_casts": True,  # bfloat16 and float16 are rounded where the ops one by one round
-        "size_asserts": False,
-        "keep_output_stride": True,
-    }
-    with torch.inference_mode(False), torch.no_grad(), config.patch(patches):
+    with torch.inference_mode(False), torch.no_grad(), config.patch({**_SETTINGS, "cpp.threads": threads}):
         mode = FakeTensorMode(shape_env=ShapeEnv())
         with mode:
             given = [

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from envs.measured.compiled.views import Look, aten, find_look
+from envs.measured.compiled.views import AS_IT_IS, Look, aten, find_look
 from envs.measured.ops import Parts
 from envs.measured.plan import Plan
 from graphs.capture.program import Layout, TensorUse, uses
@@ -77,7 +77,7 @@ class _Read:
 
     place: int
     tensor: torch.Tensor | None = None
-    look: Look = Look(())
+    look: Look = AS_IT_IS
 
 
 @dataclass(frozen=True)

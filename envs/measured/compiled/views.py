@@ -37,13 +37,17 @@ class Look:
         return tuple((swap.get(function, function), rest) for function, rest in self.ops)
 
 
+AS_IT_IS = Look(())
+"""The tensor itself."""
+
+
 def find_look(have: Layout, wanted: Layout) -> Look | None:
     """How a tensor of one layout is had from a tensor of another on the same storage; None where it is not known.
 
     Only tensors that cover their memory once, without gaps, can be looked at in other ways.
     """
     if have == wanted:
-        return Look(())
+        return AS_IT_IS
     if have.dtype != wanted.dtype or 0 in have.size or 0 in wanted.size:
         return None
     order = memory_order(have)

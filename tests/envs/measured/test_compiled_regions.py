@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ STEPS = 4
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """All steps that engines run."""
     kept: list[Any] = []
     make_job = template.Template.job
@@ -42,7 +41,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return kept[-1]
 
     monkeypatch.setattr(template.Template, "job", kept_job)
-    yield kept
+    return kept
 
 
 def run(name: str, devices: list[str], *, training: bool, compiles: bool, seed: int) -> tuple[list[Any], Any, float]:
