@@ -158,7 +158,7 @@ class Run:
         str | None,
         arg(
             metavar="A,B,...",
-            help="Devices of this machine, one for each of the placement: cpu:0 (a core), cpu:2-3 (cores as one), cuda:0."
+            help="A device of this machine for each of the placement: cpu:0 (a core), cpu:2-3 (cores as one), cuda:0."
             " By default those that it names.",
             help_behavior_hint="",
         ),

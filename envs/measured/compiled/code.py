@@ -96,4 +96,5 @@ def _compile(graph: fx.Graph, inputs: Sequence[Layout], device: torch.device, th
         for node, tensor in zip(placeholders, given, strict=True):
             node.meta["val"] = tensor
         module = fx.GraphModule(torch.nn.Module(), graph)
-        return compile_fx(module, given)
+        code: Code = compile_fx(module, given)  # type: ignore[assignment]
+        return code

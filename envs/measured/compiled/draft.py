@@ -159,7 +159,8 @@ class Draft:
         Raises:
             DoesNotFitError: It is of a kind that a graph does not know.
         """
-        kind, what = getattr(value, "source", ("", None))
+        marked: tuple[str, Any] = getattr(value, "source", ("", None))
+        kind, what = marked
         if kind == "place":
             return _Read(what)
         if kind == "view":
@@ -261,7 +262,8 @@ class Draft:
         return node
 
     def _new(self, new: _New) -> fx.Node:
-        layout, kwargs = new.layout, {"dtype": new.layout.dtype, "device": self.device}
+        layout = new.layout
+        kwargs: dict[str, Any] = {"dtype": layout.dtype, "device": self.device}
         if new.place < 0:
             return self.graph.call_function(
                 aten.empty_strided.default, (list(layout.size), list(layout.stride)), kwargs

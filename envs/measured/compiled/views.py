@@ -33,8 +33,7 @@ class Look:
     @property
     def to_write(self) -> tuple[ViewOp, ...]:
         """The same where something is written through it: no reshape may copy."""
-        swap = {aten.reshape.default: aten.view.default}
-        return tuple((swap.get(function, function), rest) for function, rest in self.ops)
+        return tuple((aten.view.default if op is aten.reshape.default else op, rest) for op, rest in self.ops)
 
 
 AS_IT_IS = Look(())

@@ -31,16 +31,15 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_device_of_all_cores_is_taken_home_where_it_is_faster(capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["--measured", "--devices", DEVICES, "--time-limit-s", "3", "--out", "run"]
+    args = ["--measured", "--devices", DEVICES, "--time-limit-s", "3", "--out", "run", "--plain", "none"]
     assert main(["train", f"{MODULE}:chain", *args]) == 0
     said = capsys.readouterr().out
     assert f"times as long as one device of all cores: the answer is {one_name()}." in said
-    assert f"One device {one_name()} takes " in said  # beside plain PyTorch, which has as many threads
     taken, split = (placement.read_placement(f"run/{name}") for name in (directory.PLACEMENT, directory.SPLIT))
     assert taken == placement.read_placement(f"run/{directory.ONE_DEVICE}")
     assert (taken.placer.name, taken.cluster.devices) == (ONE_DEVICE, (one_name(),))
     assert split.cluster.devices == tuple(NAMES)
-    assert TAKES_S <= taken.step_time_s < 1.5 * TAKES_S < 2 * TAKES_S <= split.step_time_s
+    assert TAKES_S <= taken.step_time_s < 0.8 * split.step_time_s
     figures = json.loads(Path("run/measured.json").read_text())
     assert (figures["answer"], figures["answer_s"]) == (ONE_DEVICE, taken.step_time_s)
     assert figures["split_s"] == split.step_time_s
@@ -49,8 +48,7 @@ def test_one_device_of_all_cores_is_taken_home_where_it_is_faster(capsys: pytest
     assert main(["run", "run", "--plain", "none", "--steps", "3", "--json", "s.json"]) == 0
     steps = json.loads(Path("s.json").read_text())
     assert steps["devices"] == [one_name()]
-    assert TAKES_S <= steps["step_time_s"] < 1.5 * TAKES_S
-    assert main(["run", "run", "--placement", f"run/{directory.SPLIT}", "--plain", "none", "--steps", "3"]) == 0
+    assert TAKES_S <= steps["step_time_s"] < split.step_time_s
     assert main(["export", "run", "--out", "ops.csv", "--format", "csv"]) == 0
     assert main(["simulate", "--placement", "run/placement.json"]) == 0
     assert main(["explain", "run"]) == 0
@@ -70,9 +68,9 @@ def test_the_placement_is_taken_home_where_it_is_faster(capsys: pytest.CaptureFi
     assert "of the time of plain PyTorch." in said
     taken, one = (placement.read_placement(f"run/{name}") for name in (directory.PLACEMENT, directory.ONE_DEVICE))
     assert taken.cluster.devices == tuple(NAMES)
-    assert 2 * TAKES_S <= taken.step_time_s < 3 * TAKES_S < 4 * TAKES_S <= one.step_time_s
+    assert 2 * TAKES_S <= taken.step_time_s < 0.8 * one.step_time_s
+    assert one.step_time_s >= 4 * TAKES_S
     assert not Path(f"run/{directory.SPLIT}").exists()
-    assert main(["run", "run", "--plain", "none", "--steps", "3"]) == 0
     assert placement.load_problem("run").cluster.device_names == tuple(NAMES)
 
 
