@@ -55,7 +55,7 @@ from placement.results.reasons.remedies import TRIES
 from placement.results.simulated import Simulated, simulate_ops
 from placement.runs import directory, training
 from placement.runs.observer import RunObserver, UpdateObserver
-from placement.runs.plain import Plain
+from placement.runs.plain import Plain, compiles_regions
 from placement.runs.row_jobs import row_source
 from placement.runs.steps import MeasuredSteps, ProfiledMachine, encode_steps, profile_steps, run_steps
 from placement.workers import Workers, open_workers
@@ -159,6 +159,7 @@ def train_measured(
     out: str | Path | None = None,
     resume: bool = False,
     plain: Plain = "eager",
+    compile_regions: bool = False,
     observer: RunObserver | None = None,
 ) -> MeasuredRun:
     """Learn a placement from the measured time of real steps on devices of this machine.
@@ -176,8 +177,11 @@ def train_measured(
         seed: Seeds the learner's random numbers; what is measured is never quite the same twice.
         out: The run directory; None writes no files.
         resume: Go on with the run in `out`, which says all the rest; `time_limit_s` are seconds more.
-        plain: Which plain PyTorch to run on the same cores, beside, and with it all cores as one device: ``"eager"``,
-            ``"compiled"`` (`torch.compile` as well, which takes minutes) or ``"none"``. It does not count as time.
+        plain: Which plain PyTorch to run on the same cores, beside: ``"eager"``, ``"compiled"`` (`torch.compile` as
+            well, which takes minutes) or ``"none"``. It does not count as time. All cores as one device are run at the
+            end in any case, and are the result where that is faster.
+        compile_regions: At the end run the best placements and one device with regions that PyTorch's compiler has
+            compiled, too, which takes minutes and a C++ compiler. A run that is resumed knows it.
         observer: Told how the run goes on.
 
     Raises:
@@ -205,6 +209,7 @@ def train_measured(
         seed=seed,
         run_dir=run_dir,
         plain=plain,
+        compile_regions=compile_regions,
         observer=observer,
     )
 
@@ -344,25 +349,31 @@ def load_placement(text: str | Path) -> PlacementResult | str:
 
 def run(
     graph: str,
-    placement: str | Path | PlacementResult,
-    devices: str,
+    placement: str | Path | PlacementResult | None = None,
+    devices: str | None = None,
     *,
     steps: int = 10,
     time_limit_s: float = DEFAULT_MEASURE_S,
     json: str | Path | None = None,
     plain: Plain = "eager",
+    compile_regions: bool | None = None,
     observer: RunObserver | None = None,
 ) -> MeasuredSteps:
     """Run a placement's steps on real devices of this machine, and measure them.
 
     Args:
-        graph: What to run: a workload of the zoo, or ``python:package.module:function``.
-        placement: A placement file of this graph, or its content.
-        devices: ``"cpu:0,cpu:1"``, one for each device of the placement, in its order.
-        steps: Steps that count; one more goes before them.
+        graph: What to run: a workload of the zoo, or ``python:package.module:function``; or the directory of a run,
+            which knows it.
+        placement: A placement file of this graph, or its content; of a run by default what it took home.
+        devices: ``"cpu:0,cpu:1"``, one for each device of the placement, in its order; by default those that the
+            placement names.
+        steps: Steps that count; one more goes before them, and two where regions are compiled.
         time_limit_s: Seconds that they may take; what is not done by then has failed.
         json: A file for the figures.
-        plain: Which plain PyTorch to run on the same cores, beside, as in `train_measured`.
+        plain: Which plain PyTorch to run on the same cores, beside, as in `train_measured`, and with it all cores as
+            one device.
+        compile_regions: Compile the regions first, which takes minutes and a C++ compiler; by default where the
+            placement's own step time was measured so.
         observer: Told how it goes on.
 
     Raises:
@@ -371,9 +382,22 @@ def run(
     """
     path = None if json is None else Path(json)
     check_can_write(path)
+    if Path(graph).is_dir():
+        config = directory.read_config(Path(graph))
+        placement = Path(graph) / directory.PLACEMENT if placement is None else placement
+        graph = config.graph if config.measured is None else config.measured.source
+    if placement is None:
+        raise InputError("run needs a placement file beside its GRAPH; or give the directory of a run")
     result = placement if isinstance(placement, PlacementResult) else read_placement(placement)
     measured = run_steps(
-        graph, result, devices, steps=steps, time_limit_s=time_limit_s, plain=plain, observer=observer or RunObserver()
+        graph,
+        result,
+        ",".join(result.cluster.devices) if devices is None else devices,
+        steps=steps,
+        time_limit_s=time_limit_s,
+        plain=plain,
+        compile_regions=compiles_regions(result) if compile_regions is None else compile_regions,
+        observer=observer or RunObserver(),
     )
     if path is not None:
         write_atomically(path, encode_steps(measured))
@@ -647,10 +671,12 @@ def placed(
 
 
 def load_problem(run: str | Path) -> PlacementProblem:
-    """The problem of a run: of its directory, or of the `placement.json` in it.
+    """The problem that a run's `placement.json` answers, by its directory or by that file.
+
+    It is the run's own but for a training on measured time that took all cores as one device home.
 
     Raises:
         InputError: There is no run, or something of it is gone or damaged.
     """
     run_dir = directory.run_of(Path(run)) or Path(run)
-    return directory.load_problem(run_dir, directory.read_config(run_dir))
+    return directory.load_placed_problem(run_dir, directory.read_config(run_dir))

@@ -16,6 +16,7 @@ from graphs.capture.state import named_state
 from graphs.capture.step import Loss
 from graphs.errors import InputError
 from placement.results.placement_file import PlacementResult, check_placement, read_placement
+from placement.runs.plain import compiles_regions
 
 
 class PlacedStep:
@@ -78,6 +79,7 @@ def apply(
     settings: UpdateSettings | None = None,
     name: str | None = None,
     seed: int = 0,
+    compile_regions: bool | None = None,
 ) -> PlacedStep:
     """Make a function that runs a model's step by a placement.
 
@@ -97,9 +99,12 @@ def apply(
         settings: Learning rate and so on of the optimizer.
         name: The graph's name, of no effect here.
         seed: Of the step's random numbers.
+        compile_regions: Let PyTorch's compiler compile what each device runs between two transfers, after the first
+            step, which may take minutes: results are then close, not the same to the last bit. By default where the
+            placement's own step time was measured so.
 
     Raises:
-        InputError: The placement is one of another graph, or a device does not exist.
+        InputError: The placement is one of another graph, a device does not exist, or there is no C++ compiler.
 
     Example:
         >>> import placement, torch
@@ -118,7 +123,15 @@ def apply(
     program = capture_program(model, example_batch, loss, training=training, optimizer=optimizer, name=name)
     placement = check_placement(found, program.graph, machine_cluster(real, names=found.cluster.devices))
     tensors = named_state(model, loss, training=training)
-    engine = Engine(program, real, tensors, schedule=found.schedule, settings=settings, seed=seed)
+    engine = Engine(
+        program,
+        real,
+        tensors,
+        schedule=found.schedule,
+        settings=settings,
+        seed=seed,
+        compile_regions=compiles_regions(found) if compile_regions is None else compile_regions,
+    )
     try:
         engine.place(placement)
     except BaseException:

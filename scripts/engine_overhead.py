@@ -2,18 +2,23 @@
 
     python scripts/engine_overhead.py
     python scripts/engine_overhead.py --workloads nmt bert --pairs 40 --device cpu:0-1 --json overhead.json
+    python scripts/engine_overhead.py --workloads rnnlm --compile
 
-Both have the same cores, threads and allocator, and run in turn, so what disturbs the machine disturbs both: what
-counts is the ratio of a pair, engine over eager, of which median and quartiles are shown. Losses are compared, too.
+All have the same cores, threads and allocator, and run in turn, so what disturbs the machine disturbs all: what counts
+is the ratio within a round, of which median and quartiles are shown. With ``--compile`` the engine with regions that
+are compiled and `torch.compile` run, too. Losses are compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -22,7 +27,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from envs.measured.engine import Engine
+from envs.measured.engine import Engine, Step
 from envs.measured.machine import RealDevice, parse_devices
 from envs.measured.plain import make_plain_step, run_pinned, timed
 from graphs.capture import batch_tensors, capture_program
@@ -35,20 +40,20 @@ from scripts.fidelity_study.workloads import WORKLOADS
 
 _ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 _WARM = 3
+ENGINE, EAGER, REGIONS, COMPILED = "engine", "eager", "engine, regions compiled", "torch.compile"
+_RATIOS = ((ENGINE, EAGER), (REGIONS, EAGER), (REGIONS, COMPILED), (COMPILED, EAGER))
 
 
 class Overhead(msgspec.Struct):
-    """Of a workload: its ops, and the seconds of each pair of steps."""
+    """Of a workload: its ops, and the seconds of each round's step, by the way in which it ran."""
 
     graph: str
     ops: int
-    engine_s: list[float]
-    eager_s: list[float]
+    steps_s: dict[str, list[float]]
 
-    @property
-    def ratios(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """Engine over eager, of each pair."""
-        return np.array(self.engine_s) / np.array(self.eager_s)
+    def ratios(self, way: str, other: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """One way over another, of each round."""
+        return np.array(self.steps_s[way]) / np.array(self.steps_s[other])
 
 
 def main() -> int:
@@ -56,64 +61,80 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--workloads", nargs="+", default=[*WORKLOADS], help="names, or sources of graphs")
     parser.add_argument("--device", default="cpu:0", help="one device, of one core or several")
-    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--pairs", type=int, default=30, help="rounds")
+    parser.add_argument("--compile", action="store_true", help="compiled regions and torch.compile, too: minutes")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     (device,) = parse_devices(args.device)
     if args.pairs < 1:
         parser.error("--pairs must be at least 1")
-    found = [measure_pairs(name, WORKLOADS.get(name, name), device, args.pairs) for name in args.workloads]
-    right = ("ops", "engine", "eager", "engine over eager", "quartiles")
-    made = table("graph", *right, right=right)
+    ways = (ENGINE, EAGER, REGIONS, COMPILED) if args.compile else (ENGINE, EAGER)
+    found = [measure_pairs(name, WORKLOADS.get(name, name), device, args.pairs, ways) for name in args.workloads]
+    right = ("ops", "takes", "over", "ratio", "quartiles")
+    made = table("graph", "way", *right, right=right)
     for each in found:
-        low, middle, high = np.percentile(each.ratios, [25, 50, 75])
-        times = (seconds(float(np.median(values)), digits=4) for values in (each.engine_s, each.eager_s))
-        made.add_row(each.graph, f"{each.ops:,}", *times, f"{middle:.3f}", f"{low:.3f}, {high:.3f}")
-    Console(width=120).print(made)
+        for way, other in _RATIOS:
+            if way in ways and other in ways:
+                low, middle, high = np.percentile(each.ratios(way, other), [25, 50, 75])
+                took = seconds(float(np.median(each.steps_s[way])), digits=4)
+                over = f"{other}, {seconds(float(np.median(each.steps_s[other])), digits=4)}"
+                made.add_row(each.graph, way, f"{each.ops:,}", took, over, f"{middle:.3f}", f"{low:.3f}, {high:.3f}")
+    Console(width=140).print(made)
     if args.json is not None:
         write_atomically(args.json, msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
     return 0
 
 
-def measure_pairs(name: str, source: str, device: RealDevice, pairs: int) -> Overhead:
-    """Run steps in pairs, every other pair the other way round.
+def measure_pairs(
+    name: str, source: str, device: RealDevice, pairs: int, ways: Sequence[str] = (ENGINE, EAGER)
+) -> Overhead:
+    """Run steps in rounds, every other round the other way round.
 
     Raises:
-        RuntimeError: The losses of the two differ.
+        RuntimeError: The losses of the ways differ.
     """
-    options, eager_options = load_model(source), load_model(source)
-    model, batch = options.pop("model"), options.pop("example_batch")
-    program = capture_program(model, batch, **options)
-    eager_options.pop("name", None)
-    plain = make_plain_step(eager_options.pop("model"), eager_options.pop("example_batch"), **eager_options)
-    tensors = named_state(model, options.get("loss"), training=program.training)
-    inputs = batch_tensors(batch, program.training)
-    found = Overhead(name, program.graph.num_ops, [], [])
-    with Engine(program, (device,), tensors) as engine:
-        engine.place(np.zeros(program.graph.num_ops, dtype=np.int64))
-
-        def by_engine() -> float:
-            return engine.step(inputs).step_time_s
-
-        def by_eager() -> float:
-            return timed(plain)
+    with contextlib.ExitStack() as opened:
+        losses: dict[str, Callable[[], Any]] = {}
+        times: dict[str, Callable[[], float]] = {}
+        ops = 0
+        for way in ways:
+            options = load_model(source)
+            model, batch = options.pop("model"), options.pop("example_batch")
+            if way in (EAGER, COMPILED):
+                options.pop("name", None)
+                losses[way] = make_plain_step(model, batch, is_compiled=way == COMPILED, **options)
+                times[way] = partial(timed, losses[way])
+                continue
+            program = capture_program(model, batch, **options)
+            tensors = named_state(model, options.get("loss"), training=program.training)
+            engine = opened.enter_context(Engine(program, (device,), tensors, compile_regions=way == REGIONS))
+            engine.place(np.zeros(program.graph.num_ops, dtype=np.int64))
+            step = partial(engine.step, batch_tensors(batch, program.training))
+            losses[way], times[way] = partial(_loss_of, step), partial(_time_of, step)
+            ops = program.graph.num_ops
+        found = Overhead(name, ops, {way: [] for way in ways})
 
         def work() -> None:
             for number in range(_WARM + pairs):
-                ways: list[tuple[Callable[[], float], list[float]]] = [
-                    (by_engine, found.engine_s),
-                    (by_eager, found.eager_s),
-                ]
-                for run, times in ways[:: 1 if number % 2 else -1]:
-                    took_s = run()
+                for way in ways[:: 1 if number % 2 else -1]:
+                    took_s = times[way]()
                     if number >= _WARM:
-                        times.append(took_s)
-            one, two = engine.step(inputs).loss, plain()
-            if isinstance(one, torch.Tensor) and not torch.allclose(one, two.detach(), rtol=1e-3, atol=1e-5):
-                raise RuntimeError(f"the loss is {float(one)} by the engine and {float(two)} by eager PyTorch")
+                        found.steps_s[way].append(took_s)
+            first, *others = [(way, losses[way]()) for way in ways]
+            for way, loss in others:
+                if isinstance(loss, torch.Tensor) and not torch.allclose(first[1], loss.detach(), rtol=1e-3, atol=1e-5):
+                    raise RuntimeError(f"the loss is {float(first[1])} by {first[0]} and {float(loss)} by {way}")
 
         run_pinned(device, work)
     return found
+
+
+def _time_of(step: Callable[[], Step]) -> float:
+    return step().step_time_s
+
+
+def _loss_of(step: Callable[[], Step]) -> torch.Tensor | None:
+    return step().loss
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@
 
 For each workload a placement is learned as `placement train --measured --screen` does, on the profiled graph. Then it,
 one core, all cores as one device, the expert's placement, the best heuristic's and plain eager PyTorch with a thread a
-core are run five times each, in turn; and `torch.compile` with as many threads, five runs in one process. What was
-measured is kept in the ``--out`` folder and not measured again.
+core are run five times each, in turn; and `torch.compile` with as many threads, five runs in one process. With
+``--compile-regions`` the learned placement and one device are run with compiled regions, too. The answer is the fastest
+of what a training takes home: the learned placement, or one device. What was measured is kept in the ``--out`` folder
+and not measured again.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from placement.text import seconds, table
 from scripts.fidelity import Workload, folder_name
 from scripts.fidelity_study.workloads import WORKLOADS
 
-ONE_CORE, LEARNED = "one core", "learned"
+ONE_CORE, LEARNED, ALONE = "one core", "learned", "one device"
+_REGIONS = "regions compiled"
 _RUNS, _LIMIT_S = 5, 60.0
 _HOW = Protocol()
 
@@ -64,6 +67,18 @@ class Gain(msgspec.Struct):
     devices: list[str]
     rows: list[GainRow]
 
+    @property
+    def answer(self) -> GainRow:
+        """The fastest of what a training takes home."""
+        ours = [row for row in self.rows if row.runs_s and row.placer.startswith((LEARNED, ALONE))]
+        return min(ours, key=lambda row: row.median_s)
+
+    @property
+    def plain(self) -> GainRow | None:
+        """The faster of eager and compiled plain PyTorch."""
+        plain = [row for row in self.rows if row.runs_s and row.placer.startswith((EAGER, COMPILED))]
+        return min(plain, key=lambda row: row.median_s, default=None)
+
 
 def main() -> int:
     """Learn and measure what is missing, and report."""
@@ -74,6 +89,7 @@ def main() -> int:
     parser.add_argument("--time-limit-s", type=float, default=60.0, help="of learning, for each workload")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes minutes")
+    parser.add_argument("--compile-regions", action="store_true", help="compile our regions, too, which takes minutes")
     parser.add_argument("--out", type=Path, default=Path("runs/measured_gain"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -86,7 +102,16 @@ def main() -> int:
             )
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(
-                path, _json(measure_gain(profile, args.time_limit_s, args.seed, compiles=not args.no_compile))
+                path,
+                _json(
+                    measure_gain(
+                        profile,
+                        args.time_limit_s,
+                        args.seed,
+                        compiles=not args.no_compile,
+                        compile_regions=args.compile_regions,
+                    )
+                ),
             )
         gains.append(msgspec.json.decode(path.read_bytes(), type=Gain))
     _show(gains)
@@ -99,18 +124,26 @@ def _json(content: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
 
-def measure_gain(profile: Workload, time_limit_s: float, seed: int, *, compiles: bool) -> Gain:
+def measure_gain(
+    profile: Workload, time_limit_s: float, seed: int, *, compiles: bool, compile_regions: bool = False
+) -> Gain:
     """Learn, then run the learned placement and the others in turn."""
     if not (profile.folder / "cluster.yaml").exists():
         raise InputError(f"there is no profile in '{profile.folder}'; run scripts/fidelity.py first")
-    with measured(profile.problem, profile.source, profile.devices, how=_HOW) as problem:
-        run = train_measured(problem, time_limit_s=time_limit_s, seed=seed, screen=True)
+    with measured(
+        profile.problem, profile.source, profile.devices, how=_HOW, compile_regions=compile_regions
+    ) as problem:
+        run = train_measured(
+            problem, time_limit_s=time_limit_s, seed=seed, screen=True, compile_regions=compile_regions
+        )
         chosen = _chosen(problem, run, time_limit_s, seed)
         simulated_s = {
             name: float(problem.simulated.evaluate_ops(ops[None]).step_time_s[0]) for name, ops in chosen.items()
         }
         process = problem.measurer.process
         ways = {name: partial(_run_placed, process, ops, problem.schedule) for name, ops in chosen.items()}
+        if compile_regions:
+            ways[f"{LEARNED}, {_REGIONS}"] = partial(_run_placed, process, chosen[LEARNED], problem.schedule, True)
         devices = process.devices
         wide = as_one(devices)
         with contextlib.ExitStack() as held:
@@ -120,10 +153,14 @@ def measure_gain(profile: Workload, time_limit_s: float, seed: int, *, compiles:
                     problem.graph.untimed.sha256,
                     (wide,),
                     problem.simulator_input.remaining_path_s,
+                    compile_regions=compile_regions,
                 )
                 held.enter_context(alone)
                 everywhere = np.zeros(problem.graph.num_ops, dtype=np.int32)
-                ways[f"one device {wide.name}"] = partial(_run_placed, alone, everywhere, problem.schedule)
+                name = f"{ALONE} {wide.name}"
+                ways[name] = partial(_run_placed, alone, everywhere, problem.schedule)
+                if compile_regions:
+                    ways[f"{name}, {_REGIONS}"] = partial(_run_placed, alone, everywhere, problem.schedule, True)
             plain = plain_device(devices)
             ways[f"{EAGER}, {_threads(plain)}"] = partial(_run_plain, profile.source, plain)
             rows = {name: GainRow(name, simulated_s.get(name), []) for name in ways}
@@ -140,9 +177,13 @@ def _threads(device: RealDevice) -> str:
     return f"{len(device.cores)} threads" if device.kind == "cpu" else device.name
 
 
-def _run_placed(process: MeasuringProcess, ops: NDArray[np.integer], schedule: str) -> float:
+def _run_placed(
+    process: MeasuringProcess, ops: NDArray[np.integer], schedule: str, compile_regions: bool = False
+) -> float:
     """Seconds of a step under a placement: the interquartile mean of a run."""
-    return _mean_s(process.measure(ops, schedule=schedule, time_limit_s=_LIMIT_S, how=_HOW))
+    return _mean_s(
+        process.measure(ops, schedule=schedule, time_limit_s=_LIMIT_S, how=_HOW, compile_regions=compile_regions)
+    )
 
 
 def _run_plain(source: str, device: RealDevice) -> float:
@@ -180,7 +221,7 @@ def _chosen(
     if "expert" in made:
         chosen["expert"] = made["expert"]
     chosen[f"best heuristic ({best})"] = made[best]
-    chosen[LEARNED] = check_placement(run.result, problem.graph, problem.cluster)
+    chosen[LEARNED] = check_placement(run.split, problem.graph, problem.cluster)
     return chosen
 
 
@@ -202,7 +243,14 @@ def _show(gains: list[Gain]) -> None:
                 f"{row.median_s / learned_s:.2f}",
                 seconds(row.simulated_s, digits=4),
             )
-    Console(width=140).print(made)
+    console = Console(width=140)
+    console.print(made)
+    for gain in gains:
+        answer, plain = gain.answer, gain.plain
+        said = f"{gain.graph}: the answer is {answer.placer}, {seconds(answer.median_s, digits=4)}"
+        if plain is not None:
+            said += f", {answer.median_s / plain.median_s:.2f} of the time of {plain.placer}"
+        console.print(said, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_map_only
 
+from envs.measured.compiled.code import CompileError, check_can_compile
+from envs.measured.compiled.segments import RegionCompiler
 from envs.measured.machine import RealDevice
 from envs.measured.ops import Binder, Random
 from envs.measured.plan import Plan, make_plan
@@ -72,10 +74,12 @@ class Engine:
             length of the longest path of ops that follow.
         settings: Of the optimizer.
         seed: Of the step's random numbers (dropout).
+        compile_regions: Let PyTorch's compiler compile the regions of steps after the first one of a placement.
 
     Attributes:
         plan: The placement that is run; None before `place`.
         steps: How many steps were run.
+        compile_s: Seconds that compiling the regions of the placement has taken.
         states: What the optimizer keeps, by the parameter's name.
     """
 
@@ -89,12 +93,17 @@ class Engine:
         remaining_path_s: NDArray[np.float64] | None = None,
         settings: UpdateSettings | None = None,
         seed: int = 0,
+        compile_regions: bool = False,
     ) -> None:
+        if compile_regions:
+            check_can_compile(devices)
         self.program = program
         self.devices = tuple(devices)
         self.plan: Plan | None = None
         self.steps = 0
         self.states: dict[str, ParameterState] = {}
+        self.compile_s = 0.0
+        self._compiles = compile_regions
         self._schedule = schedule
         self._remaining = _path_lengths(program) if remaining_path_s is None else remaining_path_s
         self._settings = settings or UpdateSettings()
@@ -122,18 +131,25 @@ class Engine:
     ) -> None:
         self.close()
 
-    def place(self, op_device: NDArray[np.integer], *, schedule: str | None = None) -> None:
+    def place(
+        self, op_device: NDArray[np.integer], *, schedule: str | None = None, compile_regions: bool | None = None
+    ) -> None:
         """Get ready to run a placement of ops, ``int[N]``.
 
         Args:
             op_device: Device numbers.
             schedule: Another schedule than before.
+            compile_regions: Otherwise than before.
 
         Raises:
-            InputError: Ops that must share a device do not, or a device does not exist.
+            InputError: Ops that must share a device do not, or a device does not exist, or regions cannot be compiled.
         """
+        if compile_regions:
+            check_can_compile(self.devices)
         num_ops = self.program.graph.num_ops
         self._schedule = schedule or self._schedule
+        self._compiles = self._compiles if compile_regions is None else compile_regions
+        self.compile_s = 0.0
         op_device = np.asarray(op_device)
         if op_device.shape != (num_ops,) or not 0 <= op_device.min() <= op_device.max() < len(self.devices):
             raise InputError(
@@ -163,6 +179,8 @@ class Engine:
         self._wait_for_gpus()
         on_gpu = [device.type == "cuda" for device in self._torch_devices]
         self._template = Template(plan, runs, self._remaining, on_gpu)
+        threads = [max(len(device.cores), 1) for device in self.devices]
+        self._compiler = RegionCompiler(plan, runs, binder.layout, self._torch_devices, threads)
         self._slots_at_start: list[Any] = [None] * len(plan.place_value)
         for place, tensor in held.items():
             self._slots_at_start[place] = tensor
@@ -207,7 +225,7 @@ class Engine:
                     held.copy_(content)
         self.steps += 1
         if not job.members:
-            self._template = self._template.in_regions(job.start_s, job.end_s)
+            self._make_regions(job)
         ends = [report.end_s for report in reports]
         return Step(
             step_time_s=max(ends) - started_s,
@@ -217,6 +235,21 @@ class Engine:
             task_start_s=self._starts(job) - started_s,
             task_end_s=np.array(job.end_s) - started_s,
         )
+
+    def _make_regions(self, job: Job) -> None:
+        """Let the next steps run in the regions of the first one.
+
+        Raises:
+            StepError: They cannot be compiled.
+        """
+        began_s = perf_counter()
+        compiler = self._compiler if self._compiles else None
+        try:
+            self._template = self._template.in_regions(job.start_s, job.end_s, compiler)
+        except CompileError as error:
+            raise StepError(str(error)) from error
+        if self._compiles:
+            self.compile_s += perf_counter() - began_s
 
     def _starts(self, job: Job) -> NDArray[np.float64]:
         """When each task of a step started: an op within a region where the one before it ended."""

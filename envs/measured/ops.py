@@ -32,13 +32,15 @@ class Parts:
     """What the function of an op consists of.
 
     Attributes:
-        function: What it calls.
+        call: The call.
+        function: What it calls: that of the call, without what is not needed, and with numbers drawn from its stream.
         args: With these; a function with a mark ``source`` is called with the slots first.
         kwargs: Likewise.
         stores: Where what it returns goes to.
         relaid: Not empty once something that it returned had another layout than was foreseen.
     """
 
+    call: Call
     function: Callable[..., Any]
     args: list[Any]
     kwargs: dict[str, Any]
@@ -208,7 +210,11 @@ class Binder:
 
     def _shape_only(self, layout: Layout, device: int) -> Callable[[Slots], torch.Tensor]:
         where = self._devices[device]
-        return lambda slots: torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype, device=where)
+
+        def make(slots: Slots) -> torch.Tensor:
+            return torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype, device=where)
+
+        return _made_by(make, "shape", layout)
 
     def _written(self, op: int, use: TensorUse, device: int) -> Callable[[Slots], torch.Tensor] | torch.Tensor:
         """The tensor that an op writes in place: the old content's memory, or new memory."""
@@ -223,7 +229,7 @@ class Binder:
                 slots[new] = slots[old]
                 return view if isinstance(view, torch.Tensor) else view(slots)
 
-            return take
+            return _made_by(take, "take", (new, old, view))
         part = plan.program.value_part[use.written]
         if part is None:
             places = [plan.local[device][piece] for piece in use.pieces]
@@ -234,7 +240,7 @@ class Binder:
                 slots[new] = made = fill(slots)
                 return look(made, layout)
 
-            return make
+            return make if places else _made_by(make, "fresh", (new, layout))
         layout = mapped(use.layout, part)
         compact = flat(layout.dtype, slice_bytes(part))
         read = self.read(use, device) if use.pieces else None
@@ -322,7 +328,7 @@ class Binder:
         found = run_late if late else run
         made_late = [_as_made(arg, given) for arg, given in zip(args, call.args, strict=True)]
         named_late = {key: _as_made(arg, call.kwargs.get(key)) for key, arg in kwargs.items()}
-        return _with_parts(found, Parts(function, made_late, named_late, stores, relaid))
+        return _with_parts(found, Parts(call, function, made_late, named_late, stores, relaid))
 
     def _note_layouts(self, call: Call) -> None:
         plan = self._plan

@@ -93,6 +93,8 @@ class Measurer:
     Attributes:
         count: Placements run so far.
         failures: How many of them failed.
+        compile_regions: Whether placements are run with regions that are compiled, from now on; what was run in one way
+            is not known in the other.
         on_measure: Called after each with the placement, ``int32[N]``, the schedule, and what it came to.
         until_s: When measuring ends, by `time.monotonic`; a placement that is asked for later raises
             `MeasurementsOverError`.
@@ -106,9 +108,10 @@ class Measurer:
         self.how = how or Protocol()
         self.count = 0
         self.failures = 0
+        self.compile_regions = False
         self.on_measure: Callable[[NDArray[np.int32], str, Measurement], None] | None = None
         self.until_s = float("inf")
-        self._known: dict[tuple[str, bytes], Measurement] = {}
+        self._known: dict[tuple[str, bool, bytes], Measurement] = {}
 
     def measure(self, op_placement: NDArray[np.integer], schedule: str, *, again: bool = False) -> Measurement:
         """Run a placement of ops, ``int[N]``; one that was run before only if asked to do it `again`.
@@ -120,14 +123,20 @@ class Measurer:
             MeasurementsOverError: It was not run before, and the time is over.
         """
         placement = np.ascontiguousarray(op_placement, dtype=np.int32)
-        key = (schedule, placement.tobytes())
+        key = self._key(placement, schedule)
         if key in self._known and not again:
             return self._known[key]
         left_s = self.until_s - time.monotonic()
         if left_s <= 0:
             raise MeasurementsOverError
         limit_s = min(self.time_limit_s, max(left_s, _LEAST_LIMIT_S))
-        reply = self.process.measure(placement, schedule=schedule, time_limit_s=limit_s, how=self.how)
+        reply = self.process.measure(
+            placement,
+            schedule=schedule,
+            time_limit_s=limit_s,
+            how=self.how,
+            compile_regions=self.compile_regions,
+        )
         if isinstance(reply, Failed) and limit_s < self.time_limit_s and time.monotonic() >= self.until_s:
             raise MeasurementsOverError  # it might have been done in the time that others have
         if isinstance(reply, Failed):
@@ -183,20 +192,24 @@ class Measurer:
         """Take over what running a placement of ops, ``int[N]``, came to: it is run again only if asked to."""
         self.count += 1
         self.failures += bool(found.reason)
-        self._known[schedule, np.ascontiguousarray(op_placement, dtype=np.int32).tobytes()] = found
+        self._known[self._key(op_placement, schedule)] = found
 
     def is_known(self, op_placement: NDArray[np.integer], schedule: str) -> bool:
         """Whether a placement of ops was run before."""
-        return (schedule, np.ascontiguousarray(op_placement, dtype=np.int32).tobytes()) in self._known
+        return self._key(op_placement, schedule) in self._known
 
     def best(self, schedule: str) -> list[NDArray[np.int32]]:
         """The placements of ops, ``int32[N]``, that were run to the end under a schedule, fastest first."""
-        done = [(f.step_time_s, ops) for (s, ops), f in self._known.items() if s == schedule and not f.reason]
+        wanted = (schedule, self.compile_regions)
+        done = [(f.step_time_s, ops) for (*how, ops), f in self._known.items() if (*how,) == wanted and not f.reason]
         return [np.frombuffer(ops, dtype=np.int32) for _, ops in sorted(done)]
 
     def failed(self) -> list[Measurement]:
         """What failed."""
         return [found for found in self._known.values() if found.reason]
+
+    def _key(self, op_placement: NDArray[np.integer], schedule: str) -> tuple[str, bool, bytes]:
+        return schedule, self.compile_regions, np.ascontiguousarray(op_placement, dtype=np.int32).tobytes()
 
     def close(self) -> None:
         """End the process."""
@@ -243,6 +256,7 @@ def measured(
     *,
     time_limit_s: float = DEFAULT_LIMIT_S,
     how: Protocol | None = None,
+    compile_regions: bool = False,
 ) -> MeasuredProblem:
     """The same problem, evaluated by running the step on real devices.
 
@@ -252,6 +266,7 @@ def measured(
         devices: Names of real devices, ``"cpu:0,cpu:1"``.
         time_limit_s: Seconds that one measurement may take; the failing signal.
         how: How many steps.
+        compile_regions: Placements will be asked for with regions that are compiled, see `Measurer.compile_regions`.
 
     Raises:
         InputError: The devices are not those of the cluster, or do not exist.
@@ -265,7 +280,13 @@ def measured(
         )
     if not 0 < time_limit_s < float("inf"):
         raise InputError(f"the time limit of a measurement is {time_limit_s}; it must be positive")
-    process = MeasuringProcess(source, problem.graph.untimed.sha256, real, problem.simulator_input.remaining_path_s)
+    process = MeasuringProcess(
+        source,
+        problem.graph.untimed.sha256,
+        real,
+        problem.simulator_input.remaining_path_s,
+        compile_regions=compile_regions,
+    )
     measurer = Measurer(process, time_limit_s=time_limit_s, how=how)
     return MeasuredProblem(
         problem.graph,

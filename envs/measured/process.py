@@ -32,6 +32,9 @@ from graphs.sources import PYTHON_PREFIX
 START_LIMIT_S = 600.0
 """Seconds that building and capturing the model may take."""
 
+COMPILE_LIMIT_S = 600.0
+"""Seconds that compiling may take: the regions of a placement, or a whole step by `torch.compile`."""
+
 _KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """For the C library's allocator: freed memory is used again, not given back to the system and asked for anew, page by
 page, in every step, which costs more than many an op and makes two threads wait for each other."""
@@ -62,6 +65,7 @@ class MeasuringProcess:
         devices: Where to run.
         remaining_path_s: ``float64[N]``, for the schedule ``priority``, see `envs.simulator.SimulatorInput`.
         start_limit_s: Seconds that the start may take.
+        compile_regions: It will be asked for regions that are compiled; where that cannot be, the start says so.
 
     Attributes:
         starts: How many processes were started so far.
@@ -75,6 +79,7 @@ class MeasuringProcess:
         remaining_path_s: NDArray[np.float64],
         *,
         start_limit_s: float = START_LIMIT_S,
+        compile_regions: bool = False,
     ) -> None:
         self.source = source
         self.devices = tuple(devices)
@@ -85,6 +90,7 @@ class MeasuringProcess:
             [device.name for device in devices],
             np.ascontiguousarray(remaining_path_s, dtype=np.float64).tobytes(),
             _import_path(source),
+            compile_regions,
         )
         self._start_limit_s = start_limit_s
         self._lock = threading.Lock()
@@ -114,6 +120,7 @@ class MeasuringProcess:
         time_limit_s: float,
         how: protocol.Protocol | None = None,
         keep_tasks: bool = False,
+        compile_regions: bool = False,
     ) -> protocol.Measured | protocol.Failed:
         """Run a placement of ops, ``int[N]``; a failure of whatever kind is an answer, too.
 
@@ -123,9 +130,10 @@ class MeasuringProcess:
             time_limit_s: Seconds that it may take, not counting the start of a process where one is needed.
             how: How many steps.
             keep_tasks: Ask when each op and copy of each step that counts started and ended.
+            compile_regions: Compile the regions first, which takes its own time, up to `COMPILE_LIMIT_S`.
 
         Raises:
-            InputError: The model cannot be built, or the placement is not one of its graph.
+            InputError: The model cannot be built, the placement is not one of its graph, or regions cannot be compiled.
         """
         if target_of(schedule) != "engine":
             raise InputError(
@@ -138,10 +146,11 @@ class MeasuringProcess:
             time_limit_s,
             how or protocol.Protocol(),
             keep_tasks,
+            compile_regions,
         )
         with self._lock:
             child = self._running()
-            reply = child.ask(request, time_limit_s)
+            reply = child.ask(request, time_limit_s + COMPILE_LIMIT_S * compile_regions)
             if isinstance(reply, protocol.Failed):
                 if reply.is_last:
                     self._stop()

@@ -16,6 +16,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
         devices: Names of real devices.
         remaining_path_s: ``float64[N]`` as bytes, for the schedule ``priority``.
         import_path: Where modules are looked for.
+        compile_regions: Some placements are to be run with regions that are compiled; refuse now if that cannot be.
     """
 
     source: str
@@ -23,6 +24,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     devices: list[str]
     remaining_path_s: bytes
     import_path: list[str]
+    compile_regions: bool = False
 
 
 class Measure(msgspec.Struct, frozen=True, tag="measure"):
@@ -34,6 +36,8 @@ class Measure(msgspec.Struct, frozen=True, tag="measure"):
         time_limit_s: Seconds that all of it may take.
         protocol: How many steps, see `Protocol`.
         keep_tasks: Report when each op and copy of each step that counts started and ended.
+        compile_regions: Let PyTorch's compiler compile the regions; the time that this takes does not count, and one
+            step more is dropped.
     """
 
     placement: bytes
@@ -41,6 +45,7 @@ class Measure(msgspec.Struct, frozen=True, tag="measure"):
     time_limit_s: float
     protocol: Protocol
     keep_tasks: bool = False
+    compile_regions: bool = False
 
 
 class Plain(msgspec.Struct, frozen=True, tag="plain"):

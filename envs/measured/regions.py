@@ -7,7 +7,8 @@ that has run, no region waits for itself. Where several devices work, a region i
 need not wait long.
 
 The function of a region is generated: a line calls an op with what is in the places, and the next line frees what
-nobody needs any more. Results are those of the ops one by one, bit for bit.
+nobody needs any more. Results are those of the ops one by one, bit for bit. Where regions are compiled
+(`envs.measured.compiled`), a line may call the code of many ops.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from envs.measured.compiled.segments import Segment
 from envs.measured.plan import Plan
 
 LONGEST_S = 0.5e-3
@@ -98,23 +100,25 @@ class Users:
         }
 
 
-def write_functions(plan: Plan, regions: list[list[int]], runs: Sequence[Any], users: Users) -> dict[int, Region]:
+def write_functions(
+    plan: Plan, regions: Sequence[Sequence[Segment]], runs: Sequence[Any], users: Users
+) -> dict[int, Region]:
     """The functions of regions, by their first ops.
 
     Args:
         plan: What runs.
-        regions: From `split`.
+        regions: What each consists of: one segment that is not compiled, or those of a `RegionCompiler`.
         runs: By task, the function of each op (`envs.measured.ops.Binder.op`), with what it consists of.
         users: Of these regions.
     """
     writer = _Writer(plan, runs, users)
     lines: list[str] = []
-    for number, ops in enumerate(regions):
+    for number, segments in enumerate(regions):
         lines.append(f"def region_{number}(s, e, u):")
-        lines += [f"    {line}" for line in writer.lines(ops)]
+        lines += [f"    {line}" for line in writer.lines(segments)]
     names = writer.names
     exec(compile("\n".join(lines), "<regions>", "exec"), names)
-    return {ops[0]: names[f"region_{number}"] for number, ops in enumerate(regions)}
+    return {segments[0].ops[0]: names[f"region_{number}"] for number, segments in enumerate(regions)}
 
 
 class _Writer:
@@ -127,15 +131,27 @@ class _Writer:
         self._users = users
         self._known: dict[int, str] = {}
 
-    def lines(self, ops: list[int]) -> list[str]:
+    def lines(self, segments: Sequence[Segment]) -> list[str]:
         """The body of a region's function."""
         last: dict[int, int] = {}
-        for op in ops:
-            for place in self._task(op).releases:
-                last[place] = op
+        for segment in segments:
+            for op in segment.ops:
+                for place in self._task(op).releases:
+                    last[place] = op
+        written: list[str] = []
+        for segment in segments:
+            if segment.code is None:
+                for op in segment.ops:
+                    written += [self._call(op), *self._frees([op], last), f"e[{op}] = now()"]
+            else:
+                written += [*self._compiled(segment), *self._frees(segment.ops, last)]
+                written += ["t = now()", f"for i in {self._name(segment.ops)}: e[i] = t"]
+        return written
+
+    def _frees(self, ops: list[int], last: dict[int, int]) -> list[str]:
+        """What to free after some ops: what they are the last to need."""
         written: list[str] = []
         for op in ops:
-            written.append(self._call(op))
             for place in self._task(op).releases:
                 if last[place] != op or self._plan.kept[place]:
                     continue
@@ -146,8 +162,15 @@ class _Writer:
                 for place in self._task(op).makes
                 if place in self._users.inner and place not in last
             ]
-            written.append(f"e[{op}] = now()")
         return written
+
+    def _compiled(self, segment: Segment) -> list[str]:
+        """Call the code of many ops."""
+        given = [f"s[{each.place}]" if each.tensor is None else self._name(each.tensor) for each in segment.inputs]
+        written = [f"o = {self._name(segment.code)}({', '.join(given)})"]
+        for number, places in enumerate(segment.outputs):
+            written.append(" = ".join([*(f"s[{place}]" for place in places), f"o[{number}]"]))
+        return [*written, "o = None", *(f"s[{new}] = s[{old}]" for new, old in segment.moved)]
 
     def _task(self, op: int) -> Any:
         return self._plan.tasks[op]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.measured.compiled.segments import RegionCompiler, Segment
 from envs.measured.plan import Plan, program_ops, reports_departure
 from envs.measured.regions import Users, split, write_functions
 from envs.measured.worker import FifoQueue, Job, ProgramOrderQueue, Queue
@@ -66,19 +67,24 @@ class Template:
             for d in range(plan.num_devices)
         ]
 
-    def in_regions(self, start_s: Sequence[float], end_s: Sequence[float]) -> Template:
+    def in_regions(
+        self, start_s: Sequence[float], end_s: Sequence[float], compiler: RegionCompiler | None = None
+    ) -> Template:
         """The same step with the ops in regions, in the order in which they ran; see `envs.measured.regions`.
 
         Args:
             start_s: By task, when it began in a step of this template.
             end_s: By task, when it ended.
+            compiler: Of the regions; None leaves their ops as they are.
         """
         plan, num_ops = self.plan, program_ops(self.plan)
-        regions = split(plan, start_s, end_s)
+        found = split(plan, start_s, end_s)
+        segments = [[Segment(ops)] if compiler is None else compiler.segments(ops) for ops in found]
+        regions = [[op for segment in each for op in segment.ops] for each in segments]
         users = Users(plan, regions)
         made = copy(self)
         made.runs = list(self.runs)
-        for first, function in write_functions(plan, regions, self.runs, users).items():
+        for first, function in write_functions(plan, segments, self.runs, users).items():
             made.runs[first] = function
         made.uses = [0 if p in users.inner else len(users.by_place[p]) for p in range(len(plan.uses))]
         made.members = {ops[0]: ops for ops in regions}

@@ -16,7 +16,7 @@ from placement.arguments import check_at_least_one, check_can_write, check_posit
 from placement.cli import verbs
 from placement.cli.shared import HeadingDisplay, make_console
 from placement.runs import directory
-from placement.runs.plain import Beside
+from placement.runs.plain import COMPILED, Beside, compiles_regions
 from placement.runs.steps import MeasuredSteps
 from placement.text import seconds, size, table
 
@@ -43,6 +43,7 @@ def run(verb: verbs.Run) -> int:
         time_limit_s=verb.time_limit_s,
         json=verb.json,
         plain=verb.plain,
+        compile_regions=verb.compile_regions or None,
         observer=HeadingDisplay(out, make_console(stderr=True)),
     )
     _show_steps(out, measured)
@@ -56,7 +57,11 @@ def _show_steps(out: Console, measured: MeasuredSteps) -> None:
         Text.assemble(
             ("measured step time  ", "dim"),
             (seconds(found.step_time_s, digits=4), "bold green"),
-            (f"  half of the {len(found.step_times_s)} steps within {seconds(found.spread_s)}", "dim"),
+            (
+                f"  half of the {len(found.step_times_s)} steps within {seconds(found.spread_s)}"
+                f"{', regions compiled' if measured.compile_regions else ''}",
+                "dim",
+            ),
         )
     )
     count = dict.fromkeys(measured.result.cluster.devices, 0)
@@ -66,14 +71,13 @@ def _show_steps(out: Console, measured: MeasuredSteps) -> None:
     for real, (device, ops), peak in zip(measured.devices, count.items(), found.peak_memory_bytes, strict=True):
         made.add_row(real.name, device, f"{ops:,}", size(peak))
     out.print(made)
-    _show_beside(out, measured.beside, found.step_time_s)
-
-
-def _show_beside(out: Console, beside: Beside, placed_s: float) -> None:
-    """What the same cores take without the placement, and whether it is worth running."""
-    if not beside.plain:
-        return
     out.print()
+    _show_beside(out, measured.beside)
+    _show_verdict(out, measured.beside, "The placement", found.step_time_s)
+
+
+def _show_beside(out: Console, beside: Beside) -> None:
+    """What the same cores take without the placement."""
     for each in beside.plain:
         took = f"failed: {each.reason}" if each.step_time_s is None else seconds(each.step_time_s, digits=4)
         where = f"{each.device}, {each.threads} threads" if each.threads > 1 else each.device
@@ -81,16 +85,21 @@ def _show_beside(out: Console, beside: Beside, placed_s: float) -> None:
     if beside.one_device is not None:
         (device,) = beside.one_device.cluster.devices
         took = seconds(beside.one_device.step_time_s, digits=4)
-        out.print(f"all ops on one device of these cores: {took} ({device})", soft_wrap=True)
+        how = ", regions compiled" if compiles_regions(beside.one_device) else ""
+        out.print(f"all ops on one device of these cores: {took} ({device}{how})", soft_wrap=True)
+
+
+def _show_verdict(out: Console, beside: Beside, what: str, placed_s: float) -> None:
+    """Whether a placement is worth running."""
     best = beside.fastest
-    if best is not None and best.step_time_s is not None:
-        ratio = placed_s / best.step_time_s
-        if ratio > 1:
-            out.print(
-                f"The placement takes {ratio:.2f} times as long as {best.name}: run the model as it is.", style="yellow"
-            )
-        else:
-            out.print(f"The placement takes {ratio:.2f} of the time of {best.name}.", style="green")
+    if best is None or best.step_time_s is None:
+        return
+    ratio = placed_s / best.step_time_s
+    if ratio > 1:
+        said = f"{what} takes {ratio:.2f} times as long as {best.name}, which is the fastest: run the model as it is"
+        out.print(f"{said}{' by torch.compile' if best.name == COMPILED else ''}.", style="yellow", soft_wrap=True)
+    else:
+        out.print(f"{what} takes {ratio:.2f} of the time of {best.name}.", style="green", soft_wrap=True)
 
 
 def profile(verb: verbs.Profile) -> int:
@@ -139,7 +148,9 @@ def train_measured(verb: verbs.Train, out: Console, err: Console) -> int:
         NoFeasiblePlacementError: No placement could be run.
     """
     if not verb.measured:
-        raise InputError("--screen, --devices and --profile are for learning from measured time; add --measured")
+        raise InputError(
+            "--screen, --devices, --profile and --compile-regions are for learning from measured time; add --measured"
+        )
     if verb.graph is None or verb.devices is None:
         raise InputError("train --measured needs a GRAPH and --devices, for example --devices cpu:0,cpu:1")
     _check_measured(verb)
@@ -156,6 +167,7 @@ def train_measured(verb: verbs.Train, out: Console, err: Console) -> int:
         seed=verb.seed,
         out=run_dir,
         plain=verb.plain,
+        compile_regions=verb.compile_regions,
         observer=_MeasuredDisplay(out, err),
     )
     _show_run(out, run)
@@ -170,10 +182,10 @@ def resume_measured(verb: verbs.Train, out: Console, err: Console) -> int:
         NoFeasiblePlacementError: No placement could be run.
     """
     _check_measured(verb)
-    if verb.devices is not None or verb.profile is not None or verb.screen:
+    if verb.devices is not None or verb.profile is not None or verb.screen or verb.compile_regions:
         raise InputError(
-            f"the run in '{verb.resume}' knows its devices and how it learns; leave out --devices, --profile and "
-            "--screen, or start a new run with --out"
+            f"the run in '{verb.resume}' knows its devices and how it learns; leave out --devices, --profile, --screen "
+            "and --compile-regions, or start a new run with --out"
         )
     run = api.train_measured(
         out=verb.resume,
@@ -225,7 +237,9 @@ def _show_run(out: Console, run: MeasuredRun) -> None:
         shown = "failed" if row.reason else seconds(row.step_time_s, digits=4)
         made.add_row(row.placer, shown, seconds(row.spread_s), seconds(row.simulated_s, digits=4))
     out.print(made)
-    _show_beside(out, run.beside, run.result.step_time_s)
+    out.print()
+    _show_beside(out, run.beside)
+    _show_answer(out, run)
     out.print()
     out.print(
         f"{run.measured:,} placements run, {run.failures:,} of them failed; {run.updates:,} updates of the policy",
@@ -235,6 +249,28 @@ def _show_run(out: Console, run: MeasuredRun) -> None:
         out.print("Stopped before the limit; the best placement so far is kept.", style="yellow")
     if run.run_dir is not None:
         out.print(f"placement   {run.run_dir}/{directory.PLACEMENT}", soft_wrap=True)
-        if run.beside.one_device is not None:
+        if run.result is not run.split:
+            out.print(f"best split  {run.run_dir}/{directory.SPLIT}", soft_wrap=True)
+        elif run.beside.one_device is not None:
             out.print(f"one device  {run.run_dir}/{directory.ONE_DEVICE}", soft_wrap=True)
+        out.print(f"run it      placement run {run.run_dir}", soft_wrap=True)
         out.print(f"go on       placement train --resume {run.run_dir} --time-limit-s 60", soft_wrap=True)
+
+
+def _show_answer(out: Console, run: MeasuredRun) -> None:
+    """What was taken home, and what that is worth."""
+    one = run.beside.one_device
+    what = "The placement"
+    if one is not None:
+        ratio = run.split.step_time_s / one.step_time_s
+        device = one.cluster.devices[0]
+        if run.result is run.split:
+            out.print(f"The placement takes {ratio:.2f} of the time of one device {device}.", soft_wrap=True)
+        else:
+            what = f"One device {device}"
+            out.print(
+                f"The best split takes {ratio:.2f} times as long as one device of all cores: the answer is {device}.",
+                style="yellow",
+                soft_wrap=True,
+            )
+    _show_verdict(out, run.beside, what, run.result.step_time_s)

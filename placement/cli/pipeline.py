@@ -130,6 +130,7 @@ def check(verb: verbs.Train) -> None:
         "--updates": verb.updates,
         "--measured": verb.measured,
         "--screen": verb.screen,
+        "--compile-regions": verb.compile_regions,
         "--devices": verb.devices,
         "--profile": verb.profile,
         "--pin": verb.pin,

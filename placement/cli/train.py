@@ -61,7 +61,7 @@ def train(verb: verbs.Train) -> int:
             return resume_measured(verb, out, err)
         if verb.measured:
             raise InputError(f"the run in '{verb.resume}' does not learn from measured time; leave out --measured")
-    elif verb.measured or verb.screen or verb.devices is not None or verb.profile is not None:
+    elif verb.measured or verb.screen or verb.compile_regions or verb.devices is not None or verb.profile is not None:
         if verb.pin or verb.forbid or verb.reserve or verb.start is not None:
             raise InputError(
                 "--pin, --forbid, --reserve and --start go with simulated step times; leave out --measured"

@@ -159,6 +159,8 @@ class Train:
     profile: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """With --measured: a graph file from `placement profile`, for the simulator; its cluster file goes to --cluster."""
     plain: PlainArg = "eager"
+    compile_regions: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
+    """With --measured: at the end, also run the best placements with their regions compiled (needs a C++ compiler)."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Run directory to make; by default runs/GRAPH-CLUSTER-1, or the next number that is free."""
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -169,14 +171,27 @@ class Train:
 class Run:
     """Run a placement's steps on real devices of this machine, and measure them."""
 
-    graph: Annotated[Positional[str], arg(metavar="GRAPH", help="What to run: a zoo name, or python:module:function.")]
-    placement: Annotated[Path, arg(metavar="FILE")]
-    """A placement file of this graph."""
-    devices: DevicesArg
+    graph: Annotated[
+        Positional[str],
+        arg(metavar="GRAPH|RUN", help="What to run: a zoo name, python:module:function, or the directory of a run."),
+    ]
+    placement: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A placement file of this graph; of a run by default what it took home."""
+    devices: Annotated[
+        str | None,
+        arg(
+            metavar="A,B,...",
+            help="A device of this machine for each of the placement: cpu:0 (a core), cpu:2-3 (cores as one), cuda:0."
+            " By default those that it names.",
+            help_behavior_hint="",
+        ),
+    ] = None
     steps: Annotated[int, arg(metavar="N")] = 10
     """Steps that count; one more goes before them."""
     time_limit_s: Annotated[float, arg(metavar="S")] = 60.0
     """Seconds that they may take; what is not done by then has failed."""
+    compile_regions: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
+    """Compile the runs of ops between transfers first (needs a C++ compiler), as is done where the placement was."""
     plain: PlainArg = "eager"
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the figures there as JSON."""

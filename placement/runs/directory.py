@@ -6,13 +6,16 @@
 ``cluster.yaml``            the cluster, where no name says it
 ``start.json``              the placement that it was told to start from, if any
 ``groups.json``             the co-location groups, where they are not what graph, cluster and their number make
-``placement.json``          the best placement so far (`placement.results.placement_file`), replaced when it improves
+``placement.json``          the best placement so far (`placement.results.placement_file`), replaced when it improves;
+                            of a training on measured time, where that was faster, `one_device.json`
 ``comparison.json``         the other placers and the learned one (`placement.results.comparison`), at the end
 ``report.html``             why the placement is what it is, on one page, where the extra `report` is installed
 ``checkpoint.pt``           the trainer's state
 ``measurements.jsonl``      of a training on measured time: every placement that was run (`placement.runs.measurements`)
 ``measured.json``           and at its end the rows
-``one_device.json``         every op on one device of all cores, where that was measured beside (`placement.runs.plain`)
+``one_device.json``         every op on one device of all cores, measured at the end (`placement.runs.plain`)
+``one_device.yaml``         the cluster of that device
+``split.json``              the best placement on several devices, where `placement.json` is `one_device.json`
 ``events.out.tfevents.*``   TensorBoard's events
 ``.lock``                   held by the process that works on the run
 ==========================  ============================================================================================
@@ -45,10 +48,12 @@ from graphs.errors import InputError
 from graphs.files import save_graph_file, write_atomically
 from graphs.reading import decode_json, exists, read_file
 from graphs.sources import load_graph
+from placement.results.placement_file import read_placement
 from placement.runs.problem_content import decode_groups, encode_groups
 
 CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
-MEASUREMENTS, MEASURED, ONE_DEVICE = "measurements.jsonl", "measured.json", "one_device.json"
+MEASUREMENTS, MEASURED = "measurements.jsonl", "measured.json"
+ONE_DEVICE, ONE_DEVICE_CLUSTER, SPLIT = "one_device.json", "one_device.yaml", "split.json"
 DEVICE_MAP = "device_map.json"
 REPORT = "report.html"
 
@@ -73,6 +78,7 @@ class MeasuredSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         screen: True where the policy learns from the simulator, and what it finds is measured.
         limit_s: Seconds that one measurement may take.
         protocol: How many steps.
+        compile_regions: Whether the best placements are run with regions that are compiled, too.
     """
 
     source: str
@@ -80,6 +86,7 @@ class MeasuredSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     screen: bool
     limit_s: float
     protocol: Protocol
+    compile_regions: bool = False
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -150,8 +157,8 @@ def hold(run_dir: Path) -> Iterator[None]:
             raise InputError(
                 f"another process works on the run in '{run_dir}'; wait for it or stop it, or give another --out"
             ) from error
-        names = (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT, MEASURED, ONE_DEVICE, GRAPH, CLUSTER, GROUPS, START, REPORT)
-        for name in names:
+        names = (CONFIG, PLACEMENT, COMPARISON, CHECKPOINT, MEASURED, GRAPH, CLUSTER, GROUPS, START, REPORT)
+        for name in (*names, ONE_DEVICE, ONE_DEVICE_CLUSTER, SPLIT):
             for leftover in run_dir.glob(f".{name}.*.tmp"):
                 leftover.unlink(missing_ok=True)
         yield
@@ -281,6 +288,21 @@ def load_problem(run_dir: Path, config: RunConfig) -> PlacementProblem:
         config.schedule,
         constraints=asked,
     )
+
+
+def load_placed_problem(run_dir: Path, config: RunConfig) -> PlacementProblem:
+    """The problem that a run's `placement.json` answers: the run's own, or the same graph on one device of all cores.
+
+    Raises:
+        InputError: Something of it is gone or damaged.
+    """
+    problem = load_problem(run_dir, config)
+    if not (run_dir / ONE_DEVICE_CLUSTER).exists() or not (run_dir / PLACEMENT).exists():
+        return problem
+    cluster = load_cluster(str(run_dir / ONE_DEVICE_CLUSTER))
+    if read_placement(run_dir / PLACEMENT).cluster.sha256 != cluster.sha256:
+        return problem
+    return make_problem(problem.graph, cluster, schedule=config.schedule, groups=config.groups)
 
 
 def run_of(placement: Path) -> Path | None:

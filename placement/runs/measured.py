@@ -19,7 +19,7 @@ from placement.runs.compile_ahead import compile_ahead
 from placement.runs.measured_training import MeasuredRun, MeasuredTraining
 from placement.runs.measurements import read_measurements
 from placement.runs.observer import RunObserver
-from placement.runs.plain import Beside, Plain, run_beside
+from placement.runs.plain import Plain, PlainSteps, run_plain_beside
 from placement.runs.training import left_s, reload
 
 __all__ = ["MeasuredRun", "resume_measured", "train_measured", "train_source"]
@@ -38,6 +38,7 @@ def train_source(
     seed: int,
     run_dir: Path | None,
     plain: Plain,
+    compile_regions: bool,
     observer: RunObserver | None,
 ) -> MeasuredRun:
     """Make a measured problem from names, and learn; the arguments are those of `placement.api.train_measured`.
@@ -60,12 +61,19 @@ def train_source(
         if profile is not None:
             graph = _with_profile(graph, profile, cluster)
         simulated = make_problem(graph, cluster, schedule=schedule, groups=groups)
-    with measured(simulated, source, real) as problem:
+    with measured(simulated, source, real, compile_regions=compile_regions) as problem:
         observer.on_problem(problem)
         with observer.stage(f"building {source} with its weights"):
             problem.measurer.process.start()
         return train_measured(
-            problem, time_limit_s=time_limit_s, seed=seed, screen=screen, out=run_dir, plain=plain, observer=observer
+            problem,
+            time_limit_s=time_limit_s,
+            seed=seed,
+            screen=screen,
+            out=run_dir,
+            plain=plain,
+            compile_regions=compile_regions,
+            observer=observer,
         )
 
 
@@ -98,7 +106,12 @@ def resume_measured(
         simulated = reload(run_dir, config, observer)
         directory.check_same_problem(run_dir, config, simulated)
         with measured(
-            simulated, settings.source, devices, time_limit_s=settings.limit_s, how=settings.protocol
+            simulated,
+            settings.source,
+            devices,
+            time_limit_s=settings.limit_s,
+            how=settings.protocol,
+            compile_regions=settings.compile_regions,
         ) as problem:
             observer.on_problem(problem)
             elapsed_s = read_measurements(run_dir / directory.MEASUREMENTS, problem)
@@ -107,9 +120,11 @@ def resume_measured(
             with observer.stage(f"building {settings.source} with its weights"):
                 problem.measurer.process.start()
             _compile(problem, observer)
-            beside = _beside(problem, plain, observer)
-            training = MeasuredTraining(problem, time_limit_s, config.seed, settings.screen, run_dir, observer)
-            training.elapsed_s, training.beside = elapsed_s, beside
+            ran = _plain(problem, plain, observer)
+            training = MeasuredTraining(
+                problem, time_limit_s, config.seed, settings.screen, run_dir, observer, settings.compile_regions
+            )
+            training.elapsed_s, training.plain = elapsed_s, ran
             return training.run()
 
 
@@ -121,6 +136,7 @@ def train_measured(
     screen: bool = False,
     out: str | Path | None = None,
     plain: Plain = "none",
+    compile_regions: bool = False,
     observer: RunObserver | None = None,
 ) -> MeasuredRun:
     """Learn a placement from the measured time of real steps.
@@ -133,7 +149,10 @@ def train_measured(
         seed: Seeds the learner's random numbers; what is measured is never quite the same twice.
         screen: Learn from the simulator and measure what it finds best.
         out: The run directory; None writes no files.
-        plain: Which plain PyTorch to measure beside, and with it all cores as one device; neither is in the time.
+        plain: Which plain PyTorch to measure beside; it is not in the time. All cores as one device are measured in the
+            end, and are the result where that is faster; nor is this.
+        compile_regions: Run the best placements and one device with regions that are compiled, too, when the time is
+            over.
         observer: Told of each measurement, with who proposed the placement.
 
     Raises:
@@ -157,22 +176,22 @@ def train_measured(
                 screen=screen,
                 limit_s=problem.measurer.time_limit_s,
                 protocol=problem.measurer.how,
+                compile_regions=compile_regions,
             )
             directory.create(
                 run_dir, problem, preset="default", seed=seed, time_limit_s=time_limit_s, measured=settings
             )
-        beside = _beside(problem, plain, observer)
-        training = MeasuredTraining(problem, time_limit_s, seed, screen, run_dir, observer)
-        training.beside = beside
+        ran = _plain(problem, plain, observer)
+        training = MeasuredTraining(problem, time_limit_s, seed, screen, run_dir, observer, compile_regions)
+        training.plain = ran
         return training.run()
 
 
-def _beside(problem: MeasuredProblem, plain: Plain, observer: RunObserver) -> Beside:
+def _plain(problem: MeasuredProblem, plain: Plain, observer: RunObserver) -> tuple[PlainSteps, ...]:
     measurer = problem.measurer
-    return run_beside(
+    return run_plain_beside(
         plain,
         measurer.process.source,
-        problem.graph,
         measurer.process.devices,
         time_limit_s=measurer.time_limit_s,
         how=measurer.how,

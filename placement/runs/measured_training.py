@@ -3,7 +3,8 @@
 Every placement that counts is run (`envs.measured`). Evaluations are expensive, seconds each, so the placements of the
 heuristics, which the simulator ranks, are measured first, and the learner starts from them. Either it then learns from
 measured time alone; or it learns from the simulator and what it finds best is measured, again and again (*screening*).
-In the end the best few are measured once more, so that a lucky measurement does not win.
+In the end the best few are measured once more, so that a lucky measurement does not win; then, if that is asked for,
+with regions that are compiled; and then all cores as one device, which is the answer where it is faster.
 
 Each measurement is on the disk as soon as it is done (`placement.runs.measurements`), and so is the best placement: a
 run that was stopped or killed goes on from there.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.clusters.catalog import DEVICE_SPECS
+from envs.clusters.file import cluster_to_yaml
 from envs.measured.problem import MeasuredProblem, Measurement, MeasurementsOverError
 from graphs.errors import NoFeasiblePlacementError
 from graphs.files import write_atomically
@@ -29,11 +32,11 @@ from placement.learning.config import PRESETS
 from placement.learning.stats import UpdateStats
 from placement.learning.trainer import Trainer
 from placement.learning.warm_start import Start
-from placement.results.placement_file import PlacementResult, make_result, write_placement
+from placement.results.placement_file import PlacementResult, make_result, read_placement, write_placement
 from placement.runs import directory
 from placement.runs.measurements import MeasurementFile
 from placement.runs.observer import RunObserver
-from placement.runs.plain import Beside
+from placement.runs.plain import COMPILE_REGIONS, Beside, OneDevice, PlainSteps, can_be_one
 from placement.runs.record import TrainingRecord, resume_trainer
 from placement.runs.stopping import stop_on_sigterm
 from placement.runs.training import LEARNED, compare_others, make_trainer
@@ -47,6 +50,9 @@ _SHARE_START, _SHARE_SLICE, _SHARE_CONFIRM = 0.4, 0.1, 0.15
 
 _AT_ONCE = 4
 """Placements that are measured after each round of screening, and once more in the end."""
+
+_COMPILED = 2
+"""Placements that are run with regions that are compiled: that takes minutes where a step has thousands of ops."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,9 @@ class MeasuredRun:
     """What a training on measured time came to.
 
     Attributes:
-        result: The best placement; its step time is measured.
-        rows: The heuristics' placements and, last, the best one.
+        result: What is fastest: the best placement, or every op on one device of all cores. Its step time is measured.
+        split: The best placement on the devices that were given; `result` itself where that is faster.
+        rows: The heuristics' placements and, last, the best one on these devices.
         measured: Placements that were run.
         failures: How many of them failed.
         updates: Updates of the policy.
@@ -76,6 +83,7 @@ class MeasuredRun:
     """
 
     result: PlacementResult
+    split: PlacementResult
     rows: tuple[MeasuredRow, ...]
     measured: int
     failures: int
@@ -95,11 +103,12 @@ class MeasuredTraining:
         is_screened: Learn from the simulator and measure what it finds best.
         run_dir: A directory that is held and has its `config.json`; None writes no files.
         observer: Told of each measurement.
+        compile_regions: Run the best placements with regions that are compiled, too.
 
     Attributes:
         elapsed_s: Seconds of the training before this.
         updates: Updates of the policy so far.
-        beside: What else the same cores were measured with.
+        plain: What plain PyTorch takes on the same cores.
     """
 
     def __init__(
@@ -110,6 +119,7 @@ class MeasuredTraining:
         is_screened: bool,
         run_dir: Path | None,
         observer: RunObserver,
+        compile_regions: bool = False,
     ) -> None:
         self.problem = problem
         self.simulated = problem.simulated
@@ -119,7 +129,9 @@ class MeasuredTraining:
         self.run_dir = run_dir
         self.elapsed_s = 0.0
         self.updates = 0
-        self.beside = Beside()
+        self.plain: tuple[PlainSteps, ...] = ()
+        self._compiles = compile_regions
+        self._one_device: PlacementResult | None = None
         self._observer = observer
         self._began = time.monotonic()
         self._until = self._began + time_limit_s
@@ -151,14 +163,24 @@ class MeasuredTraining:
                 interrupted = True
             run = self._finish(interrupted=interrupted or stop.is_set())
         if self.run_dir is not None:
-            write_placement(self.run_dir / directory.PLACEMENT, run.result)
-            content: dict[str, object] = {"rows": run.rows, "plain": run.beside.plain}
-            if run.beside.one_device is not None:
-                content["one_device_s"] = run.beside.one_device.step_time_s
-                write_placement(self.run_dir / directory.ONE_DEVICE, run.beside.one_device)
-            encoded = msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
-            write_atomically(self.run_dir / directory.MEASURED, encoded)
+            self._write(run, self.run_dir)
         return run
+
+    @staticmethod
+    def _write(run: MeasuredRun, run_dir: Path) -> None:
+        content: dict[str, object] = {"rows": run.rows, "plain": run.beside.plain}
+        if run.beside.one_device is not None:
+            content["one_device_s"] = run.beside.one_device.step_time_s
+            write_placement(run_dir / directory.ONE_DEVICE, run.beside.one_device)
+        if run.result is run.split:
+            (run_dir / directory.SPLIT).unlink(missing_ok=True)
+        else:
+            write_placement(run_dir / directory.SPLIT, run.split)
+        write_placement(run_dir / directory.PLACEMENT, run.result)
+        content |= {"answer": run.result.placer.name, "split_s": run.split.step_time_s}
+        content["answer_s"] = run.result.step_time_s
+        encoded = msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+        write_atomically(run_dir / directory.MEASURED, encoded)
 
     def _know_earlier(self) -> None:
         """Take over the policy and the best placement of an earlier process of this run."""
@@ -167,24 +189,36 @@ class MeasuredTraining:
         if (self.run_dir / directory.CHECKPOINT).exists():
             self._earlier = resume_trainer(self.simulated if self.is_screened else self.problem, self.run_dir)
             self.updates = self._earlier.updates
-        measurer, schedule = self.problem.measurer, self.problem.schedule
-        best = measurer.best(schedule)
-        if best:
-            self._written_s = measurer.measure(best[0], schedule).step_time_s
-            write_placement(self.run_dir / directory.PLACEMENT, self._result(best[0]))
+        if (self.run_dir / directory.ONE_DEVICE).exists():
+            self._one_device = read_placement(self.run_dir / directory.ONE_DEVICE)
+        split = self._best()
+        if split is not None:
+            answer = self._faster(split)
+            self._written_s = answer.step_time_s
+            write_placement(self.run_dir / directory.PLACEMENT, answer)
 
     def _keep(self, op_placement: NDArray[np.int32], schedule: str, found: Measurement) -> None:
         """Write down a measurement, and the placement where it is the best so far."""
         if self._file is not None and self.run_dir is not None:
             elapsed_s = self.elapsed_s + time.monotonic() - self._began
-            self._file.add(self._proposer, op_placement, schedule, found, elapsed_s=elapsed_s)
+            self._file.add(
+                self._proposer,
+                op_placement,
+                schedule,
+                found,
+                elapsed_s=elapsed_s,
+                compile_regions=self.problem.measurer.compile_regions,
+            )
             if not found.reason and found.step_time_s < self._written_s:
                 self._written_s = found.step_time_s
                 write_placement(self.run_dir / directory.PLACEMENT, self._result(op_placement))
         self._observer.on_measure(self._proposer, found)
 
     def _result(self, op_placement: NDArray[np.integer]) -> PlacementResult:
-        config = {"measured": self.problem.measurer.count, "screen": self.is_screened, "updates": self.updates}
+        measurer = self.problem.measurer
+        config = {"measured": measurer.count, "screen": self.is_screened, "updates": self.updates}
+        if measurer.compile_regions:
+            config[COMPILE_REGIONS] = True
         return make_result(self.problem, op_placement, placer=LEARNED, seed=self.seed, config=config)
 
     def _measure_heuristics(self) -> None:
@@ -249,7 +283,7 @@ class MeasuredTraining:
                 self.problem.evaluate_one(placement)
 
     def _finish(self, *, interrupted: bool) -> MeasuredRun:
-        """Measure the best few once more, and say what came out."""
+        """Measure the best few once more, compiled and on one device of all cores, and say what came out."""
         measurer = self.problem.measurer
         measurer.until_s = self._until
         best = measurer.best(self.problem.schedule)[:_AT_ONCE]
@@ -271,18 +305,83 @@ class MeasuredTraining:
             except KeyboardInterrupt:
                 interrupted = True
         measurer.until_s = math.inf
-        chosen = measurer.best(self.problem.schedule)[0]
+        try:
+            if not interrupted:
+                self._compare()
+        except KeyboardInterrupt:
+            interrupted = True
         rows = [self._row(name, placement) for name, placement in self._heuristics.items()]
+        rows.append(self._row(LEARNED, measurer.best(self.problem.schedule)[0]))
+        split = self._best()
+        assert split is not None
         return MeasuredRun(
-            result=self._result(chosen),
-            rows=(*rows, self._row(LEARNED, chosen)),
+            result=self._faster(split),
+            split=split,
+            rows=tuple(rows),
             measured=measurer.count,
             failures=measurer.failures,
             updates=self.updates,
             run_dir=self.run_dir,
             interrupted=interrupted,
-            beside=self.beside,
+            beside=Beside(self.plain, self._one_device),
         )
+
+    def _compare(self) -> None:
+        """Run the best placements with compiled regions, and in turn with the best one all cores as one device."""
+        measurer, schedule = self.problem.measurer, self.problem.schedule
+        best = measurer.best(schedule)[:_COMPILED]
+        if self._compiles:
+            self._proposer = "compiled"
+            with self._observer.stage("compiling the regions of the best placements"), self._compiled_regions():
+                for op_placement in best:
+                    self._check_stopped()
+                    measurer.measure(op_placement, schedule, again=True)
+        if not can_be_one(measurer.process.devices):
+            return
+        self._proposer = "again"
+        alone = OneDevice(
+            measurer.process.source,
+            self.problem.graph,
+            measurer.process.devices,
+            schedule=schedule,
+            time_limit_s=measurer.time_limit_s,
+            how=measurer.how,
+            compile_regions=self._compiles,
+        )
+        with self._observer.stage("running all ops on one device of all cores"), alone:
+            for compiles in (False, True) if self._compiles else (False,):
+                with self._compiled_regions() if compiles else contextlib.nullcontext():
+                    for number in range(2):  # in turn, so that what disturbs the machine disturbs both
+                        self._check_stopped()
+                        alone.measure(compile_regions=compiles)
+                        for op_placement in measurer.best(schedule)[: 1 - number]:
+                            measurer.measure(op_placement, schedule, again=True)
+            self._one_device = alone.result()
+        if self.run_dir is not None and self._one_device is not None:
+            cluster = cluster_to_yaml(alone.cluster, DEVICE_SPECS)
+            write_atomically(self.run_dir / directory.ONE_DEVICE_CLUSTER, cluster.encode())
+
+    @contextlib.contextmanager
+    def _compiled_regions(self) -> Iterator[None]:
+        measurer = self.problem.measurer
+        measurer.compile_regions = True
+        try:
+            yield
+        finally:
+            measurer.compile_regions = False
+
+    def _best(self) -> PlacementResult | None:
+        """The best placement on the given devices, in the way in which it is faster; None where none was run."""
+        schedule, found = self.problem.schedule, []
+        for way in (contextlib.nullcontext, self._compiled_regions):
+            with way():
+                found += [self._result(op_placement) for op_placement in self.problem.measurer.best(schedule)[:1]]
+        return min(found, key=lambda each: each.step_time_s, default=None)
+
+    def _faster(self, split: PlacementResult) -> PlacementResult:
+        """A placement, or one device of all cores where that was faster."""
+        one = self._one_device
+        return one if one is not None and one.step_time_s < split.step_time_s else split
 
     def _row(self, name: str, placement: NDArray[np.integer]) -> MeasuredRow:
         found = self.problem.measurer.measure(self.problem.to_ops(placement), self.problem.schedule)

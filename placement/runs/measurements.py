@@ -23,7 +23,7 @@ from graphs.reading import is_missing, read_file
 from placement.results.placement_file import Size
 
 
-class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One placement that was run.
 
     Attributes:
@@ -34,6 +34,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         peak_memory_bytes: By device.
         reason: Why it failed; empty where it did not.
         elapsed_s: Seconds of the training so far.
+        compile_regions: Whether it was run with regions that were compiled.
     """
 
     placer: str
@@ -43,6 +44,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peak_memory_bytes: tuple[Size, ...]
     reason: str
     elapsed_s: float
+    compile_regions: bool = False
 
 
 class MeasurementFile:
@@ -72,6 +74,7 @@ class MeasurementFile:
         found: Measurement,
         *,
         elapsed_s: float,
+        compile_regions: bool = False,
     ) -> None:
         """Add what running a placement of ops, ``int32[N]``, came to; it is on the disk when this returns.
 
@@ -87,6 +90,7 @@ class MeasurementFile:
             found.peak_memory_bytes,
             found.reason,
             elapsed_s,
+            compile_regions,
         )
         try:
             self._file.write(msgspec.json.encode(line) + b"\n")
@@ -130,7 +134,9 @@ def read_measurements(path: Path, problem: MeasuredProblem) -> float:
         if not fits or not 0 <= placement.min() <= placement.max() < devices:
             raise InputError(f"'{path}', line {number}, is of another graph or cluster; start a new run")
         found = Measurement(line.step_times_s, line.peak_memory_bytes, line.reason)
+        problem.measurer.compile_regions = line.compile_regions
         problem.measurer.remember(placement, line.schedule, found)
+        problem.measurer.compile_regions = False
         elapsed_s = line.elapsed_s
     return elapsed_s
 

@@ -12,12 +12,14 @@ from typing import Literal
 
 import numpy as np
 
+from envs.clusters.cluster import Cluster
 from envs.make_problem import make_problem
 from envs.measured.machine import RealDevice, as_one
-from envs.measured.problem import interquartile_mean, machine_cluster, measured
-from envs.measured.process import measure_plain
+from envs.measured.problem import Measurement, interquartile_mean, machine_cluster, measured
+from envs.measured.process import COMPILE_LIMIT_S, measure_plain
 from envs.measured.protocol import Failed, Protocol
 from graphs.computation_graph import ComputationGraph
+from graphs.errors import InputError
 from placement.results.placement_file import PlacementResult, make_result
 from placement.runs.observer import RunObserver
 
@@ -28,8 +30,8 @@ EAGER, COMPILED = "plain PyTorch", "torch.compile"
 ONE_DEVICE = "one_device"
 """The placer of a placement that has every op on one device."""
 
-COMPILE_LIMIT_S = 600.0
-"""Seconds that `torch.compile` and the steps after it may take."""
+COMPILE_REGIONS = "compile_regions"
+"""The setting that a placer's `config` has where the step time was measured with regions that were compiled."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Beside:
         return min(ran, key=lambda each: each.step_time_s or 0.0, default=None)
 
 
+def compiles_regions(result: PlacementResult) -> bool:
+    """Whether a placement's step time was measured with regions that were compiled."""
+    return result.placer.config.get(COMPILE_REGIONS) is True
+
+
 def plain_device(devices: Sequence[RealDevice]) -> RealDevice:
     """Where plain PyTorch runs: on all cores, or where there are GPUs on the first of these."""
     return as_one(devices) or next(device for device in devices if device.kind == "cuda")
@@ -94,51 +101,95 @@ def run_plain(
     return PlainSteps(name, device.name, threads, interquartile_mean(tuple(reply.step_times_s)), float(high - low))
 
 
-def run_as_one(
-    source: str, graph: ComputationGraph, devices: Sequence[RealDevice], *, time_limit_s: float, how: Protocol
-) -> PlacementResult | None:
-    """Run every op on one device that has all cores, by the engine.
+class OneDevice:
+    """Every op on one device that has all cores of some devices, by the engine. To be used in a ``with`` statement.
 
-    Returns:
-        The placement, on a cluster of that device, with its measured step time; None where that is no other device than
-        was given, or where it cannot be run.
+    Args:
+        source: What the model is built from.
+        graph: Of its step.
+        devices: Whose cores it has.
+        schedule: Which ready op runs first.
+        time_limit_s: Seconds that one measurement may take.
+        how: How many steps.
+        compile_regions: Regions will be compiled.
 
     Raises:
-        InputError: The model cannot be built.
+        InputError: The devices are not several of cores, see `can_be_one`.
     """
-    device = as_one(devices)
-    if device is None or len(devices) < 2:
-        return None
-    problem = make_problem(graph.untimed, machine_cluster((device,)))
-    with measured(problem, source, (device,), time_limit_s=time_limit_s, how=how) as real:
-        placement = np.zeros(graph.num_ops, dtype=np.int32)
-        if real.measurer.measure(placement, real.schedule).reason:
-            return None
-        return make_result(real, placement, placer=ONE_DEVICE, seed=0)
+
+    def __init__(
+        self,
+        source: str,
+        graph: ComputationGraph,
+        devices: Sequence[RealDevice],
+        *,
+        schedule: str = "priority",
+        time_limit_s: float,
+        how: Protocol,
+        compile_regions: bool = False,
+    ) -> None:
+        device = as_one(devices)
+        if device is None or not can_be_one(devices):
+            raise InputError("only several devices of cores can be one device")
+        self.cluster: Cluster = machine_cluster((device,))
+        problem = make_problem(graph.untimed, self.cluster, schedule=schedule)
+        self._problem = measured(
+            problem, source, (device,), time_limit_s=time_limit_s, how=how, compile_regions=compile_regions
+        )
+        self._placement = np.zeros(graph.num_ops, dtype=np.int32)
+
+    def __enter__(self) -> OneDevice:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._problem.close()
+
+    def measure(self, *, compile_regions: bool) -> Measurement:
+        """Run it, once more where it was run in this way before: the step times of all runs count.
+
+        Raises:
+            InputError: The model cannot be built, or its regions cannot be compiled.
+        """
+        measurer = self._problem.measurer
+        measurer.compile_regions = compile_regions
+        return measurer.measure(self._placement, self._problem.schedule, again=True)
+
+    def result(self) -> PlacementResult | None:
+        """The placement with its step time in the way in which it was faster; None where it was not run to the end."""
+        measurer = self._problem.measurer
+        found: list[PlacementResult] = []
+        for measurer.compile_regions in (False, True):
+            if measurer.best(self._problem.schedule):
+                config = {COMPILE_REGIONS: True} if measurer.compile_regions else {}
+                found.append(make_result(self._problem, self._placement, placer=ONE_DEVICE, seed=0, config=config))
+        return min(found, key=lambda each: each.step_time_s, default=None)
 
 
-def run_beside(
+def can_be_one(devices: Sequence[RealDevice]) -> bool:
+    """Whether devices are several and all of them cores."""
+    return len(devices) > 1 and all(device.kind == "cpu" for device in devices)
+
+
+def run_plain_beside(
     kind: Plain,
     source: str,
-    graph: ComputationGraph,
     devices: Sequence[RealDevice],
     *,
     time_limit_s: float,
     how: Protocol,
     observer: RunObserver,
-) -> Beside:
-    """Measure what `kind` asks for.
+) -> tuple[PlainSteps, ...]:
+    """Measure plain PyTorch as `kind` asks for.
 
     Raises:
         InputError: The model cannot be built.
     """
     if kind == "none":
-        return Beside()
+        return ()
     device = plain_device(devices)
     with observer.stage(f"running plain PyTorch on {device.name}"):
         found = [run_plain(source, devices, time_limit_s=time_limit_s, how=how)]
     if kind == "compiled":
         with observer.stage(f"compiling by torch.compile and running it on {device.name}"):
             found.append(run_plain(source, devices, time_limit_s=COMPILE_LIMIT_S, how=how, is_compiled=True))
-    with observer.stage("running all ops on one device of all cores"):
-        return Beside(tuple(found), run_as_one(source, graph, devices, time_limit_s=time_limit_s, how=how))
+    return tuple(found)

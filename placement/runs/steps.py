@@ -23,7 +23,7 @@ from placement.arguments import check_at_least_one, check_can_write, check_ends,
 from placement.results.comparison import check_seed
 from placement.results.placement_file import PlacementResult, check_placement
 from placement.runs.observer import RunObserver
-from placement.runs.plain import Beside, Plain, run_beside
+from placement.runs.plain import Beside, OneDevice, Plain, can_be_one, run_plain_beside
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,7 @@ class MeasuredSteps:
         result: The placement.
         devices: What it ran on, in the order of the placement's devices.
         measurement: Step times and peak memory.
+        compile_regions: Whether regions were compiled.
         beside: What else the same cores were measured with.
     """
 
@@ -42,6 +43,7 @@ class MeasuredSteps:
     result: PlacementResult
     devices: tuple[RealDevice, ...]
     measurement: Measurement
+    compile_regions: bool = False
     beside: Beside = field(default_factory=Beside)
 
 
@@ -70,6 +72,7 @@ def run_steps(
     steps: int,
     time_limit_s: float,
     plain: Plain,
+    compile_regions: bool,
     observer: RunObserver,
 ) -> MeasuredSteps:
     """Measure the steps of a placement; the arguments are those of `placement.api.run`.
@@ -95,17 +98,26 @@ def run_steps(
         problem = make_problem(loaded, cluster, schedule=result.schedule)
     observer.on_problem(problem)
     how = Protocol(steps=steps, short_steps=steps, least_steps=steps)
-    process = MeasuringProcess(graph, loaded.sha256, real, problem.simulator_input.remaining_path_s)
+    process = MeasuringProcess(
+        graph, loaded.sha256, real, problem.simulator_input.remaining_path_s, compile_regions=compile_regions
+    )
     measurer = Measurer(process, time_limit_s=time_limit_s, how=how)
+    measurer.compile_regions = compile_regions
     with process:
         with observer.stage(f"building {graph} with its weights"):
             process.start()
-        with observer.stage(f"running {steps} steps"):
+        with observer.stage(f"{'compiling regions and ' if compile_regions else ''}running {steps} steps"):
             found = measurer.measure(placement, result.schedule)
     if found.reason:
         raise NoFeasiblePlacementError(f"the placement cannot be run: {found.reason}")
-    beside = run_beside(plain, graph, loaded, real, time_limit_s=time_limit_s, how=how, observer=observer)
-    return MeasuredSteps(problem, result, real, found, beside)
+    ran = run_plain_beside(plain, graph, real, time_limit_s=time_limit_s, how=how, observer=observer)
+    one_device = None
+    if ran and can_be_one(real):
+        alone = OneDevice(graph, loaded, real, time_limit_s=time_limit_s, how=how, compile_regions=compile_regions)
+        with observer.stage("running all ops on one device of all cores"), alone:
+            alone.measure(compile_regions=compile_regions)
+            one_device = alone.result()
+    return MeasuredSteps(problem, result, real, found, compile_regions, Beside(ran, one_device))
 
 
 def encode_steps(measured: MeasuredSteps) -> bytes:
@@ -116,6 +128,7 @@ def encode_steps(measured: MeasuredSteps) -> bytes:
         "graph": measured.problem.graph.name,
         "devices": names,
         "schedule": measured.result.schedule,
+        "compile_regions": measured.compile_regions,
         "step_time_s": found.step_time_s,
         "spread_s": found.spread_s,
         "step_times_s": found.step_times_s,

@@ -121,13 +121,13 @@ def test_learning_goes_on_beside_placements_that_kill(
         )
         process = problem.measurer.process.process_id
         assert run.failures >= 1
-        assert run.result.feasible
+        assert run.split.feasible
         op = problem.graph.op_names[int(np.flatnonzero(problem.groups.to_ops(bad) != problem.groups.to_ops(good))[0])]
-        assert run.result.ops[op] == NAMES[0]
+        assert run.split.ops[op] == NAMES[0]
     assert process is None or not alive(process)
     assert {who for who, _ in told} >= {f"single_device:{NAMES[0]}"}
     assert any(reason for _, reason in told)
-    assert run.rows[-1].step_time_s == run.result.step_time_s
+    assert run.rows[-1].step_time_s == run.split.step_time_s
     assert placement.read_placement(tmp_path / "run" / "placement.json") == run.result
     rows = json.loads((tmp_path / "run" / "measured.json").read_text())["rows"]
     assert rows[-1]["placer"] == "reinforce"

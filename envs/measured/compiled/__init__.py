@@ -1,0 +1,1 @@
+"""Regions that PyTorch's compiler (inductor) compiles: which ops of a region go together, and their code."""

@@ -1,0 +1,114 @@
+"""What a training on measured time takes home: the best placement, or all cores as one device where that is faster."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import placement
+from envs.measured.machine import as_one, parse_devices
+from placement.cli.main import main
+from placement.runs import directory
+from placement.runs.plain import ONE_DEVICE, compiles_regions
+from tests.envs.measured.measured_problems import NAMES, two_cores
+from tests.placement.runs.small_model import DEVICES
+from tests.placement.runs.waiting_models import TAKES_S
+
+pytestmark = two_cores
+
+MODULE = "python:tests.placement.runs.waiting_models"
+
+
+def one_name() -> str:
+    one = as_one(parse_devices(NAMES))
+    assert one is not None
+    return one.name
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_one_device_of_all_cores_is_taken_home_where_it_is_faster(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--measured", "--devices", DEVICES, "--time-limit-s", "3", "--out", "run", "--plain", "none"]
+    assert main(["train", f"{MODULE}:chain", *args]) == 0
+    said = capsys.readouterr().out
+    assert f"times as long as one device of all cores: the answer is {one_name()}." in said
+    taken, split = (placement.read_placement(f"run/{name}") for name in (directory.PLACEMENT, directory.SPLIT))
+    assert taken == placement.read_placement(f"run/{directory.ONE_DEVICE}")
+    assert (taken.placer.name, taken.cluster.devices) == (ONE_DEVICE, (one_name(),))
+    assert split.cluster.devices == tuple(NAMES)
+    assert TAKES_S <= taken.step_time_s < 0.8 * split.step_time_s
+    figures = json.loads(Path("run/measured.json").read_text())
+    assert (figures["answer"], figures["answer_s"]) == (ONE_DEVICE, taken.step_time_s)
+    assert figures["split_s"] == split.step_time_s
+
+    # All that takes a run takes this one.
+    assert main(["run", "run", "--plain", "none", "--steps", "3", "--json", "s.json"]) == 0
+    steps = json.loads(Path("s.json").read_text())
+    assert steps["devices"] == [one_name()]
+    assert TAKES_S <= steps["step_time_s"] < split.step_time_s
+    assert main(["export", "run", "--out", "ops.csv", "--format", "csv"]) == 0
+    assert main(["simulate", "--placement", "run/placement.json"]) == 0
+    assert main(["explain", "run"]) == 0
+    assert placement.load_problem("run").cluster.device_names == (one_name(),)
+
+    # It goes on, and what was taken home stays while it does.
+    again = placement.train_measured(out="run", resume=True, time_limit_s=1e-3, plain="none")
+    assert again.result.cluster.devices == (one_name(),)
+    assert placement.read_placement("run/placement.json") == again.result
+
+
+def test_the_placement_is_taken_home_where_it_is_faster(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--measured", "--devices", DEVICES, "--time-limit-s", "4", "--out", "run"]
+    assert main(["train", f"{MODULE}:branches", *args]) == 0
+    said = capsys.readouterr().out
+    assert f"of the time of one device {one_name()}." in said
+    assert "of the time of plain PyTorch." in said
+    taken, one = (placement.read_placement(f"run/{name}") for name in (directory.PLACEMENT, directory.ONE_DEVICE))
+    assert taken.cluster.devices == tuple(NAMES)
+    assert 2 * TAKES_S <= taken.step_time_s < 0.8 * one.step_time_s
+    assert one.step_time_s >= 4 * TAKES_S
+    assert not Path(f"run/{directory.SPLIT}").exists()
+    assert placement.load_problem("run").cluster.device_names == tuple(NAMES)
+
+
+@pytest.mark.slow
+def test_compiled_regions_are_measured_at_the_end_and_run_again(capsys: pytest.CaptureFixture[str]) -> None:
+    source = "python:tests.envs.measured.compiled_problems:make"
+    run = placement.train_measured(
+        source, DEVICES, time_limit_s=4, out="run", plain="none", compile_regions=True, groups=8
+    )
+    lines = [json.loads(line) for line in Path("run/measurements.jsonl").read_text().splitlines()]
+    compiled = [line for line in lines if line.get("compile_regions")]
+    assert {line["placer"] for line in compiled} == {"compiled", "again"}
+    assert not any(line["reason"] for line in compiled)
+    assert run.result == placement.read_placement("run/placement.json")
+    assert run.result.step_time_s == min(
+        result.step_time_s for result in (run.split, run.beside.one_device) if result is not None
+    )
+    for path, result in (("run/placement.json", run.result), ("run/one_device.json", run.beside.one_device)):
+        assert result is not None
+        capsys.readouterr()
+        assert main(["run", "run", "--placement", path, "--plain", "none", "--json", "s.json"]) == 0
+        assert json.loads(Path("s.json").read_text())["compile_regions"] == compiles_regions(result)
+        assert ("regions compiled" in capsys.readouterr().out) == compiles_regions(result)
+    again = placement.train_measured(out="run", resume=True, time_limit_s=1e-3, plain="none")
+    assert again.measured > len(lines)
+
+
+def test_a_run_without_a_compiler_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    args = [f"{MODULE}:chain", "--devices", DEVICES]
+    assert main(["train", *args, "--measured", "--compile-regions", "--out", "run", "--plain", "none"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("placement: ")
+    assert "none is found; install g++" in said
+    assert not Path("run").exists()
+    assert main(["train", *args, "--compile-regions"]) == 2
+    assert "add --measured" in capsys.readouterr().err
+    assert main(["run", f"{MODULE}:chain"]) == 2
+    assert "needs a placement file" in capsys.readouterr().err
