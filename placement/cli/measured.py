@@ -157,6 +157,7 @@ def train_measured(verb: verbs.Train, out: Console, err: Console) -> int:
         out=run_dir,
         plain=verb.plain,
         observer=_MeasuredDisplay(out, err),
+        workers=verb.workers,
     )
     _show_run(out, run)
     return 0
@@ -181,6 +182,7 @@ def resume_measured(verb: verbs.Train, out: Console, err: Console) -> int:
         time_limit_s=verb.time_limit_s,
         plain=verb.plain,
         observer=_MeasuredDisplay(out, err),
+        workers=verb.workers,
     )
     _show_run(out, run)
     return 0

@@ -8,19 +8,22 @@ from pathlib import Path
 from envs.clusters.catalog import load_cluster
 from envs.clusters.cluster import Cluster
 from envs.make_problem import make_problem
-from envs.measured.machine import parse_devices
+from envs.measured.machine import RealDevice, parse_devices
 from envs.measured.problem import MeasuredProblem, machine_cluster, measured
+from envs.problem import PlacementProblem
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError
 from graphs.files import load_graph_file
 from graphs.sources import check_can_run, load_graph
 from placement.runs import directory
 from placement.runs.compile_ahead import compile_ahead
+from placement.runs.measure_jobs import HostsMeasure
 from placement.runs.measured_training import MeasuredRun, MeasuredTraining
 from placement.runs.measurements import read_measurements
 from placement.runs.observer import RunObserver
 from placement.runs.plain import Beside, Plain, run_beside
 from placement.runs.training import left_s, reload
+from placement.workers import Workers
 
 __all__ = ["MeasuredRun", "resume_measured", "train_measured", "train_source"]
 
@@ -39,6 +42,7 @@ def train_source(
     run_dir: Path | None,
     plain: Plain,
     observer: RunObserver | None,
+    workers: Workers | None = None,
 ) -> MeasuredRun:
     """Make a measured problem from names, and learn; the arguments are those of `placement.api.train_measured`.
 
@@ -60,10 +64,11 @@ def train_source(
         if profile is not None:
             graph = _with_profile(graph, profile, cluster)
         simulated = make_problem(graph, cluster, schedule=schedule, groups=groups)
-    with measured(simulated, source, real) as problem:
+    hosts = _hosts(workers, simulated, source, real)
+    with measured(simulated, source, real, hosts=hosts) as problem:
         observer.on_problem(problem)
         with observer.stage(f"building {source} with its weights"):
-            problem.measurer.process.start()
+            problem.measurer.start()
         return train_measured(
             problem, time_limit_s=time_limit_s, seed=seed, screen=screen, out=run_dir, plain=plain, observer=observer
         )
@@ -75,6 +80,7 @@ def resume_measured(
     time_limit_s: float | None = None,
     plain: Plain = "none",
     observer: RunObserver | None = None,
+    workers: Workers | None = None,
 ) -> MeasuredRun:
     """Go on with a run: what was measured is known, and the policy goes on from its checkpoint.
 
@@ -83,6 +89,7 @@ def resume_measured(
         time_limit_s: Seconds more; by default what is left of the time that the run was given at first.
         plain: Which plain PyTorch to measure beside.
         observer: Told how the run goes on.
+        workers: Whose machines measure; None for this one.
 
     Raises:
         InputError: There is no such run, another process works on it, or a file is damaged.
@@ -97,15 +104,16 @@ def resume_measured(
     with directory.hold(run_dir):
         simulated = reload(run_dir, config, observer)
         directory.check_same_problem(run_dir, config, simulated)
+        hosts = _hosts(workers, simulated, settings.source, devices)
         with measured(
-            simulated, settings.source, devices, time_limit_s=settings.limit_s, how=settings.protocol
+            simulated, settings.source, devices, time_limit_s=settings.limit_s, how=settings.protocol, hosts=hosts
         ) as problem:
             observer.on_problem(problem)
             elapsed_s = read_measurements(run_dir / directory.MEASUREMENTS, problem)
             if time_limit_s is None:
                 time_limit_s = left_s(config, elapsed_s) or 0.0
             with observer.stage(f"building {settings.source} with its weights"):
-                problem.measurer.process.start()
+                problem.measurer.start()
             _compile(problem, observer)
             beside = _beside(problem, plain, observer)
             training = MeasuredTraining(problem, time_limit_s, config.seed, settings.screen, run_dir, observer)
@@ -146,7 +154,7 @@ def train_measured(
         directory.check_free(run_dir)
     observer = observer or RunObserver()
     process = problem.measurer.process
-    process.start()
+    problem.measurer.start()
     _compile(problem, observer)
     with contextlib.ExitStack() as held:
         if run_dir is not None:
@@ -165,6 +173,16 @@ def train_measured(
         training = MeasuredTraining(problem, time_limit_s, seed, screen, run_dir, observer)
         training.beside = beside
         return training.run()
+
+
+def _hosts(
+    workers: Workers | None, simulated: PlacementProblem, source: str, devices: tuple[RealDevice, ...]
+) -> HostsMeasure | None:
+    """The machines of workers as what measures."""
+    if workers is None:
+        return None
+    path_s = simulated.simulator_input.remaining_path_s
+    return HostsMeasure(workers, source, simulated.graph.untimed.sha256, devices, path_s)
 
 
 def _beside(problem: MeasuredProblem, plain: Plain, observer: RunObserver) -> Beside:

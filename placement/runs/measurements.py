@@ -34,6 +34,8 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         peak_memory_bytes: By device.
         reason: Why it failed; empty where it did not.
         elapsed_s: Seconds of the training so far.
+        update: How many updates the policy had made when the placement was proposed.
+        host: The machine that ran it; empty for the one that the training ran on.
     """
 
     placer: str
@@ -43,6 +45,8 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peak_memory_bytes: tuple[Size, ...]
     reason: str
     elapsed_s: float
+    update: int = 0
+    host: str = ""
 
 
 class MeasurementFile:
@@ -87,6 +91,8 @@ class MeasurementFile:
             found.peak_memory_bytes,
             found.reason,
             elapsed_s,
+            found.version,
+            found.host,
         )
         try:
             self._file.write(msgspec.json.encode(line) + b"\n")
@@ -129,7 +135,7 @@ def read_measurements(path: Path, problem: MeasuredProblem) -> float:
         fits = placement.shape == (problem.graph.num_ops,) and len(line.peak_memory_bytes) == devices
         if not fits or not 0 <= placement.min() <= placement.max() < devices:
             raise InputError(f"'{path}', line {number}, is of another graph or cluster; start a new run")
-        found = Measurement(line.step_times_s, line.peak_memory_bytes, line.reason)
+        found = Measurement(line.step_times_s, line.peak_memory_bytes, line.reason, line.host, line.update)
         problem.measurer.remember(placement, line.schedule, found)
         elapsed_s = line.elapsed_s
     return elapsed_s
