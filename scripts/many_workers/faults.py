@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -146,11 +146,18 @@ def kill_in_training(
 
 
 def kill_in_comparison(
-    problem: PlacementProblem, workers: Workers, folder: Path, *, kills: int, evaluations: int, seed: int = 0
+    problem: PlacementProblem,
+    workers: Workers,
+    folder: Path,
+    *,
+    kills: int,
+    evaluations: int,
+    seed: int = 0,
+    names: Sequence[str] = tuple(PLACERS),
 ) -> Seen:
-    """Compare all placers, while workers are killed over the rows; compare with rows that are made here."""
+    """Compare placers, while workers are killed over the rows; compare with rows that are made here."""
     (folder / "deaths").mkdir()
-    infos = [info for info in PLACERS.values() if not info.exact]
+    infos = [PLACERS[name] for name in names if not PLACERS[name].exact]
     budget = Budget(evaluations=evaluations)
     began = time.perf_counter()
     alone = compare_placers(problem, infos, budget=budget, seed=seed)

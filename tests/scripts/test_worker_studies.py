@@ -19,12 +19,13 @@ def test_no_row_and_no_update_is_lost_or_counted_twice_where_workers_are_killed(
     with open_workers(2, packages=("scripts",)) as workers:
         for name in ("training", "rows"):
             (tmp_path / name).mkdir()
-        training = kill_in_training(problem, workers, tmp_path / "training", kills=4, updates=3)
-        rows = kill_in_comparison(problem, workers, tmp_path / "rows", kills=4, evaluations=40)
+        training = kill_in_training(problem, workers, tmp_path / "training", kills=3, updates=2)
+        names = ["single_device", "heft", "local_search"]
+        rows = kill_in_comparison(problem, workers, tmp_path / "rows", kills=3, evaluations=40, names=names)
     assert training.ok, training
     assert rows.ok, rows
-    assert training.faults.startswith("4 kills")
-    assert rows.faults.startswith("4 kills")
+    assert training.faults.startswith("3 kills")
+    assert rows.faults.startswith("3 kills")
 
 
 @pytest.mark.slow
