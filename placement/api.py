@@ -99,6 +99,8 @@ def train(
     start: str | Path | PlacementResult | None = None,
     on_update: Callable[[UpdateStats], None] | None = None,
     observer: RunObserver | None = None,
+    workers: Workers | str | int | None = None,
+    chains: int | None = None,
 ) -> TrainedRun:
     """Learn a placement, and compare it with the placers that do not search.
 
@@ -115,6 +117,10 @@ def train(
         start: A placement to start from, or its file: of the same graph, for this cluster or another.
         on_update: Called with `placement.learning.stats.UpdateStats` after each update.
         observer: Told how the run goes on, in place of `on_update`.
+        workers: Walk the chains of the search on other processes or machines: see `placement.workers.open_workers`;
+            None walks them in threads of this process. It changes no placement of a run that `updates` alone limit.
+        chains: How many chains walk to the end, twice as many begin; by default two, or one a worker where these are
+            more. A run that is resumed has those that it began with.
 
     Raises:
         InputError: Bad input; the message says what.
@@ -130,19 +136,32 @@ def train(
             raise InputError("resume needs the run's directory: give it as out")
         if start is not None:
             raise InputError("a run that is resumed goes on from where it stopped; leave out start")
-        return training.resume(run_dir, problem, updates=updates, time_limit_s=time_limit_s, observer=observer)
+        if chains is not None:
+            raise InputError("a run that is resumed has the chains that it began with; leave out chains")
+        with _opened(workers) as held:
+            return training.resume(
+                run_dir, problem, updates=updates, time_limit_s=time_limit_s, observer=observer, workers=held
+            )
     if problem is None:
         raise InputError("train needs a problem: make one with make_problem")
-    return training.train(
-        problem,
-        run_dir=run_dir,
-        preset=preset,
-        seed=seed,
-        updates=updates,
-        time_limit_s=time_limit_s,
-        start=read_placement(start) if isinstance(start, str | Path) else start,
-        observer=observer,
-    )
+    with _opened(workers) as held:
+        return training.train(
+            problem,
+            run_dir=run_dir,
+            preset=preset,
+            seed=seed,
+            updates=updates,
+            time_limit_s=time_limit_s,
+            start=read_placement(start) if isinstance(start, str | Path) else start,
+            observer=observer,
+            workers=held,
+            chains=chains,
+        )
+
+
+def _opened(workers: Workers | str | int | None) -> contextlib.AbstractContextManager[Workers | None]:
+    """Workers by what names them, ended when the context is; or such as are open, which stay so."""
+    return open_workers(workers) if isinstance(workers, str | int) else contextlib.nullcontext(workers)
 
 
 def train_measured(
@@ -161,6 +180,7 @@ def train_measured(
     plain: Plain = "eager",
     compile_regions: bool = False,
     observer: RunObserver | None = None,
+    workers: Workers | str | int | None = None,
 ) -> MeasuredRun:
     """Learn a placement from the measured time of real steps on devices of this machine.
 
@@ -183,6 +203,8 @@ def train_measured(
         compile_regions: At the end run the best placements and one device with regions that PyTorch's compiler has
             compiled, too, which takes minutes and a C++ compiler. A run that is resumed knows it.
         observer: Told how the run goes on.
+        workers: On whose machines, all of one kind, placements are measured at the same time, each machine one at a
+            time: see `placement.workers.open_workers`; None measures on this one. What `plain` says runs on this one.
 
     Raises:
         InputError: Bad input; the message says what.
@@ -194,24 +216,29 @@ def train_measured(
     if resume:
         if run_dir is None:
             raise InputError("resume needs the run's directory: give it as out")
-        return measured.resume_measured(run_dir, time_limit_s=time_limit_s, plain=plain, observer=observer)
+        with _opened(workers) as held:
+            return measured.resume_measured(
+                run_dir, time_limit_s=time_limit_s, plain=plain, observer=observer, workers=held
+            )
     if graph is None or devices is None:
         raise InputError("train --measured needs a GRAPH and --devices, for example --devices cpu:0,cpu:1")
-    return measured.train_source(
-        graph,
-        devices,
-        cluster=cluster,
-        profile=None if profile is None else Path(profile),
-        schedule=schedule,
-        groups=groups,
-        screen=screen,
-        time_limit_s=training.DEFAULT_TRAIN_S if time_limit_s is None else time_limit_s,
-        seed=seed,
-        run_dir=run_dir,
-        plain=plain,
-        compile_regions=compile_regions,
-        observer=observer,
-    )
+    with _opened(workers) as held:
+        return measured.train_source(
+            graph,
+            devices,
+            cluster=cluster,
+            profile=None if profile is None else Path(profile),
+            schedule=schedule,
+            groups=groups,
+            screen=screen,
+            time_limit_s=training.DEFAULT_TRAIN_S if time_limit_s is None else time_limit_s,
+            seed=seed,
+            run_dir=run_dir,
+            plain=plain,
+            compile_regions=compile_regions,
+            observer=observer,
+            workers=held,
+        )
 
 
 def compare(
@@ -272,11 +299,7 @@ def compare(
         if on_row is not None:
             on_row(comparison)
 
-    with contextlib.ExitStack() as opened:
-        source = None
-        if workers is not None:
-            held = opened.enter_context(open_workers(workers)) if isinstance(workers, str | int) else workers
-            source = row_source(held)
+    with _opened(workers) as held:
         comparison = compare_placers(
             problem,
             chosen,
@@ -286,7 +309,7 @@ def compare(
             finished=finished,
             on_start=on_start,
             on_row=after_row,
-            source=source,
+            source=None if held is None else row_source(held),
         )
     if path is not None:
         write_atomically(path, encode_comparison(comparison))

@@ -6,11 +6,12 @@ file, which is written whole after each, so that a table that was stopped goes o
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,13 +20,17 @@ from envs.clusters.cluster import Cluster
 from envs.make_problem import DEFAULT_GROUPS, make_problem
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, NoFeasiblePlacementError
-from graphs.files import SUFFIXES, write_atomically
+from graphs.files import SUFFIXES, encode_graph, write_atomically
 from graphs.reading import decode_json, exists, read_file
 from graphs.sources import PYTHON_PREFIX, load_graph
 from graphs.zoo import ZOO, parse
+from placement.placers import PlacerInfo
 from placement.placers.base import Budget
 from placement.registry import get_placer
 from placement.results.comparison import check_seed, compare_placers
+from placement.runs.compile_ahead import compile_ahead
+from placement.runs.row_jobs import LEAST_PATIENCE_S, PATIENCE
+from placement.workers import Job, Workers, open_workers
 
 MOST_CELLS = 1000
 DEFAULT_CELL_S = 3.0
@@ -128,6 +133,7 @@ def what_if(
     seed: int = 0,
     json: str | Path | None = None,
     restart: bool = False,
+    workers: Workers | str | int | None = None,
     on_cell: Callable[[WhatIf], None] | None = None,
 ) -> WhatIf:
     """Place a graph for every batch, number of devices and speed of links.
@@ -146,6 +152,8 @@ def what_if(
         seed: Seeds the random numbers of each cell.
         json: A file for the cells, written whole after each; cells that it holds are not placed again.
         restart: Do not look at what is in that file.
+        workers: Place cells at the same time: see `placement.workers.open_workers`; None places one after the other,
+            each on all cores.
         on_cell: Called with all cells that are done after each of them, and at first where some were in the file.
 
     Raises:
@@ -179,37 +187,39 @@ def what_if(
     if done.cells and on_cell is not None:
         on_cell(done)
     budget = Budget(time_limit_s=time_limit_s, evaluations=evaluations)
-    for batch, source in sources:
-        missing = [
-            key for key in smaller if not any((c.batch, c.devices, c.links) == (batch, *key) for c in done.cells)
-        ]
-        if not missing:
-            continue
-        loaded = load_graph(source) if isinstance(source, str) else source
-        if any(c.batch == batch and c.graph_sha256 != loaded.sha256 for c in done.cells):
-            raise InputError(f"'{path}' holds cells of another graph '{loaded.name}'; {_REMEDY}")
-        for count, factor in missing:
-            cell = Cell(
-                batch=batch,
-                devices=count,
-                links=factor,
-                graph_sha256=loaded.sha256,
-                step_time_s=None,
-                peak_memory_share=None,
-                tokens=loaded.tokens,
-            )
-            try:
-                problem = make_problem(loaded, smaller[count, factor], schedule=schedule, groups=groups)
-                best = compare_placers(problem, [info], budget=budget, seed=seed).best
-                if best is None or best.step_time_s is None or best.peak_memory_bytes is None:
-                    cell = msgspec.structs.replace(cell, note="no placement that fits was found")
-                else:
-                    shares = best.peak_memory_bytes / problem.cluster.memory_bytes
-                    cell = msgspec.structs.replace(
-                        cell, step_time_s=best.step_time_s, peak_memory_share=float(shares.max())
-                    )
-            except NoFeasiblePlacementError as error:
-                cell = msgspec.structs.replace(cell, note=str(error))
+
+    def missing() -> Iterator[tuple[ComputationGraph, Cluster, Cell]]:
+        """What is left to place; a graph is loaded when its first cell is asked for."""
+        placed = {(c.batch, c.devices, c.links) for c in done.cells}
+        digests = {(c.batch, c.graph_sha256) for c in done.cells}
+        for batch, source in sources:
+            keys = [key for key in smaller if (batch, *key) not in placed]
+            if not keys:
+                continue
+            loaded = load_graph(source) if isinstance(source, str) else source
+            if any(of == batch and sha256 != loaded.sha256 for of, sha256 in digests):
+                raise InputError(f"'{path}' holds cells of another graph '{loaded.name}'; {_REMEDY}")
+            for count, factor in keys:
+                cell = Cell(
+                    batch=batch,
+                    devices=count,
+                    links=factor,
+                    graph_sha256=loaded.sha256,
+                    step_time_s=None,
+                    peak_memory_share=None,
+                    tokens=loaded.tokens,
+                )
+                yield loaded, smaller[count, factor], cell
+
+    how: dict[str, Any] = {"info": info, "budget": budget, "schedule": schedule, "groups": groups, "seed": seed}
+    with contextlib.ExitStack() as opened:
+        placed: Iterator[Cell]
+        if workers is None:
+            placed = (place_cell(loaded, cluster=there, cell=cell, **how) for loaded, there, cell in missing())
+        else:
+            held = opened.enter_context(open_workers(workers)) if isinstance(workers, str | int) else workers
+            placed = _placed_by(held, missing(), how, time_limit_s)
+        for cell in placed:
             done = msgspec.structs.replace(done, cells=(*done.cells, cell))
             if path is not None:
                 write_atomically(path, msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
@@ -222,6 +232,64 @@ def what_if(
         key=lambda c: order[c.batch, c.devices, c.links],
     )
     return msgspec.structs.replace(done, cells=tuple(cells))
+
+
+def _placed_by(
+    workers: Workers,
+    cells: Iterable[tuple[ComputationGraph, Cluster, Cell]],
+    how: Mapping[str, Any],
+    time_limit_s: float | None,
+) -> Iterator[Cell]:
+    """Cells that workers place, as they are done; each graph travels to each worker once."""
+    jobs = (
+        Job(
+            f"{cell.batch} {cell.devices} {cell.links}",
+            "placement.scenarios:place_cell",
+            {"cluster": cluster, "cell": cell, **how},
+            workers.share(encode_graph(graph), "graphs.files:decode_graph"),
+            None if time_limit_s is None else PATIENCE * time_limit_s + LEAST_PATIENCE_S,
+        )
+        for graph, cluster, cell in cells
+    )
+    for done in workers.run(jobs):
+        cell: Cell = done.result()
+        yield cell
+
+
+def place_cell(
+    graph: ComputationGraph,
+    *,
+    cluster: Cluster,
+    cell: Cell,
+    info: PlacerInfo,
+    budget: Budget,
+    schedule: str,
+    groups: int,
+    seed: int,
+) -> Cell:
+    """Place one cell; what a worker runs.
+
+    Args:
+        graph: With the cell's batch.
+        cluster: With the cell's devices and links.
+        cell: What it is to be; its step time and memory are filled in.
+        info: Who places it.
+        budget: What that may spend.
+        schedule: Which ready op a device runs first.
+        groups: Wanted number of co-location groups.
+        seed: Seeds its random numbers.
+    """
+    if info.learns:  # before its time begins
+        compile_ahead(schedule)
+    try:
+        problem = make_problem(graph, cluster, schedule=schedule, groups=groups)
+        best = compare_placers(problem, [info], budget=budget, seed=seed).best
+    except NoFeasiblePlacementError as error:
+        return msgspec.structs.replace(cell, note=str(error))
+    if best is None or best.step_time_s is None or best.peak_memory_bytes is None:
+        return msgspec.structs.replace(cell, note="no placement that fits was found")
+    shares = best.peak_memory_bytes / problem.cluster.memory_bytes
+    return msgspec.structs.replace(cell, step_time_s=best.step_time_s, peak_memory_share=float(shares.max()))
 
 
 def parse_numbers(option: str, text: str) -> list[int]:

@@ -8,6 +8,9 @@ placer's start to its answer, with the graph loaded and everything compiled. The
 it is started again, the script runs only what is missing. FILE.curves.json, in the same directory, holds how each row
 came about. Without --cells all cells are run; that takes days.
 
+With --workers rows are made at the same time, on as many processes as cores or on the machines of a Ray cluster; a row
+then has one core, so the file is not one to go on with without.
+
     python scripts/benchmark_learning.py --json docs/data/learning.json --report --plot docs/images
         --page docs/results/learning.md
 
@@ -17,9 +20,11 @@ runs nothing and shows what there is: tables on the terminal, learning curves, a
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +38,10 @@ from graphs.synthetic import random_graph
 from placement.api import make_problem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Placer, Progress, SearchOptions
 from placement.registry import PLACERS, get_placer
+from placement.runs.problem_content import encode_problem
+from placement.runs.row_jobs import LEAST_PATIENCE_S, PATIENCE
 from placement.text import clock
+from placement.workers import Job, Workers, open_workers, parse_workers
 from scripts.learning.plot import plot_curves
 from scripts.learning.report import fill_page, print_tables
 from scripts.learning.rows import Curve, Row, read_curves, read_rows, thinned, write_curves, write_rows
@@ -93,6 +101,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budgets-s", default="10,120", help="seconds, separated by commas, or none: %(default)s")
     parser.add_argument("--budgets-evaluations", default="100,300,1000", help="limits in evaluations: %(default)s")
     parser.add_argument("--json", type=Path, default=Path("learning.json"), help="the file of rows: %(default)s")
+    parser.add_argument("--workers", metavar="N|ray|ray://HOST:PORT", help="make rows at the same time")
     parser.add_argument("--forget", default="", help="placers whose rows are dropped and made again")
     parser.add_argument("--report", action="store_true", help="run nothing, show what the file holds")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw learning curves into this directory")
@@ -131,35 +140,101 @@ def _measure(asked: argparse.Namespace, rows: list[Row], curves: list[Curve]) ->
     counts = [whole(text, "budgets-evaluations") for text in _listed(asked.budgets_evaluations)]
     budgets += [Budget(evaluations=count) for count in counts]
     done = {row.key for row in rows}
+    if asked.workers is not None:
+        parse_workers(asked.workers)
     began = time.perf_counter()
     warm = False
-    for graph, cluster, schedule in cells:
-        label = cluster if schedule == "priority" else f"{cluster}/{schedule}"
-        wanted = [
-            (budget, seed, name)
-            for budget in budgets
-            for seed in seeds
-            for name in placers  # one after the other, so that a machine that is slow for a while is so for all
-            if (graph, label, name, seed, budget.time_limit_s, budget.evaluations) not in done
-        ]
-        if not wanted:
-            continue
-        problem = make_problem(graph, cluster, schedule=schedule)
-        if not warm:
-            _warm_up(placers)
-            warm = True
-        problem.evaluate(problem.allowed.argmax(axis=1)[None])  # what a problem computes once is not a placer's
-        for budget, seed, name in wanted:
-            limit = f"{budget.time_limit_s:g} s" if budget.time_limit_s else f"{budget.evaluations} evaluations"
-            elapsed = clock(time.perf_counter() - began)
-            print(f"{elapsed}  {graph} on {label}, {limit}, seed {seed}: {name}", end="", flush=True)
-            row, curve = run_placer(problem, name, placers[name], budget, seed, graph=graph, cluster=label)
-            print(f"  {row.step_time_s or float('nan'):.4f} s{'' if row.feasible else ' does not fit'}", flush=True)
-            rows.append(row)
-            curves[:] = [*(other for other in curves if other.key != curve.key), curve]
-            # The curve first: where the script is killed in between, the row is missing and both are made again.
-            write_curves(asked.json.with_suffix(".curves.json"), curves)
-            write_rows(asked.json, rows)
+
+    def keep(row: Row, curve: Curve) -> None:
+        rows.append(row)
+        curves[:] = [*(other for other in curves if other.key != curve.key), curve]
+        # The curve first: where the script is killed in between, the row is missing and both are made again.
+        write_curves(asked.json.with_suffix(".curves.json"), curves)
+        write_rows(asked.json, rows)
+
+    with contextlib.ExitStack() as opened:
+        workers = None
+        if asked.workers is not None:
+            workers = opened.enter_context(open_workers(asked.workers, packages=("scripts",)))
+        for graph, cluster, schedule in cells:
+            label = cluster if schedule == "priority" else f"{cluster}/{schedule}"
+            wanted = [
+                (budget, seed, name)
+                for budget in budgets
+                for seed in seeds
+                for name in placers  # one after the other, so that a machine that is slow for a while is so for all
+                if (graph, label, name, seed, budget.time_limit_s, budget.evaluations) not in done
+            ]
+            if not wanted:
+                continue
+            problem = make_problem(graph, cluster, schedule=schedule)
+            if workers is not None:
+                for row, curve in _rows_of(workers, problem, wanted, tuple(placers), graph=graph, cluster=label):
+                    _tell(began, row)
+                    keep(row, curve)
+                continue
+            if not warm:
+                _warm_up(placers)
+                warm = True
+            problem.evaluate(problem.allowed.argmax(axis=1)[None])  # what a problem computes once is not a placer's
+            for budget, seed, name in wanted:
+                row, curve = run_placer(problem, name, placers[name], budget, seed, graph=graph, cluster=label)
+                _tell(began, row)
+                keep(row, curve)
+
+
+def _tell(began: float, row: Row) -> None:
+    limit = f"{row.budget_s:g} s" if row.budget_s else f"{row.budget_evaluations} evaluations"
+    said = f"{row.step_time_s or float('nan'):.4f} s{'' if row.feasible else ' does not fit'}"
+    elapsed = clock(time.perf_counter() - began)
+    print(f"{elapsed}  {row.graph} on {row.cluster}, {limit}, seed {row.seed}: {row.placer}  {said}", flush=True)
+
+
+def _rows_of(
+    workers: Workers,
+    problem: PlacementProblem,
+    wanted: Sequence[tuple[Budget, int, str]],
+    names: tuple[str, ...],
+    *,
+    graph: str,
+    cluster: str,
+) -> Iterator[tuple[Row, Curve]]:
+    """Rows and their curves from workers, as they are done."""
+    shared = workers.share(encode_problem(problem), "placement.runs.problem_content:decode_problem")
+    jobs = (
+        Job(
+            f"{name} {seed} {budget.time_limit_s} {budget.evaluations}",
+            "scripts.benchmark_learning:make_row",
+            {"name": name, "budget": budget, "seed": seed, "names": names, "graph": graph, "cluster": cluster},
+            shared,
+            None if budget.time_limit_s is None else PATIENCE * budget.time_limit_s + LEAST_PATIENCE_S,
+        )
+        for budget, seed, name in wanted
+    )
+    for done in workers.run(jobs):
+        row, curve = done.result()
+        yield row, curve
+
+
+def make_row(
+    problem: PlacementProblem,
+    *,
+    name: str,
+    budget: Budget,
+    seed: int,
+    names: tuple[str, ...],
+    graph: str,
+    cluster: str,
+) -> tuple[Row, Curve]:
+    """One row and its curve; what a worker runs. All that placers compile is compiled before a first row's time."""
+    _warm_up_once(names)
+    problem.evaluate(problem.allowed.argmax(axis=1)[None])
+    return run_placer(problem, name, find_placer(name), budget, seed, graph=graph, cluster=cluster)
+
+
+@functools.cache
+def _warm_up_once(names: tuple[str, ...]) -> None:
+    _warm_up({name: find_placer(name) for name in names})
 
 
 def run_placer(
@@ -173,7 +248,7 @@ def run_placer(
     try:
         placed = placer(problem, budget=budget, rng=np.random.default_rng(seed))
     except (InputError, NoFeasiblePlacementError) as error:
-        print(f"  {error}", end="")
+        print(f"{name}: {error}")
     taken_s = time.perf_counter() - began
     step_time_s, feasible, evaluations = None, False, 0
     end_s = np.inf

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,7 +26,7 @@ from envs.clusters.memories import Memories
 from envs.evaluators import Evaluation
 from envs.measured.machine import RealDevice, parse_devices
 from envs.measured.process import MeasuringProcess
-from envs.measured.protocol import Failed, Protocol
+from envs.measured.protocol import Failed, Measured, Protocol
 from envs.problem import PlacementProblem
 from envs.simulator.checkpoints import StepCheckpoints
 from envs.simulator.input import SimulatorInput
@@ -49,11 +50,15 @@ class Measurement:
         step_times_s: Of the steps that count; empty where it failed.
         peak_memory_bytes: By device; zeros where it failed.
         reason: Why it failed; empty where it did not.
+        host: The machine that ran it last; empty for this one.
+        version: Of whatever proposed it, see `Measurer.version`.
     """
 
     step_times_s: tuple[float, ...]
     peak_memory_bytes: tuple[int, ...]
     reason: str = ""
+    host: str = ""
+    version: int = 0
 
     @property
     def step_time_s(self) -> float:
@@ -82,13 +87,42 @@ class MeasurementsOverError(Exception):
     """The time for measuring is over; see `Measurer.until_s`."""
 
 
+class Hosts(typing.Protocol):
+    """Machines that measure placements in place of a `MeasuringProcess`; `placement.runs.measure_jobs` has some.
+
+    Attributes:
+        at_once: How many placements are measured at the same time.
+    """
+
+    at_once: int
+
+    def start(self) -> None:
+        """Build the model now, rather than with the first measurement."""
+        ...
+
+    def measure_many(
+        self,
+        op_placements: Sequence[NDArray[np.integer]],
+        *,
+        schedule: str,
+        time_limit_s: float,
+        how: Protocol | None = None,
+        version: int = 0,
+        compile_regions: bool = False,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> Iterable[tuple[int, Measured | Failed, str, int]]:
+        """Run several; number, reply, machine and version of each as it is done; none is begun when it is over."""
+        ...
+
+
 class Measurer:
     """The evaluator that runs placements, remembers what it has run, and tells who wants to know.
 
     Args:
-        process: What runs them.
+        process: What runs them on this machine.
         time_limit_s: Seconds that one measurement may take.
         how: How many steps.
+        hosts: What runs them in its place, on other machines.
 
     Attributes:
         count: Placements run so far.
@@ -96,22 +130,44 @@ class Measurer:
         compile_regions: Whether placements are run with regions that are compiled, from now on; what was run in one way
             is not known in the other.
         on_measure: Called after each with the placement, ``int32[N]``, the schedule, and what it came to.
+        version: Asked for the version of what proposes placements, a policy's number of updates: a measurement keeps
+            it.
         until_s: When measuring ends, by `time.monotonic`; a placement that is asked for later raises
             `MeasurementsOverError`.
     """
 
     def __init__(
-        self, process: MeasuringProcess, *, time_limit_s: float = DEFAULT_LIMIT_S, how: Protocol | None = None
+        self,
+        process: MeasuringProcess,
+        *,
+        time_limit_s: float = DEFAULT_LIMIT_S,
+        how: Protocol | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
         self.process = process
+        self.hosts = hosts
         self.time_limit_s = time_limit_s
         self.how = how or Protocol()
         self.count = 0
         self.failures = 0
         self.compile_regions = False
         self.on_measure: Callable[[NDArray[np.int32], str, Measurement], None] | None = None
+        self.version: Callable[[], int] = lambda: 0
         self.until_s = float("inf")
         self._known: dict[tuple[str, bool, bytes], Measurement] = {}
+
+    def start(self) -> None:
+        """Build the model now, rather than with the first measurement.
+
+        Raises:
+            InputError: It cannot be built, or its graph is another one.
+        """
+        (self.process if self.hosts is None else self.hosts).start()
+
+    @property
+    def at_once(self) -> int:
+        """How many placements are measured at the same time."""
+        return 1 if self.hosts is None else self.hosts.at_once
 
     def measure(self, op_placement: NDArray[np.integer], schedule: str, *, again: bool = False) -> Measurement:
         """Run a placement of ops, ``int[N]``; one that was run before only if asked to do it `again`.
@@ -130,6 +186,8 @@ class Measurer:
         if left_s <= 0:
             raise MeasurementsOverError
         limit_s = min(self.time_limit_s, max(left_s, _LEAST_LIMIT_S))
+        if self.hosts is not None:
+            return self._measure_on([placement], schedule, self.time_limit_s)[0]
         reply = self.process.measure(
             placement,
             schedule=schedule,
@@ -139,12 +197,56 @@ class Measurer:
         )
         if isinstance(reply, Failed) and limit_s < self.time_limit_s and time.monotonic() >= self.until_s:
             raise MeasurementsOverError  # it might have been done in the time that others have
+        return self._take(placement, schedule, reply, "", self.version())
+
+    def measure_ahead(self, op_placements: Sequence[NDArray[np.integer]], schedule: str) -> None:
+        """Where several placements can be measured at the same time, run those that are not known: they are, then.
+
+        Those that there is no time for are left out.
+
+        Raises:
+            InputError: The model cannot be built, or a placement is not one of its graph.
+        """
+        if self.hosts is None:
+            return
+        rows = {np.ascontiguousarray(ops, dtype=np.int32).tobytes() for ops in op_placements}
+        new = [np.frombuffer(row, dtype=np.int32) for row in sorted(rows)]
+        new = [row for row in new if self._key(row, schedule) not in self._known]
+        self._measure_on(new, schedule, self.time_limit_s, is_over=lambda: time.monotonic() >= self.until_s)
+
+    def _measure_on(
+        self,
+        placements: Sequence[NDArray[np.int32]],
+        schedule: str,
+        limit_s: float,
+        *,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> list[Measurement]:
+        """Have other machines run placements; what they came to, as they were done."""
+        assert self.hosts is not None
+        done = self.hosts.measure_many(
+            placements,
+            schedule=schedule,
+            time_limit_s=limit_s,
+            how=self.how,
+            version=self.version(),
+            compile_regions=self.compile_regions,
+            is_over=is_over,
+        )
+        return [self._take(placements[number], schedule, reply, host, version) for number, reply, host, version in done]
+
+    def _take(
+        self, placement: NDArray[np.int32], schedule: str, reply: Measured | Failed, host: str, version: int
+    ) -> Measurement:
+        """Know what running a placement came to, and tell of it."""
+        key = self._key(placement, schedule)
         if isinstance(reply, Failed):
-            found = Measurement((), (0,) * len(self.process.devices), reply.reason)
+            found = Measurement((), (0,) * len(self.process.devices), reply.reason, host, version)
             self.failures += 1
         else:
             before = self._known[key].step_times_s if key in self._known else ()
-            found = Measurement((*before, *reply.step_times_s), tuple(reply.peak_memory_bytes))
+            times_s = (*before, *reply.step_times_s)
+            found = Measurement(times_s, tuple(reply.peak_memory_bytes), "", host, version)
         self.count += 1
         self._known[key] = found
         if self.on_measure is not None:
@@ -180,6 +282,7 @@ class Measurer:
         step_time_s = np.full(count, self.time_limit_s)
         peak = np.zeros((count, given.num_devices), dtype=np.int64)
         feasible = np.zeros(count, dtype=np.bool_)
+        self.measure_ahead(list(ops[allowed]), given.schedule)
         for row in np.flatnonzero(allowed):
             found = self.measure(ops[row], given.schedule)
             peak[row] = found.peak_memory_bytes
@@ -257,6 +360,7 @@ def measured(
     time_limit_s: float = DEFAULT_LIMIT_S,
     how: Protocol | None = None,
     compile_regions: bool = False,
+    hosts: Hosts | None = None,
 ) -> MeasuredProblem:
     """The same problem, evaluated by running the step on real devices.
 
@@ -267,6 +371,7 @@ def measured(
         time_limit_s: Seconds that one measurement may take; the failing signal.
         how: How many steps.
         compile_regions: Placements will be asked for with regions that are compiled, see `Measurer.compile_regions`.
+        hosts: What runs them on other machines; by default a process of this machine does.
 
     Raises:
         InputError: The devices are not those of the cluster, or do not exist.
@@ -287,7 +392,7 @@ def measured(
         problem.simulator_input.remaining_path_s,
         compile_regions=compile_regions,
     )
-    measurer = Measurer(process, time_limit_s=time_limit_s, how=how)
+    measurer = Measurer(process, time_limit_s=time_limit_s, how=how, hosts=hosts)
     return MeasuredProblem(
         problem.graph,
         problem.groups,

@@ -169,6 +169,7 @@ def train_measured(verb: verbs.Train, out: Console, err: Console) -> int:
         plain=verb.plain,
         compile_regions=verb.compile_regions,
         observer=_MeasuredDisplay(out, err),
+        workers=verb.workers,
     )
     _show_run(out, run)
     return 0
@@ -193,6 +194,7 @@ def resume_measured(verb: verbs.Train, out: Console, err: Console) -> int:
         time_limit_s=verb.time_limit_s,
         plain=verb.plain,
         observer=_MeasuredDisplay(out, err),
+        workers=verb.workers,
     )
     _show_run(out, run)
     return 0

@@ -137,6 +137,8 @@ def check(verb: verbs.Train) -> None:
         "--forbid": verb.forbid,
         "--reserve": verb.reserve,
         "--start": verb.start,
+        "--workers": verb.workers,
+        "--chains": verb.chains,
     }
     for name, value in others.items():
         if value:

@@ -29,6 +29,7 @@ from placement.runs import directory
 from placement.runs.directory import RunConfig
 from placement.runs.observer import TrainingPlan
 from placement.runs.training import TrainedRun
+from placement.workers import parse_workers
 
 TELLING_SENTENCES = 3
 """Reasons that are said at the end of a training; `placement explain` says all."""
@@ -46,7 +47,10 @@ def train(verb: verbs.Train) -> int:
     """
     check_positive("--time-limit-s", verb.time_limit_s)
     check_positive("--updates", verb.updates)
+    check_positive("--chains", verb.chains)
     check_seed(verb.seed)
+    if verb.workers is not None:
+        parse_workers(verb.workers)
     out, err = make_console(), make_console(stderr=True)
     if verb.resume is not None:
         if verb.start is not None:
@@ -55,9 +59,12 @@ def train(verb: verbs.Train) -> int:
             raise InputError("--resume goes on in the run's own directory; leave out --out")
         if verb.topology is not None:
             raise InputError(f"the run in '{verb.resume}' knows its cluster; leave out --topology")
+        if verb.chains is not None:
+            raise InputError(f"the run in '{verb.resume}' has the chains that it began with; leave out --chains")
         config = directory.read_config(verb.resume)
         _check_agrees(verb, verb.resume, config)
         if config.measured is not None:
+            _check_not_measured(verb)
             return resume_measured(verb, out, err)
         if verb.measured:
             raise InputError(f"the run in '{verb.resume}' does not learn from measured time; leave out --measured")
@@ -66,6 +73,7 @@ def train(verb: verbs.Train) -> int:
             raise InputError(
                 "--pin, --forbid, --reserve and --start go with simulated step times; leave out --measured"
             )
+        _check_not_measured(verb)
         return train_measured(verb, out, err)
     start = None if verb.start is None else read_placement(verb.start)
     cluster: str | Cluster = ""
@@ -78,7 +86,12 @@ def train(verb: verbs.Train) -> int:
     try:
         if verb.resume is not None:
             trained = api.train(
-                out=run_dir, resume=True, updates=verb.updates, time_limit_s=verb.time_limit_s, observer=display
+                out=run_dir,
+                resume=True,
+                updates=verb.updates,
+                time_limit_s=verb.time_limit_s,
+                observer=display,
+                workers=verb.workers,
             )
         else:
             assert verb.graph is not None
@@ -99,6 +112,8 @@ def train(verb: verbs.Train) -> int:
                 preset=verb.preset,
                 seed=verb.seed,
                 observer=display,
+                workers=verb.workers,
+                chains=verb.chains,
             )
     except KeyboardInterrupt:  # one that came after the training, or a second one during it
         if not display.learns or not (run_dir / directory.PLACEMENT).exists():
@@ -107,6 +122,12 @@ def train(verb: verbs.Train) -> int:
         return 0
     _show_trained(out, trained)
     return 0
+
+
+def _check_not_measured(verb: verbs.Train) -> None:
+    """Raise where what goes with simulated step times is asked for."""
+    if verb.chains is not None:
+        raise InputError("--chains goes with simulated step times; leave it out, or --measured")
 
 
 def train_stages(verb: verbs.Train) -> int:

@@ -117,6 +117,9 @@ ExportFormat = Literal[
     "llama.cpp",
     "llama.cpp-ot",
 ]
+
+WorkersArg = Annotated[str | None, arg(metavar="N|ray|ray://HOST:PORT", help_behavior_hint="")]
+
 DEFAULT_SCHEDULE: Literal["priority"] = "priority"
 DEFAULT_MICRO_BATCHES = 8
 DEFAULT_ORDER = "1f1b"
@@ -149,6 +152,10 @@ class Train:
     reserve: ReserveArg = ()
     start: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """A placement file of the same graph to start from, for this cluster or another."""
+    workers: WorkersArg = None
+    """Walk the search's chains on a number of processes, or on Ray; with --measured: measure on their machines."""
+    chains: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Chains of the search that walk to the end; by default two, or one a worker where these are more."""
     measured: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
     """Learn from the measured time of real steps on --devices; --cluster then only guides, and may be left out."""
     screen: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False
@@ -239,7 +246,7 @@ class Compare:
     pin: PinArg = ()
     forbid: ForbidArg = ()
     reserve: ReserveArg = ()
-    workers: Annotated[str | None, arg(metavar="N|ray|ray://HOST:PORT", help_behavior_hint="")] = None
+    workers: WorkersArg = None
     """Run placers at the same time, each on its share of the cores: a number of processes, or Ray."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the rows there as JSON, after each of them; started again, finished rows are taken from there."""
@@ -301,6 +308,8 @@ class WhatIf:
     seed: Annotated[int, arg(metavar="K")] = 0
     """Seeds each cell's random numbers."""
     groups: GroupsArg = 256
+    workers: WorkersArg = None
+    """Place cells at the same time, each on its share of the cores: a number of processes, or Ray."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the cells there as JSON, after each of them; started again, finished cells are taken from there."""
     restart: Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")] = False

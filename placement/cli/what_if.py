@@ -17,6 +17,7 @@ from placement.cli import verbs
 from placement.cli.shared import chosen_cluster, make_console
 from placement.scenarios import Cell, WhatIf
 from placement.text import clock, seconds, short, table
+from placement.workers import parse_workers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,14 +35,15 @@ def what_if(verb: verbs.WhatIf) -> int:
     batches = [] if verb.batch is None else scenarios.parse_numbers("--batch", verb.batch)
     devices = [] if verb.devices is None else scenarios.parse_numbers("--devices", verb.devices)
     links = scenarios.parse_factors("--links", verb.links)
+    if verb.workers is not None:
+        parse_workers(verb.workers)
     out, err = make_console(), make_console(stderr=True)
     cluster = chosen_cluster(verb.cluster, verb.topology)
     named = cluster if isinstance(cluster, str) else cluster.name
     out.print(Text(f"{short(verb.graph)} on {short(named)}", style="bold"))
     cells = max(1, len(batches)) * max(1, len(devices)) * len(links)
-    out.print(
-        f"cells: {cells} x {verb.time_limit_s:g} s of search, {clock(cells * verb.time_limit_s)} in all", style="dim"
-    )
+    in_all = f"{clock(cells * verb.time_limit_s)} in all" if verb.workers is None else f"on workers '{verb.workers}'"
+    out.print(f"cells: {cells} x {verb.time_limit_s:g} s of search, {in_all}", style="dim")
 
     def show(done: WhatIf) -> None:
         cell = done.cells[-1]
@@ -61,6 +63,7 @@ def what_if(verb: verbs.WhatIf) -> int:
         seed=verb.seed,
         json=verb.json,
         restart=verb.restart,
+        workers=verb.workers,
         on_cell=show,
     )
     out.print()

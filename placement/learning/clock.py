@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from typing import NamedTuple, Protocol
 
+from placement.move_search.leg import Reach
+
 USUAL_UPDATES = 64
 """Updates after which the search is as fine as it gets, where no limit says how long the run will be."""
 
@@ -36,6 +38,10 @@ class Clock(Protocol):
         """Share of the run that is done after some work; more than 1 beyond the limit."""
         ...
 
+    def reach(self, work: Work) -> Reach:
+        """The same as plain data, for chains that walk an update's moves elsewhere from now on."""
+        ...
+
 
 class SecondsClock:
     """By wall-clock time.
@@ -55,6 +61,10 @@ class SecondsClock:
         """Share of the time that is gone; the work does not count."""
         return self._first + (time.perf_counter() - self._began_s) / self._limit_s
 
+    def reach(self, work: Work) -> Reach:
+        """A second is its share of the limit."""
+        return Reach(self.done(work), a_second=1.0 / self._limit_s)
+
 
 class EvaluationsClock:
     """By placements evaluated, of which a run may make ``most``; each move of the search is one."""
@@ -64,7 +74,11 @@ class EvaluationsClock:
 
     def done(self, work: Work) -> float:
         """Share of the evaluations that are made."""
-        return work.evaluations / self._most + work.share * (work.moves / self._most)
+        return self.reach(work).at(work.share)
+
+    def reach(self, work: Work) -> Reach:
+        """The update's moves are their share of the evaluations."""
+        return Reach(work.evaluations / self._most, a_leg=work.moves / self._most)
 
 
 class UpdatesClock:
@@ -72,4 +86,8 @@ class UpdatesClock:
 
     def done(self, work: Work) -> float:
         """Share of the usual number of updates; all moves of an update are one update."""
-        return work.updates / USUAL_UPDATES + work.share * (1.0 / USUAL_UPDATES)
+        return self.reach(work).at(work.share)
+
+    def reach(self, work: Work) -> Reach:
+        """The update's moves are one update."""
+        return Reach(work.updates / USUAL_UPDATES, a_leg=1.0 / USUAL_UPDATES)

@@ -124,6 +124,10 @@ class Pace(Protocol):
         """From now on, the question whether an update's search should end before its moves are made."""
         ...
 
+    def seconds_of_moves(self) -> float | None:
+        """Seconds after which an update's search ends that begins now elsewhere; None where its moves end it."""
+        ...
+
 
 class CountedPace:
     """The pace of a run that updates or evaluations limit: each update has a number of moves, however long they take.
@@ -162,6 +166,10 @@ class CountedPace:
     def end_of_moves(self) -> Callable[[], bool]:
         """False at any time: all moves are made."""
         return lambda: False
+
+    def seconds_of_moves(self) -> float | None:
+        """None: all moves are made."""
+        return None
 
 
 class TimedPace:
@@ -233,6 +241,11 @@ class TimedPace:
             return now >= until_s or (now >= enough_s and not self._policy.works)
 
         return over
+
+    def seconds_of_moves(self) -> float | None:
+        """`TIMED_UPDATE_S`, or the policy's last turn where that was longer and it is at work, or what is left."""
+        enough_s = max(TIMED_UPDATE_S, self._policy.last_s) if self._policy.works else TIMED_UPDATE_S
+        return max(min(self._began_s + self._limit_s - time.perf_counter(), enough_s), 0.0)
 
 
 def make_pace(

@@ -9,8 +9,10 @@ Letters: ``G`` groups, ``D`` devices.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from placement.learning.pace import MANY_MOVES, Pace
 from placement.learning.scorer import Scorer
 from placement.learning.timer import Timer
 from placement.learning.warm_start import Start, heuristic_start
+from placement.move_search.leg import Leg, Reach
 from placement.move_search.search import MoveSearch
 from placement.placers.best import nearest_groups
 
@@ -31,6 +34,39 @@ Advise = Callable[[IntArray], NDArray[np.float32]]
 earlier groups those of the placement."""
 
 
+class Walked(NamedTuple):
+    """What came of a leg.
+
+    Attributes:
+        chain: Which chain walked it.
+        state: The chain's, `placement.move_search.chain.Walker.state`.
+        seconds: That it took.
+    """
+
+    chain: int
+    state: Mapping[str, Any]
+    seconds: float
+
+
+class Walkers(Protocol):
+    """Who walks legs in other processes; `placement.runs.chain_jobs` has them walked by workers.
+
+    Attributes:
+        count: How many legs are walked at the same time.
+    """
+
+    count: int
+
+    def walk(self, legs: Sequence[tuple[Leg, Mapping[str, Any]]], reach: Callable[[], Reach]) -> Iterable[Walked]:
+        """Walk legs, each from its chain's state; what they come to is given as they are done.
+
+        Args:
+            legs: With the states.
+            reach: Asked when a leg is about to begin.
+        """
+        ...
+
+
 class ParallelSearch:
     """Starts the chains in each update, and takes over what they found.
 
@@ -39,13 +75,23 @@ class ParallelSearch:
         chains: The search.
         scorer: Counts what the chains evaluate, and keeps the best.
         timer: Counts the time as ``search``, and the waiting as ``wait``.
+        walkers: Walk the chains in other processes; None walks them in threads of this one.
     """
 
-    def __init__(self, problem: PlacementProblem, *, chains: MoveSearch, scorer: Scorer, timer: Timer) -> None:
+    def __init__(
+        self,
+        problem: PlacementProblem,
+        *,
+        chains: MoveSearch,
+        scorer: Scorer,
+        timer: Timer,
+        walkers: Walkers | None = None,
+    ) -> None:
         self._problem = problem
         self._chains = chains
         self._scorer = scorer
         self._timer = timer
+        self._walkers = walkers
         self._advice: NDArray[np.float32] | None = None
 
     def start(
@@ -70,6 +116,10 @@ class ParallelSearch:
         if advise is not None:
             # What the policy would give each group, had it given the earlier ones what the search gives them.
             self._advice = advise(nearest_groups(self._problem, chains.best_ops))
+        if self._walkers is not None:
+            work = Work(updates, evaluations, moves=chains.num_walking * moves)
+            legs = chains.legs(moves, log_probability=self._advice)
+            return [executor.submit(self._walk_elsewhere, self._walkers, legs, pace, work)]
         return chains.start(
             moves,
             progress=self._progress(pace, updates, moves),
@@ -77,6 +127,16 @@ class ParallelSearch:
             log_probability=self._advice,
             executor=executor,
         )
+
+    def _walk_elsewhere(self, walkers: Walkers, legs: Sequence[Leg], pace: Pace, work: Work) -> None:
+        """Have legs walked, and take over each chain as its leg is done: in whatever order, they do not meet."""
+
+        def reach() -> Reach:
+            return replace(pace.clock.reach(work), seconds=pace.seconds_of_moves())
+
+        begun = [(leg, self._chains.state_of(leg.chain)) for leg in legs]
+        for walked in walkers.walk(begun, reach):
+            self._chains.take(*walked)
 
     def finish(self, walking: list[Future[None]]) -> None:
         """Wait for what `start` began, and keep what the chains found."""

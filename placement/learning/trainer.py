@@ -18,7 +18,7 @@ from graphs.errors import InputError
 from placement.learning.config import LearningConfig
 from placement.learning.learner import Learner
 from placement.learning.pace import Limits, Pace, PolicyTime, make_pace
-from placement.learning.parallel_search import ParallelSearch
+from placement.learning.parallel_search import ParallelSearch, Walkers
 from placement.learning.policy import Seq2SeqPolicy
 from placement.learning.scorer import BudgetSpentError, Scorer
 from placement.learning.state import State
@@ -55,6 +55,7 @@ class Trainer:
         seed: Seeds all random numbers.
         start: What the heuristics answered, where they were asked before; what that took counts as the trainer's. None
             lets the trainer ask them.
+        walkers: Walk the chains in other processes; None walks them in threads of this one.
 
     Attributes:
         updates: Updates done so far.
@@ -63,7 +64,13 @@ class Trainer:
     """
 
     def __init__(
-        self, problem: PlacementProblem, *, config: LearningConfig, seed: int = 0, start: Start | None = None
+        self,
+        problem: PlacementProblem,
+        *,
+        config: LearningConfig,
+        seed: int = 0,
+        start: Start | None = None,
+        walkers: Walkers | None = None,
     ) -> None:
         self.problem = problem
         self.config = config
@@ -73,9 +80,12 @@ class Trainer:
         self.interrupted = False
         self._rng = np.random.default_rng(seed)
         self._timer = Timer()
-        self._chains = MoveSearch(problem, config=config.search, seed=seed)
+        cores = None if walkers is None else walkers.count
+        self._chains = MoveSearch(problem, config=config.search, seed=seed, cores=cores)
         self._scorer = Scorer(problem, elites=config.update.elites, chains=self._chains, timer=self._timer)
-        self._search = ParallelSearch(problem, chains=self._chains, scorer=self._scorer, timer=self._timer)
+        self._search = ParallelSearch(
+            problem, chains=self._chains, scorer=self._scorer, timer=self._timer, walkers=walkers
+        )
         self._policy_time = PolicyTime()
         self._start = start
         self._started = False
@@ -86,9 +96,9 @@ class Trainer:
         return Learner(self.problem, config=self.config, seed=self.seed)
 
     @classmethod
-    def resume(cls, problem: PlacementProblem, state: State) -> Trainer:
+    def resume(cls, problem: PlacementProblem, state: State, *, walkers: Walkers | None = None) -> Trainer:
         """Go on from a trainer's `state`, to the same result as a run that was never interrupted."""
-        trainer = cls(problem, config=state.config, seed=state.seed)
+        trainer = cls(problem, config=state.config, seed=state.seed, walkers=walkers)
         trainer._restore(state)
         return trainer
 

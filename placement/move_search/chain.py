@@ -108,9 +108,9 @@ class Walker:
 
     def __init__(self, problem: PlacementProblem, config: MoveConfig, seed: Sequence[int]) -> None:
         self.problem = problem
-        self._work, traced, left_s = make_workspace(problem.simulator_input)
-        self._traced = Traced(*traced)
-        self._paths = make_paths(problem, left_s)
+        self._work: Any = None
+        self._traced: Traced | None = None
+        self._paths: Any = None
         self.weights = FIRST_WEIGHTS.copy()
         self.kinds = np.zeros(kernel.NUM_KINDS)
         self.scalars = np.zeros(kernel.NUM_SCALARS)
@@ -125,17 +125,22 @@ class Walker:
         self.cycle: Cycle | None = None
         self.field: Field | None = None
         self.chain: Chain | None = None
+        self._saved: Mapping[str, Any] | None = None
 
     def begin(self, cycle: Cycle, field: Field, ops: Ops, log_probability: NDArray[np.float32] | None) -> None:
         """Go on from a placement of ops, ``int32[N]``, by moves of a field's units."""
         problem = self.problem
+        if self._traced is None:  # where chains walk elsewhere, it is not needed here
+            self._work, traced, left_s = make_workspace(problem.simulator_input)
+            self._traced = Traced(*traced)
+            self._paths = make_paths(problem, left_s)
         units, devices = field.allowed.shape
         ops_in, tensors = problem.graph.num_ops, problem.graph.num_tensors
         placed = field.from_ops(ops)
         op_device = placed[field.unit_of_op][None].astype(np.int32)
         simulated = op_device.view()
         simulated.setflags(write=False)
-        self.cycle, self.field = cycle, field
+        self.cycle, self.field, self._saved = cycle, field, None
         self.counts[kernel.TRACED] = kernel.UNKNOWN
         self.chain = Chain(
             placed=placed,
@@ -204,7 +209,9 @@ class Walker:
 
     def state(self) -> dict[str, Any]:
         """All that later moves depend on."""
-        chain = self.chain
+        chain, saved = self.chain, self._saved
+        if chain is not None:
+            saved = {"ops": chain.op_device[0].copy(), "rejected": chain.rejected.copy()}
         return {
             "weights": self.weights.copy(),
             "kinds": self.kinds.copy(),
@@ -213,21 +220,30 @@ class Walker:
             "rng": str(self.rng[0]),  # 64 bits
             "best_ops": self.best_ops.copy(),
             "cycle": None if self.cycle is None else list(astuple(self.cycle)),
-            "ops": None if chain is None else chain.op_device[0].copy(),
-            "rejected": None if chain is None else chain.rejected.copy(),
+            "ops": None if saved is None else saved["ops"],
+            "rejected": None if saved is None else saved["rejected"],
         }
 
-    def restore(self, state: Mapping[str, Any], field_of: Callable[[str], Field]) -> None:
-        """Go on from a `state`."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Stand where a `state` says; `go_on` walks from there."""
         for key in ("weights", "kinds", "scalars", "counts", "best_ops"):
             getattr(self, key)[:] = state[key]
         self.rng[0] = np.uint64(state["rng"])
-        if state["cycle"] is not None:
-            cycle = Cycle(*state["cycle"])
-            self.begin(cycle, field_of(cycle.stage), state["ops"], None)
-            assert self.chain is not None
-            self.chain.rejected[:] = state["rejected"]
-            self.counts[kernel.TRACED] = kernel.RESTORED
+        self.cycle = None if state["cycle"] is None else Cycle(*state["cycle"])
+        self.field = self.chain = None
+        kept = {key: state[key] for key in ("ops", "rejected") if state[key] is not None}
+        self._saved = {key: np.array(value) for key, value in kept.items()} or None  # what is sent may be read-only
+
+    def go_on(self, field_of: Callable[[str], Field]) -> None:
+        """Begin again where a state was restored, if there was one, as if there had been no interruption."""
+        if self.chain is not None or self.cycle is None:
+            return
+        assert self._saved is not None
+        ops, rejected = self._saved["ops"], self._saved["rejected"]
+        self.begin(self.cycle, field_of(self.cycle.stage), ops, None)
+        assert self.chain is not None
+        self.chain.rejected[:] = rejected
+        self.counts[kernel.TRACED] = kernel.RESTORED
 
     def walk(self, moves: int, temperature_s: float) -> None:
         """Make some moves at a temperature."""

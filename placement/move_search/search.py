@@ -24,10 +24,8 @@ Letters: ``N`` ops, ``U`` units, ``G`` groups, ``D`` devices, ``T`` tensors, ``F
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from functools import cached_property
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -39,10 +37,9 @@ from envs.simulator.workspace import available_cores
 from placement.move_search import kernel
 from placement.move_search.chain import Found, Ops, Walker
 from placement.move_search.config import MoveConfig
-from placement.move_search.field import Field, make_field
-from placement.move_search.plan import Cycle, Plan, goes_by_types, make_plan, rounds_within, units_of
-from placement.placers.best import LEAST_REFERENCE_S, missing_share, ranked, step_limit_s
-from placement.placers.random import draw
+from placement.move_search.leg import Ground, Leg, walk
+from placement.move_search.plan import Plan, goes_by_types, make_plan, rounds_within
+from placement.placers.best import missing_share, ranked
 
 SHARE_OF_A_STEP = 0.6
 """What a move takes of the time of a whole simulated step, about: the simulator stops where it is proven too slow."""
@@ -56,9 +53,6 @@ FIRST_SCATTERED = 2
 SCATTERED_FROM = 0.5
 """Moves of each op that a run must have room for, or no chain begins at a random placement: it would not catch up."""
 
-OPS_A_BLOCK = 500_000
-"""Ops that are simulated, at most, between two looks at the clock."""
-
 
 class MoveSearch:
     """The chains, from coarse to fine.
@@ -67,6 +61,7 @@ class MoveSearch:
         problem: What to place.
         config: How.
         seed: Of the chains' random numbers.
+        cores: Where its chains walk; by default those of this process.
 
     Attributes:
         evaluations: Placements simulated so far.
@@ -76,8 +71,9 @@ class MoveSearch:
         plan_by_types: Of chains from `FIRST_SCATTERED` on where these begin with types of op; None where they do not.
     """
 
-    def __init__(self, problem: PlacementProblem, *, config: MoveConfig, seed: int) -> None:
+    def __init__(self, problem: PlacementProblem, *, config: MoveConfig, seed: int, cores: int | None = None) -> None:
         self.problem = problem
+        self.cores = cores or available_cores()
         self.config = config
         self.seed = seed
         self.best: Found | None = None
@@ -88,8 +84,7 @@ class MoveSearch:
         self._scatters = True
         self._round = 0
         self._home: Found | None = None  # where the first round began
-        self._fields: dict[str, Field] = {}
-        self._lock = Lock()
+        self.ground = Ground(problem)
 
     @property
     def best_ops(self) -> Ops | None:
@@ -104,7 +99,7 @@ class MoveSearch:
     @property
     def reference_s(self) -> float:
         """What is charged goes by this: the best feasible step, or what no step exceeds while none is known."""
-        return self._reference_s(self.best)
+        return self.ground.reference_s(self.best)
 
     @property
     def evaluations(self) -> int:
@@ -170,7 +165,7 @@ class MoveSearch:
             began = time.perf_counter()
             self.problem.evaluate_ops(self.best_ops[None], threads=1)
             took_s = min(took_s, time.perf_counter() - began)
-        cores = min(available_cores(), self.config.num_surviving)
+        cores = min(self.cores, self.config.num_surviving)
         self.expect(cores * limit_s / (SHARE_OF_A_STEP * took_s))
         return took_s
 
@@ -213,16 +208,53 @@ class MoveSearch:
             executor: Runs the chains, one thread each.
             chains: How many of them walk; None for all.
         """
-        assert self.best is not None, "a first placement must be offered"
-        first = self.best
-        if self._home is None:
-            self._home = first
-        for i in self._walking:
-            self._walkers[i].advise(log_probability)
+        legs = self.legs(moves, log_probability=log_probability)[:chains]
+        walkers = [self._walkers[leg.chain] for leg in legs]
         return [
-            executor.submit(self._walk, i, moves, first, progress, should_stop, log_probability)
-            for i in self._walking[:chains]
+            executor.submit(walk, walker, leg, self.ground, progress=progress, should_stop=should_stop)
+            for walker, leg in zip(walkers, legs, strict=True)
         ]
+
+    def legs(self, moves: int, *, log_probability: NDArray[np.float32] | None) -> list[Leg]:
+        """What each chain that walks is to do next, as plain data.
+
+        Args:
+            moves: Of each chain.
+            log_probability: ``float32[G, D]``, what the policy says, or None.
+        """
+        assert self.best is not None, "a first placement must be offered"
+        if self._home is None:
+            self._home = self.best
+        return [self.leg(i, moves, log_probability) for i in self._walking]
+
+    def leg(self, chain: int, moves: int, log_probability: NDArray[np.float32] | None = None) -> Leg:
+        """What a chain is to do next; the first two begin a round where the run began, the others at random."""
+        plan = self.plan_in_rounds
+        if chain == 0:
+            plan = self.plan
+        elif self.plan_by_types and chain >= FIRST_SCATTERED:
+            plan = self.plan_by_types
+        assert self.best is not None
+        home = self.best if self._round == 0 else self._home
+        return Leg(
+            chain=chain,
+            moves=moves,
+            plan=plan,
+            round=0 if chain == 0 else self._round,
+            first=self.best,
+            home=None if chain >= FIRST_SCATTERED and self._scatters else home,
+            drawn_by=(self.seed, 2, self._round, chain),
+            log_probability=log_probability,
+        )
+
+    def state_of(self, chain: int) -> dict[str, Any]:
+        """All of a chain that its next leg depends on."""
+        return self._walkers[chain].state()
+
+    def take(self, chain: int, state: Mapping[str, Any], seconds: float) -> None:
+        """Take over a chain that has walked its leg elsewhere, in so many seconds."""
+        self._walkers[chain].restore(state)
+        self._walkers[chain].seconds += seconds
 
     @property
     def num_walking(self) -> int:
@@ -263,7 +295,7 @@ class MoveSearch:
         for walker in self._walkers:
             walker.forget()
 
-    def finish(self, started: list[Future[None]]) -> None:
+    def finish(self, started: Sequence[Future[None]]) -> None:
         """Wait for the chains, and take over the best that they met."""
         for future in started:
             future.result()
@@ -275,69 +307,6 @@ class MoveSearch:
                 self.offer_best_of(ops[None], self.problem.evaluate_ops(ops[None], threads=1))
             else:
                 self.offer(*walker.best)
-
-    def _walk(
-        self,
-        number: int,
-        moves: int,
-        first: Found,
-        progress: Callable[[float], float],
-        should_stop: Callable[[], bool],
-        log_probability: NDArray[np.float32] | None,
-    ) -> None:
-        began = time.perf_counter()
-        walker = self._walkers[number]
-        block = max(OPS_A_BLOCK // self.problem.graph.num_ops, 1)
-        done = 0
-        while done < moves and not should_stop():
-            now = progress(done / moves)
-            cycle = self._cycle_at(now, number)
-            field = self._field(cycle.stage)
-            if walker.cycle != cycle:
-                own = walker.best
-                if np.isinf(own.step_s):
-                    start = self._first_of_round(number, field, first)
-                elif cycle.alone or not first.beats(own):
-                    # Chains go their own ways: where they end differs more than how far they get.
-                    start = own
-                else:
-                    start = first
-                walker.begin(cycle, field, start.ops, log_probability)
-                walker.best = start
-            # By what the chain itself may know now, so that nothing depends on how fast the others are.
-            best = walker.best if walker.best.beats(first) else first
-            reference_s = self._reference_s(best)
-            walker.scalars[kernel.REFERENCE] = reference_s
-            best_s = best.cost_s(reference_s)
-            unit_s = best_s / max(field.num_movable, 1)
-            count = min(block, moves - done)
-            walker.walk(count, cycle.temperature(now) * unit_s)
-            done += count
-        walker.seconds += time.perf_counter() - began
-
-    def _reference_s(self, known: Found | None) -> float:
-        """What a chain that knows of a placement charges by."""
-        return max(known.step_s, LEAST_REFERENCE_S) if known is not None and known.fits else self._step_limit_s
-
-    @cached_property
-    def _step_limit_s(self) -> float:
-        return step_limit_s(self.problem)
-
-    def _cycle_at(self, progress: float, chain: int) -> Cycle:
-        if chain == 0:
-            return self.plan.cycle_at(progress, 0)
-        plan = self.plan_by_types if self.plan_by_types and chain >= FIRST_SCATTERED else self.plan_in_rounds
-        return plan.cycle_at(progress, min(self._round, len(plan.rounds) - 1))
-
-    def _first_of_round(self, chain: int, field: Field, first: Found) -> Found:
-        """Where a chain begins a round: the first two where the run began, the others at random."""
-        if chain < FIRST_SCATTERED or not self._scatters:
-            if self._round == 0:
-                return first
-            assert self._home is not None
-            return self._home
-        rng = np.random.default_rng([self.seed, 2, self._round, chain])
-        return Found(draw(field.allowed, 1, rng)[0, field.unit_of_op].astype(np.int32), np.inf, np.inf)
 
     def state(self) -> dict[str, Any]:
         """All that changes and that later moves depend on: arrays, numbers, strings and lists and dicts of them."""
@@ -355,10 +324,4 @@ class MoveSearch:
         self._walking, self._round = list(state["walking"]), state["round"]
         self._home = None if state["home"] is None else Found(*state["home"])
         for walker, saved in zip(self._walkers, state["chains"], strict=True):
-            walker.restore(saved, self._field)
-
-    def _field(self, stage: str) -> Field:
-        with self._lock:  # two chains may come to a stage at once
-            if stage not in self._fields:
-                self._fields[stage] = make_field(self.problem, units_of(self.problem, stage))
-            return self._fields[stage]
+            walker.restore(saved)

@@ -109,6 +109,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         measured: How a training on measured time runs steps; None where step times are simulated.
         constraints: Pins, forbidden devices and reserved memory, as they were given.
         start_file: The file in the run directory that holds the placement to start from; None where there is none.
+        chains: How many of the search's chains walk to the end; None for as many as the preset says.
         versions: By package.
     """
 
@@ -130,6 +131,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     measured: MeasuredSettings | None = None
     constraints: Constraints = Constraints()
     start_file: Literal["start.json"] | None = None
+    chains: int | None = None
     versions: dict[str, str]
 
 
@@ -174,6 +176,7 @@ def create(
     time_limit_s: float | None = None,
     measured: MeasuredSettings | None = None,
     start: bytes | None = None,
+    chains: int | None = None,
 ) -> RunConfig:
     """Begin a run in a directory that is held: write down the problem and what is asked for.
 
@@ -189,6 +192,7 @@ def create(
         measured: How a training on measured time runs steps. The graph and cluster of such a run are always kept in
             files, so that it can be used where the model's code is not.
         start: The placement file to start from, if any.
+        chains: How many of the search's chains walk to the end; None for as many as the preset says.
 
     Raises:
         InputError: There is a run in it already, or a file cannot be written.
@@ -222,6 +226,7 @@ def create(
         measured=measured,
         constraints=problem.constraints,
         start_file=None if start is None else START,
+        chains=chains,
         versions=_versions(),
     )
     write_atomically(

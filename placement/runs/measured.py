@@ -8,19 +8,22 @@ from pathlib import Path
 from envs.clusters.catalog import load_cluster
 from envs.clusters.cluster import Cluster
 from envs.make_problem import make_problem
-from envs.measured.machine import parse_devices
+from envs.measured.machine import RealDevice, parse_devices
 from envs.measured.problem import MeasuredProblem, machine_cluster, measured
+from envs.problem import PlacementProblem
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError
 from graphs.files import load_graph_file
 from graphs.sources import check_can_run, load_graph
 from placement.runs import directory
 from placement.runs.compile_ahead import compile_ahead
+from placement.runs.measure_jobs import HostsMeasure
 from placement.runs.measured_training import MeasuredRun, MeasuredTraining
 from placement.runs.measurements import read_measurements
 from placement.runs.observer import RunObserver
 from placement.runs.plain import Plain, PlainSteps, run_plain_beside
 from placement.runs.training import left_s, reload
+from placement.workers import Workers
 
 __all__ = ["MeasuredRun", "resume_measured", "train_measured", "train_source"]
 
@@ -40,6 +43,7 @@ def train_source(
     plain: Plain,
     compile_regions: bool,
     observer: RunObserver | None,
+    workers: Workers | None = None,
 ) -> MeasuredRun:
     """Make a measured problem from names, and learn; the arguments are those of `placement.api.train_measured`.
 
@@ -61,10 +65,11 @@ def train_source(
         if profile is not None:
             graph = _with_profile(graph, profile, cluster)
         simulated = make_problem(graph, cluster, schedule=schedule, groups=groups)
-    with measured(simulated, source, real, compile_regions=compile_regions) as problem:
+    hosts = _hosts(workers, simulated, source, real, compile_regions)
+    with measured(simulated, source, real, compile_regions=compile_regions, hosts=hosts) as problem:
         observer.on_problem(problem)
         with observer.stage(f"building {source} with its weights"):
-            problem.measurer.process.start()
+            problem.measurer.start()
         return train_measured(
             problem,
             time_limit_s=time_limit_s,
@@ -83,6 +88,7 @@ def resume_measured(
     time_limit_s: float | None = None,
     plain: Plain = "none",
     observer: RunObserver | None = None,
+    workers: Workers | None = None,
 ) -> MeasuredRun:
     """Go on with a run: what was measured is known, and the policy goes on from its checkpoint.
 
@@ -91,6 +97,7 @@ def resume_measured(
         time_limit_s: Seconds more; by default what is left of the time that the run was given at first.
         plain: Which plain PyTorch to measure beside.
         observer: Told how the run goes on.
+        workers: Whose machines measure; None for this one.
 
     Raises:
         InputError: There is no such run, another process works on it, or a file is damaged.
@@ -105,6 +112,7 @@ def resume_measured(
     with directory.hold(run_dir):
         simulated = reload(run_dir, config, observer)
         directory.check_same_problem(run_dir, config, simulated)
+        hosts = _hosts(workers, simulated, settings.source, devices, settings.compile_regions)
         with measured(
             simulated,
             settings.source,
@@ -112,13 +120,14 @@ def resume_measured(
             time_limit_s=settings.limit_s,
             how=settings.protocol,
             compile_regions=settings.compile_regions,
+            hosts=hosts,
         ) as problem:
             observer.on_problem(problem)
             elapsed_s = read_measurements(run_dir / directory.MEASUREMENTS, problem)
             if time_limit_s is None:
                 time_limit_s = left_s(config, elapsed_s) or 0.0
             with observer.stage(f"building {settings.source} with its weights"):
-                problem.measurer.process.start()
+                problem.measurer.start()
             _compile(problem, observer)
             ran = _plain(problem, plain, observer)
             training = MeasuredTraining(
@@ -165,7 +174,7 @@ def train_measured(
         directory.check_free(run_dir)
     observer = observer or RunObserver()
     process = problem.measurer.process
-    process.start()
+    problem.measurer.start()
     _compile(problem, observer)
     with contextlib.ExitStack() as held:
         if run_dir is not None:
@@ -185,6 +194,20 @@ def train_measured(
         training = MeasuredTraining(problem, time_limit_s, seed, screen, run_dir, observer, compile_regions)
         training.plain = ran
         return training.run()
+
+
+def _hosts(
+    workers: Workers | None,
+    simulated: PlacementProblem,
+    source: str,
+    devices: tuple[RealDevice, ...],
+    compile_regions: bool,
+) -> HostsMeasure | None:
+    """The machines of workers as what measures."""
+    if workers is None:
+        return None
+    path_s = simulated.simulator_input.remaining_path_s
+    return HostsMeasure(workers, source, simulated.graph.untimed.sha256, devices, path_s, compile_regions)
 
 
 def _plain(problem: MeasuredProblem, plain: Plain, observer: RunObserver) -> tuple[PlainSteps, ...]:

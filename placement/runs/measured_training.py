@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -136,6 +136,8 @@ class MeasuredTraining:
         self._began = time.monotonic()
         self._until = self._began + time_limit_s
         self._proposer = ""
+        self._proposers: dict[bytes, str] = {}  # of placements that are measured at the same time
+        self._trainer: Trainer | None = None
         self._heuristics: dict[str, NDArray[np.int64]] = {}
         self._file: MeasurementFile | None = None
         self._earlier: Trainer | None = None
@@ -151,6 +153,7 @@ class MeasuredTraining:
                 self._file = held.enter_context(MeasurementFile(self.run_dir / directory.MEASUREMENTS))
             self._know_earlier()
             self.problem.measurer.on_measure = self._keep
+            self.problem.measurer.version = self._version
             try:
                 self._measure_heuristics()
                 if self.is_screened:
@@ -202,7 +205,7 @@ class MeasuredTraining:
         if self._file is not None and self.run_dir is not None:
             elapsed_s = self.elapsed_s + time.monotonic() - self._began
             self._file.add(
-                self._proposer,
+                self._proposers.get(op_placement.tobytes(), self._proposer),
                 op_placement,
                 schedule,
                 found,
@@ -212,7 +215,7 @@ class MeasuredTraining:
             if not found.reason and found.step_time_s < self._written_s:
                 self._written_s = found.step_time_s
                 write_placement(self.run_dir / directory.PLACEMENT, self._result(op_placement))
-        self._observer.on_measure(self._proposer, found)
+        self._observer.on_measure(self._proposers.get(op_placement.tobytes(), self._proposer), found)
 
     def _result(self, op_placement: NDArray[np.integer]) -> PlacementResult:
         measurer = self.problem.measurer
@@ -223,6 +226,7 @@ class MeasuredTraining:
 
     def _measure_heuristics(self) -> None:
         """Measure what the placers that do not search answer, best first by the simulator."""
+        measurer = self.problem.measurer
         self._limit(_SHARE_CONFIRM)
         comparison = compare_others(self.simulated, seed=self.seed, time_limit_s=self.time_limit_s or None)
         until = time.monotonic() + _SHARE_START * self.time_limit_s
@@ -230,8 +234,11 @@ class MeasuredTraining:
         # Single devices first: whether any other placement is worth its copies is the first question.
         ranked.sort(key=lambda row: not row.placer.startswith("single_device"))
         seen: set[bytes] = set()
-        for row in ranked:
+        for number, row in enumerate(ranked):
             assert row.placement is not None
+            if number % measurer.at_once == 0 and measurer.at_once > 1 and time.monotonic() <= until:
+                together = ranked[number : number + measurer.at_once]
+                self._measure_at_once([(r.placer, r.placement) for r in together if r.placement is not None])
             late = time.monotonic() > until and not self._is_known(row.placement)
             if row.placement.tobytes() in seen or (late and len(seen) >= 2):
                 continue
@@ -242,6 +249,18 @@ class MeasuredTraining:
             self._heuristics[row.placer] = row.placement
         self._comparison = comparison
 
+    def _measure_at_once(self, proposed: Sequence[tuple[str, NDArray[np.int64]]]) -> None:
+        """Measure placements on as many machines as there are, each told of with who proposed it."""
+        ops = [self.problem.to_ops(placement).astype(np.int32) for _, placement in proposed]
+        for (proposer, _), placement in zip(proposed, ops, strict=True):
+            self._proposers.setdefault(placement.tobytes(), proposer)
+        self.problem.measurer.measure_ahead(ops, self.problem.schedule)
+        self._proposers.clear()
+
+    def _version(self) -> int:
+        """How many updates the policy has made that proposes now."""
+        return self.updates if self._trainer is None else self._trainer.updates
+
     def _learn(self) -> None:
         """Learn from measured time until the time is over."""
         self._proposer = LEARNED
@@ -249,6 +268,7 @@ class MeasuredTraining:
         if trainer is None:
             start = Start(self._heuristics, len(self._heuristics), 0.0)
             trainer = Trainer(self.problem, config=_CONFIG, seed=self.seed, start=start)
+        self._trainer = trainer
         # A checkpoint after every update: next to the steps that an update runs it costs nothing.
         record = None if self.run_dir is None else TrainingRecord(trainer, self.run_dir, interval_s=0.0)
         try:
@@ -269,6 +289,7 @@ class MeasuredTraining:
             self._screen_in_rounds(trainer, None if record is None else _RoundRecord(record))
 
     def _screen_in_rounds(self, trainer: Trainer, record: _RoundRecord | None) -> None:
+        self._trainer = trainer
         while self._left_s(_SHARE_CONFIRM) > 0 and not self._stopped():
             round_s = min(_SHARE_SLICE * self.time_limit_s, self._left_s(_SHARE_CONFIRM))
             try:
@@ -278,7 +299,10 @@ class MeasuredTraining:
             if trainer.interrupted:
                 raise KeyboardInterrupt
             new = [placement for placement in trainer.best_placements() if not self._is_known(placement)]
-            for placement in new[:_AT_ONCE]:
+            most = max(_AT_ONCE, self.problem.measurer.at_once)
+            self._check_stopped()
+            self._measure_at_once([(LEARNED, placement) for placement in new[:most]])
+            for placement in new[:most]:
                 self._check_stopped()
                 self.problem.evaluate_one(placement)
 

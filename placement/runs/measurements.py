@@ -35,6 +35,8 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         reason: Why it failed; empty where it did not.
         elapsed_s: Seconds of the training so far.
         compile_regions: Whether it was run with regions that were compiled.
+        update: How many updates the policy had made when the placement was proposed.
+        host: The machine that ran it; empty for the one that the training ran on.
     """
 
     placer: str
@@ -45,6 +47,8 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     reason: str
     elapsed_s: float
     compile_regions: bool = False
+    update: int = 0
+    host: str = ""
 
 
 class MeasurementFile:
@@ -91,6 +95,8 @@ class MeasurementFile:
             found.reason,
             elapsed_s,
             compile_regions,
+            found.version,
+            found.host,
         )
         try:
             self._file.write(msgspec.json.encode(line) + b"\n")
@@ -133,7 +139,7 @@ def read_measurements(path: Path, problem: MeasuredProblem) -> float:
         fits = placement.shape == (problem.graph.num_ops,) and len(line.peak_memory_bytes) == devices
         if not fits or not 0 <= placement.min() <= placement.max() < devices:
             raise InputError(f"'{path}', line {number}, is of another graph or cluster; start a new run")
-        found = Measurement(line.step_times_s, line.peak_memory_bytes, line.reason)
+        found = Measurement(line.step_times_s, line.peak_memory_bytes, line.reason, line.host, line.update)
         problem.measurer.compile_regions = line.compile_regions
         problem.measurer.remember(placement, line.schedule, found)
         problem.measurer.compile_regions = False

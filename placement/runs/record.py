@@ -15,6 +15,7 @@ from placement.learning.stats import UpdateStats
 from placement.runs import checkpoint
 
 if TYPE_CHECKING:
+    from placement.learning.parallel_search import Walkers
     from placement.learning.trainer import Trainer
 
 IMAGE_INTERVAL_S = 60.0
@@ -132,8 +133,13 @@ def _input_errors(run_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def resume_trainer(problem: PlacementProblem, run_dir: Path) -> Trainer:
+def resume_trainer(problem: PlacementProblem, run_dir: Path, *, walkers: Walkers | None = None) -> Trainer:
     """The trainer of a run directory's checkpoint.
+
+    Args:
+        problem: What it places.
+        run_dir: The directory.
+        walkers: Walk its chains in other processes; None walks them in threads of this one.
 
     Raises:
         InputError: There is no checkpoint, it is damaged, or it is of another graph, cluster or schedule.
@@ -142,7 +148,7 @@ def resume_trainer(problem: PlacementProblem, run_dir: Path) -> Trainer:
 
     state = checkpoint.load(run_dir, problem)
     try:
-        return Trainer.resume(problem, state)
+        return Trainer.resume(problem, state, walkers=walkers)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         # What was checked has the right types, but may still not fit together: weights of another shape, for example.
         raise InputError(

@@ -12,7 +12,7 @@ from placement.results.comparison import Row, RowSource, rows_of_placer
 from placement.runs.problem_content import encode_problem
 from placement.workers import Job, Workers
 
-_PATIENCE = 5.0
+PATIENCE, LEAST_PATIENCE_S = 5.0, 60.0
 """A placer that has not answered after so many times its time limit, and a minute more, is taken to hang."""
 
 
@@ -28,7 +28,7 @@ def row_source(workers: Workers) -> RowSource:
     ) -> Iterator[tuple[PlacerInfo, list[Row]]]:
         by_name = {info.name: info for info in placers}
         shared = workers.share(encode_problem(problem), "placement.runs.problem_content:decode_problem")
-        limit_s = None if budget.time_limit_s is None else _PATIENCE * budget.time_limit_s + 60.0
+        limit_s = None if budget.time_limit_s is None else PATIENCE * budget.time_limit_s + LEAST_PATIENCE_S
         arguments = {"budget": replace(budget, on_progress=None), "seed": seed, "options": options}
         jobs = [
             Job(name, "placement.runs.row_jobs:make_rows", {"info": info, **arguments}, shared, limit_s)

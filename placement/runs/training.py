@@ -47,9 +47,12 @@ from placement.runs import directory
 from placement.runs.directory import RunConfig
 from placement.runs.observer import RunObserver, TrainingPlan
 from placement.runs.stopping import stop_on_sigterm
+from placement.workers.base import MOST_WORKERS
 
 if TYPE_CHECKING:
     from placement.learning.trainer import Trainer
+    from placement.runs.chain_jobs import WorkersWalk
+    from placement.workers import Workers
 
 DEFAULT_TRAIN_S = 60.0
 """Seconds of training where neither a time limit nor a number of updates is given."""
@@ -104,6 +107,8 @@ def train(
     time_limit_s: float | None = None,
     start: PlacementResult | None = None,
     observer: RunObserver | None = None,
+    workers: Workers | None = None,
+    chains: int | None = None,
 ) -> TrainedRun:
     """Ask the placers that do not search, learn, compare, and leave both in a run directory.
 
@@ -117,6 +122,8 @@ def train(
             too.
         start: A placement to start from, of the same graph, for any cluster (`placement.results.carry_over`).
         observer: Told how the run goes on.
+        workers: Walk the search's chains; None walks them in threads of this process.
+        chains: How many of them walk to the end; by default as `chains_of` says.
 
     Raises:
         InputError: Bad input, or a file cannot be written; the message says what.
@@ -125,15 +132,19 @@ def train(
     """
     observer = observer or RunObserver()
     check_seed(seed)
+    chains = chains_of(preset, chains, workers)
     if time_limit_s is None and updates is None:
         time_limit_s = DEFAULT_TRAIN_S
     if run_dir is not None:
         directory.check_free(run_dir)
     check_start(problem, start, preset)
+    walkers = _walkers(workers, problem, observer)
     others, began_s = _ask_others(problem, observer, seed=seed, time_limit_s=time_limit_s, start=start)
     with contextlib.ExitStack() as held:
         with observer.stage("starting the training"):
-            trainer = make_trainer(problem, others, preset=preset, seed=seed, run_dir=None)
+            trainer = make_trainer(
+                problem, others, preset=preset, seed=seed, run_dir=None, chains=chains, walkers=walkers
+            )
         if run_dir is not None:
             held.enter_context(directory.hold(run_dir))
             directory.create(
@@ -144,6 +155,7 @@ def train(
                 updates=updates,
                 time_limit_s=time_limit_s,
                 start=None if start is None else encode_placement(start),
+                chains=chains,
             )
         return _learn(trainer, others, observer, run_dir, updates, time_limit_s, began_s=began_s, resumed=False)
 
@@ -155,6 +167,7 @@ def resume(
     updates: int | None = None,
     time_limit_s: float | None = None,
     observer: RunObserver | None = None,
+    workers: Workers | None = None,
 ) -> TrainedRun:
     """Go on with a run where it stopped, to the same result as one that was never interrupted.
 
@@ -165,6 +178,8 @@ def resume(
             to the limits that it began with.
         time_limit_s: Seconds more.
         observer: Told how the run goes on.
+        workers: Walk the search's chains, as many as the run began with, whoever walked them before; None walks them
+            in threads of this process.
 
     Raises:
         InputError: There is no run, another process works on it, what it places has changed, or a file is damaged.
@@ -183,6 +198,8 @@ def resume(
                 from placement.runs import checkpoint
 
                 checkpoint.load(run_dir, problem)
+        chains_of(config.preset, config.chains, workers)
+        walkers = _walkers(workers, problem, observer)
         others, began_s = _ask_others(
             problem,
             observer,
@@ -193,7 +210,14 @@ def resume(
         )
         with observer.stage("starting the training"):
             trainer = make_trainer(
-                problem, others, preset=config.preset, seed=config.seed, run_dir=run_dir, resume=True
+                problem,
+                others,
+                preset=config.preset,
+                seed=config.seed,
+                run_dir=run_dir,
+                resume=True,
+                chains=config.chains,
+                walkers=walkers,
             )
         if updates is None and time_limit_s is None:
             updates, time_limit_s = config.updates, left_s(config, trainer.elapsed_s)
@@ -231,6 +255,46 @@ def check_start(problem: PlacementProblem, start: PlacementResult | None, preset
 
     if preset in PRESETS and not PRESETS[preset].warm_start:
         raise InputError(f"preset '{preset}' starts from nothing, so a placement to start from is of no use to it")
+
+
+def chains_of(preset: str, chains: int | None, workers: Workers | None) -> int | None:
+    """How many chains of a run walk to the end; None for as many as its preset says.
+
+    Args:
+        preset: A name in `placement.learning.config.PRESETS`.
+        chains: As asked for; None for one a worker, but no fewer than the preset's.
+        workers: Who walks them, if not this process.
+
+    Raises:
+        InputError: The preset has no chains, or there are too many.
+    """
+    from placement.learning.config import PRESETS
+
+    if preset not in PRESETS or (chains is None and workers is None):
+        return None
+    settings = PRESETS[preset]
+    if settings.search_moves == 0:
+        raise InputError(f"preset '{preset}' has no search whose chains could walk; leave out workers and chains")
+    usual = settings.search.num_surviving
+    if chains is None:
+        assert workers is not None
+        return workers.count if workers.count > usual else None
+    if not 1 <= chains <= MOST_WORKERS:
+        raise InputError(f"chains is {chains}; it must be from 1 to {MOST_WORKERS}")
+    return chains if chains != usual else None
+
+
+def _walkers(workers: Workers | None, problem: PlacementProblem, observer: RunObserver) -> WorkersWalk | None:
+    """Workers that know the problem and have the search compiled."""
+    if workers is None:
+        return None
+    from placement.runs.chain_jobs import WorkersWalk
+
+    problem.check_can_fit()
+    with observer.stage(f"starting {workers.count} workers"):
+        walkers = WorkersWalk(workers, problem)
+        walkers.prepare()
+    return walkers
 
 
 def _ask_others(
@@ -320,6 +384,8 @@ def make_trainer(
     seed: int,
     run_dir: Path | None,
     resume: bool = False,
+    chains: int | None = None,
+    walkers: WorkersWalk | None = None,
 ) -> Trainer:
     """The trainer of a run.
 
@@ -331,6 +397,8 @@ def make_trainer(
         run_dir: Where its checkpoint is, if any.
         resume: Go on from the checkpoint in `run_dir`. A run that was killed before its first checkpoint begins anew,
             which comes to the same.
+        chains: How many of the search's chains walk to the end, twice as many begin; None for the preset's.
+        walkers: Walk them; None walks them in threads of this process.
 
     Raises:
         InputError: The preset is unknown, the seed is out of range, or the checkpoint is damaged or of another problem.
@@ -343,13 +411,16 @@ def make_trainer(
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     if resume and run_dir is not None and (run_dir / directory.CHECKPOINT).exists():
-        return resume_trainer(problem, run_dir)
+        return resume_trainer(problem, run_dir, walkers=walkers)
     start = Start(
         placements={row.placer: row.placement for row in others.rows if row.placement is not None},
         evaluations=sum(row.evaluations for row in others.rows),
         search_s=sum(row.search_s for row in others.rows),
     )
-    return Trainer(problem, config=PRESETS[preset], seed=seed, start=start)
+    settings = PRESETS[preset]
+    if chains is not None:
+        settings = replace(settings, search=replace(settings.search, chains=2 * chains, survivors=chains))
+    return Trainer(problem, config=settings, seed=seed, start=start, walkers=walkers)
 
 
 def _learn(

@@ -11,6 +11,7 @@ order, so that none depends on which worker was quicker. A job whose worker is l
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphs.errors import InputError
@@ -57,13 +58,15 @@ def parse_workers(text: str | int) -> Spec:
     return Spec(bool(on_ray), None if count is None else int(count), auto or (f"ray{host}" if host else None))
 
 
-def open_workers(spec: str | int) -> Workers:
+def open_workers(spec: str | int, *, packages: Sequence[str] = ()) -> Workers:
     """Start workers, or join those that run.
 
     Args:
         spec: A number of local processes; ``"local"`` for one a core; ``"ray"`` for a Ray of this process's own, one
             worker a core, and ``"ray:8"`` for eight; ``"ray://HOST:PORT"``, or ``"ray:auto"`` in a job of a cluster,
             for a Ray that runs.
+        packages: Whose functions jobs may name beside those of this project, as in ``("scripts",)``; workers must be
+            able to import them.
 
     Returns:
         A context manager: at its end the processes that it started are gone.
@@ -75,7 +78,7 @@ def open_workers(spec: str | int) -> Workers:
     if asked.on_ray:
         from placement.workers.ray_workers import RayWorkers
 
-        return RayWorkers(asked.count, address=asked.address)
+        return RayWorkers(asked.count, address=asked.address, packages=packages)
     from placement.workers.local import LocalWorkers
 
-    return LocalWorkers(asked.count)
+    return LocalWorkers(asked.count, packages=packages)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -15,6 +15,9 @@ MOST_WORKERS = 4096
 
 MOST_ATTEMPTS = 20
 """Times that a job is begun before it is taken to be what ends its workers."""
+
+OURS = ("placement", "envs", "graphs")
+"""Packages whose functions jobs may name; others must be given where workers are opened."""
 
 _MOST_KEPT = 8
 """Shared contents that a worker keeps decoded."""
@@ -41,8 +44,8 @@ class Job:
 
     Attributes:
         key: By which whoever asks knows the result.
-        function: ``"package.module:function"`` of this project; called with what is shared, if anything, and the
-            arguments.
+        function: ``"package.module:function"``, of this project or of a package that the workers were opened with;
+            called with what is shared, if anything, and the arguments.
         arguments: Keyword arguments: numbers, strings, arrays, and tuples, dicts and data classes of them.
         shared: Its first argument; None for none.
         time_limit_s: Seconds after which its worker is taken to hang: it is ended, and the job begun again. None for
@@ -89,9 +92,11 @@ class Workers(Protocol):
 
     Attributes:
         count: How many jobs they do at the same time.
+        is_here: Whether they are processes of this machine, which share its cores out.
     """
 
     count: int
+    is_here: bool
 
     def share(self, content: bytes, decoder: str) -> Shared:
         """Let jobs read some bytes; each worker gets them once."""
@@ -125,18 +130,19 @@ class Workers(Protocol):
 _kept: dict[Shared, Any] = {}
 
 
-def call(job: Job, read: Callable[[], bytes]) -> Done:
+def call(job: Job, read: Callable[[], bytes], packages: Sequence[str] = ()) -> Done:
     """Do a job in this process; called by workers.
 
     Args:
         job: The job.
         read: Gives the bytes of what is shared; not called where the worker has decoded them before.
+        packages: Whose functions it may name beside those of this project.
     """
-    function = _find(job.function)
+    function = find(job.function, packages)
     try:
         if job.shared is None:
             return Done(job.key, function(**job.arguments))
-        return Done(job.key, function(_decoded(job.shared, read), **job.arguments))
+        return Done(job.key, function(_decoded(job.shared, read, packages), **job.arguments))
     except (InputError, NoFeasiblePlacementError) as error:
         return Done(job.key, error=error)
 
@@ -146,19 +152,25 @@ def lost(job: Job, attempts: int, how: str) -> InputError:
     return InputError(f"job '{job.key}' lost its worker {attempts} times ({how}); give it more memory or time")
 
 
-def _decoded(shared: Shared, read: Callable[[], bytes]) -> Any:
+def _decoded(shared: Shared, read: Callable[[], bytes], packages: Sequence[str]) -> Any:
     """What is shared, decoded when it is first asked for; the oldest of too many is forgotten."""
     if shared not in _kept:
         while len(_kept) >= _MOST_KEPT:
             _kept.pop(next(iter(_kept)))
-        _kept[shared] = _find(shared.decoder)(read())
+        _kept[shared] = find(shared.decoder, packages)(read())
     return _kept[shared]
 
 
-def _find(name: str) -> Callable[..., Any]:
-    """A function of this project by its name: a job cannot name any other."""
+def find(name: str, packages: Sequence[str]) -> Callable[..., Any]:
+    """A function by its name: of this project, or of a package that the workers were opened with.
+
+    Raises:
+        ValueError: It is neither; what a module has imported from elsewhere is none of its functions.
+    """
     module, _, function = name.partition(":")
-    if module.partition(".")[0] not in ("placement", "envs", "graphs", "scripts", "tests"):
+    if module.partition(".")[0] not in (*OURS, *packages):
         raise ValueError(f"a job names {name!r}, which is not a function of this project")
     found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    if getattr(found, "__module__", None) != module or not callable(found):
+        raise ValueError(f"a job names {name!r}, which is not a function of that module")
     return found

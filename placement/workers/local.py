@@ -1,51 +1,46 @@
-"""Workers that are processes of this machine; pebble keeps them: it notices one that is lost, and starts another."""
+"""Workers that are processes of this machine: one that is lost or hangs is noticed, and another begun."""
 
 from __future__ import annotations
 
-import ctypes
+import atexit
 import hashlib
-import multiprocessing
 import os
+import selectors
 import shutil
-import signal
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-from pebble import ProcessExpired, ProcessPool
+from typing import Self
 
 from envs.simulator.workspace import available_cores
-from placement.workers.base import MOST_ATTEMPTS, Done, Job, Shared, call, lost
-
-_PR_SET_PDEATHSIG = 1
-"""Of `prctl(2)`."""
+from placement.workers.base import MOST_ATTEMPTS, Done, Job, Shared, lost
+from placement.workers.process import WorkerProcess
 
 
 class LocalWorkers:
     """Processes of this machine, each on its share of the cores.
 
     With as many workers as cores, or more, each has one core; with fewer, the cores are dealt out in turn. So jobs that
-    have the same seconds have the same cores.
+    have the same seconds have the same cores. A process is begun when there is a first job for it.
 
     Args:
         count: How many; one a core by default.
+        packages: Whose functions jobs may name beside those of this project.
     """
 
-    def __init__(self, count: int | None = None) -> None:
+    is_here = True
+
+    def __init__(self, count: int | None = None, *, packages: Sequence[str] = ()) -> None:
         self.count = count or available_cores()
         self._folder = Path(tempfile.mkdtemp(prefix="placement-workers-"))  # for this user alone
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        self._places = [cores[i :: self.count] or cores[i % max(len(cores), 1) :][:1] for i in range(self.count)]
-        self._pool = ProcessPool(
-            max_workers=self.count,
-            context=multiprocessing.get_context("spawn"),  # what has threads must not fork
-            initializer=_begin,
-            initargs=(os.getpid(),),
-        )
+        places = [cores[i :: self.count] or cores[i % max(len(cores), 1) :][:1] for i in range(self.count)]
+        self._processes = [WorkerProcess(i, self._folder, places[i], packages) for i in range(self.count)]
+        self._selector = selectors.DefaultSelector()
+        self._runs = False
+        atexit.register(self.close)  # before Python waits for the processes
 
     def share(self, content: bytes, decoder: str) -> Shared:
         """Keep some bytes in a private file that workers read."""
@@ -57,42 +52,81 @@ class LocalWorkers:
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
         """Do jobs; see `placement.workers.base.Workers.run`."""
+        if self._runs:
+            raise RuntimeError("these workers do jobs already; wait until they are done, or close the iterator")
+        self._runs = True
         left = iter(jobs)
         again: list[tuple[Job, int]] = []
-        running: dict[Any, tuple[Job, int, list[int]]] = {}
+        free = self._processes[::-1]
         try:
             while True:
-                while len(running) < self.count:
+                while free:
                     job, attempt = again.pop() if again else (next(left, None), 1)
                     if job is None:
                         break
-                    cores = self._places.pop()
-                    arguments = (job, str(self._folder), cores)
-                    running[self._pool.schedule(_do, args=arguments, timeout=job.time_limit_s)] = (job, attempt, cores)
-                if not running:
+                    self._begin(free.pop(), job, attempt)
+                if len(free) == self.count:
                     return
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    job, attempt, cores = running.pop(future)
-                    self._places.append(cores)
+                for process in self._ready_or_late():
+                    job, attempt = process.job, process.attempt
+                    assert job is not None
                     try:
-                        done: Done = future.result()
-                    except (ProcessExpired, TimeoutError) as error:
+                        if process.until is not None and process.until <= time.monotonic():
+                            raise EOFError
+                        done = process.receive()
+                    except EOFError as error:
+                        how = self._end(process)
+                        free.append(process)
                         if attempt >= MOST_ATTEMPTS:
-                            raise lost(job, attempt, " ".join(str(error).split()) or "it hung") from error
+                            raise lost(job, attempt, how) from error
                         again.append((job, attempt + 1))
-                    else:
-                        yield Done(done.key, done.value, done.error, attempt)
+                        continue
+                    if done is None:
+                        continue
+                    free.append(process)
+                    if isinstance(done, BaseException):
+                        raise done
+                    yield Done(done.key, done.value, done.error, attempt)
         finally:
-            for future, (_, _, cores) in running.items():
-                future.cancel()
-                self._places.append(cores)
+            for process in self._processes:
+                if process.job is not None:
+                    self._end(process)
+            self._runs = False
 
     def close(self) -> None:
         """End the processes, and remove their files."""
-        self._pool.stop()
-        self._pool.join()
+        atexit.unregister(self.close)
+        for process in self._processes:
+            self._end(process)
+        self._selector.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _begin(self, process: WorkerProcess, job: Job, attempt: int) -> None:
+        """Give a process a job; one that is lost meanwhile is begun anew."""
+        before = process.connection
+        process.send(job, attempt)
+        if process.connection is not before:
+            if before is not None:
+                self._selector.unregister(before)
+            assert process.connection is not None
+            self._selector.register(process.connection, selectors.EVENT_READ, process)
+
+    def _end(self, process: WorkerProcess) -> str:
+        if process.connection is not None:
+            self._selector.unregister(process.connection)
+        return process.end()
+
+    def _ready_or_late(self) -> list[WorkerProcess]:
+        """Processes that have a job and have said something, are lost, or take too long; waits for one."""
+        limits = [process.until for process in self._processes if process.until is not None]
+        wait_s = max(min(limits) - time.monotonic(), 0.0) if limits else None
+        found: list[WorkerProcess] = [key.data for key, _ in self._selector.select(wait_s)]
+        for process in found:
+            if process.job is None:  # lost while it had nothing to do
+                self._end(process)
+        found = [process for process in found if process.job is not None]
+        now = time.monotonic()
+        return found + [p for p in self._processes if p.until is not None and p.until <= now and p not in found]
 
     def __enter__(self) -> Self:
         """The workers."""
@@ -103,19 +137,3 @@ class LocalWorkers:
     ) -> None:
         """End the workers."""
         self.close()
-
-
-def _begin(parent: int) -> None:
-    """What a worker does first: leave Ctrl-C to the parent, and end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before
-            os._exit(1)
-
-
-def _do(job: Job, folder: str, cores: list[int]) -> Done:
-    if cores:
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), cores)
-    return call(job, lambda: (Path(folder) / job.shared.digest).read_bytes() if job.shared else b"")

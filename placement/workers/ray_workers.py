@@ -9,9 +9,11 @@ from __future__ import annotations
 import faulthandler
 import hashlib
 import os
+import queue
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +34,10 @@ _POLL_S = 1.0
 _PATIENCE_S = 120.0
 """A worker ends itself where a job hangs; where it has not so long after, its host is taken to hang."""
 
+ANSWER_LIMIT_S = 120.0
+"""A cluster that is reached from outside and has not answered so long is taken to be gone: Ray's client would wait for
+more than ten minutes."""
+
 
 class RayWorkers:
     """Tasks of Ray, one core each.
@@ -39,12 +45,15 @@ class RayWorkers:
     Args:
         count: Jobs at the same time; by default one a core of the cluster.
         address: Of a cluster that runs, ``"auto"`` or ``"ray://HOST:PORT"``; None starts Ray here.
+        packages: Whose functions jobs may name beside those of this project.
 
     Raises:
         InputError: Nothing answers there.
     """
 
-    def __init__(self, count: int | None = None, *, address: str | None = None) -> None:
+    is_here = False
+
+    def __init__(self, count: int | None = None, *, address: str | None = None, packages: Sequence[str] = ()) -> None:
         os.environ.update(_QUIET if address else _QUIET | _LOOPBACK)  # read when Ray is imported
         if address is None or _has_token():  # by itself Ray shows its token to few clusters
             os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -80,6 +89,9 @@ class RayWorkers:
             ) from error
         self.count = count or max(int(ray.cluster_resources().get("CPU", 1)), 1)
         self._contents: dict[str, Any] = {}
+        self._packages = tuple(packages)
+        self._address = address
+        self._is_gone = False
         # What Ray begins again by itself would not be counted.
         self._do = ray.remote(_do).options(num_cpus=1, max_retries=0)
 
@@ -97,7 +109,7 @@ class RayWorkers:
         """Put some bytes into Ray's store, from which each machine takes them once."""
         digest = hashlib.sha256(content).hexdigest()
         if digest not in self._contents:
-            self._contents[digest] = self._ray.put(content)
+            self._contents[digest] = self._ask(self._ray.put, content)
         return Shared(digest, decoder)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
@@ -112,19 +124,20 @@ class RayWorkers:
                     if job is None:
                         break
                     content = None if job.shared is None else self._contents[job.shared.digest]
-                    running[self._do.remote(job, content)] = (job, attempt, time.monotonic())
+                    begun = self._ask(self._do.remote, job, content, self._packages)
+                    running[begun] = (job, attempt, time.monotonic())
                 if not running:
                     return
-                finished, _ = self._ray.wait(list(running), num_returns=1, timeout=_POLL_S)
+                finished, _ = self._ask(self._ray.wait, list(running), num_returns=1, timeout=_POLL_S)
                 now = time.monotonic()
                 for reference, (job, _, began) in running.items():
                     limit_s = np.inf if job.time_limit_s is None else job.time_limit_s + _PATIENCE_S
                     if now - began > limit_s and reference not in finished:
-                        self._ray.cancel(reference, force=True)
+                        self._ask(self._ray.cancel, reference, force=True)
                 for reference in finished:
                     job, attempt, _ = running.pop(reference)
                     try:
-                        done: Done = self._ray.get(reference)
+                        done: Done = self._ask(self._ray.get, reference)
                     except self._lost as error:
                         if attempt >= MOST_ATTEMPTS:
                             raise lost(job, attempt, str(error).strip().split("\n")[0]) from error
@@ -134,14 +147,47 @@ class RayWorkers:
                     else:
                         yield Done(done.key, done.value, done.error, attempt)
         finally:
-            for reference in running:
-                self._ray.cancel(reference, force=True)
+            for reference in () if self._is_gone else running:
+                self._ask(self._ray.cancel, reference, force=True)
 
     def close(self) -> None:
         """Leave the cluster; end it where it was started here."""
+        if self._is_gone:  # to leave it would wait for it
+            return
         self._contents.clear()
         if self._is_ours:
-            self._ray.shutdown()
+            self._ask(self._ray.shutdown)
+
+    def _ask(self, what: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """What Ray answers; from outside of its cluster it may never.
+
+        Raises:
+            InputError: The cluster has not answered for `ANSWER_LIMIT_S`, or its connection is lost.
+        """
+        if not _is_outside(self._address):
+            return what(*arguments, **options)
+        answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put((what(*arguments, **options), None))
+            except BaseException as error:
+                answers.put((None, error))
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            found, error = answers.get(timeout=ANSWER_LIMIT_S)
+        except queue.Empty:
+            found, error = None, ConnectionError(f"nothing for {ANSWER_LIMIT_S:g} s")
+        if isinstance(error, ConnectionError):
+            self._is_gone = True
+            raise InputError(
+                f"workers: Ray at '{self._address}' does not answer any more ({error}); what is done is kept where the "
+                "command writes a file or a run: start it again with the same --json, or with --resume"
+            ) from error
+        if error is not None:
+            raise error
+        return found
 
     def __enter__(self) -> Self:
         """The workers."""
@@ -154,6 +200,11 @@ class RayWorkers:
         self.close()
 
 
+def _is_outside(address: str | None) -> bool:
+    """Whether a cluster is reached by Ray's client, and not from within."""
+    return address is not None and address.startswith("ray://")
+
+
 def _has_token() -> bool:
     """Whether this user has a token that Ray would show to a cluster; one that asks for none takes it, too."""
     return any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (
@@ -161,10 +212,10 @@ def _has_token() -> bool:
     )
 
 
-def _do(job: Job, content: bytes | None) -> Done:
+def _do(job: Job, content: bytes | None, packages: tuple[str, ...]) -> Done:
     if job.time_limit_s is not None:  # by a thread in C, so that it ends a job that holds the interpreter's lock, too
         faulthandler.dump_traceback_later(job.time_limit_s, exit=True)
     try:
-        return call(job, lambda: content or b"")
+        return call(job, lambda: content or b"", packages)
     finally:
         faulthandler.cancel_dump_traceback_later()

@@ -15,6 +15,7 @@ from graphs.errors import InputError
 from graphs.files import save_graph_file
 from placement.cli.main import main
 from placement.scenarios import Cell, WhatIf, pareto_front, parse_factors, parse_numbers
+from placement.workers import open_workers
 
 
 def wide(width: int = 4, flops: int = 10**10, size: int = 10**6) -> ComputationGraph:
@@ -162,3 +163,23 @@ def test_numbers_and_factors_are_read_in_order_and_once() -> None:
     assert parse_numbers("--devices", " 1..3 ,2,8") == [1, 2, 3, 8]
     assert parse_factors("--links", "2x,1,2.0x") == [2.0, 1.0]
     assert load_cluster("a100x4").num_devices == 5
+
+
+def test_cells_are_the_same_on_workers(tmp_path: Path) -> None:
+    path = tmp_path / "cells.json"
+    asked = {"batches": [2, 8], "devices": [1, 2], "placer": "annealing", "time_limit_s": None, "evaluations": 40}
+    graph = "transformer_lm:layers=1,hidden=64,heads=2,length=16,vocabulary=100,batch=1"
+    alone = placement.what_if(graph, "k80x2", **asked)  # type: ignore[arg-type]
+    seen: list[WhatIf] = []
+    with open_workers(2) as workers:
+        found = placement.what_if(graph, "k80x2", workers=workers, json=path, on_cell=seen.append, **asked)  # type: ignore[arg-type]
+        assert found == alone
+        assert [len(table.cells) for table in seen] == [1, 2, 3, 4]
+        kept = json.loads(path.read_bytes())
+        path.write_text(json.dumps(kept | {"cells": kept["cells"][1:3]}))
+        again = placement.what_if(graph, "k80x2", workers=workers, json=path, **asked)  # type: ignore[arg-type]
+        assert again == alone
+        nothing = build("large", [OpRecord("x", "mm", flops=1, resident_bytes={"parameter": 10**15})], [])
+        (cell,) = placement.what_if(nothing, "k80x2", devices=[1], placer="heft", workers=workers).cells
+    assert cell.step_time_s is None
+    assert "short by" in cell.note

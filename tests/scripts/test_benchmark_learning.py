@@ -87,6 +87,18 @@ def test_it_runs_what_is_missing_and_every_row_is_evaluated_again(
     assert all("annealing" in line for line in again)
 
 
+def test_rows_are_the_same_on_workers(here: Path) -> None:
+    args = ["--cells", "g.graph.json/k80x2", "--placers", "annealing,local_search_ops,heuristics", "--seeds", "0,1"]
+    args += ["--budgets-s", "none", "--budgets-evaluations", "60"]
+    found = []
+    for name, more in (("alone.json", []), ("workers.json", ["--workers", "2"])):
+        assert main([*args, "--json", name, *more]) == 0
+        rows = sorted(read_rows(Path(name)), key=lambda row: (row.placer, row.seed))
+        found.append([(row.placer, row.seed, row.step_time_s, row.evaluations) for row in rows])
+    assert found[0] == found[1]
+    assert len(found[0]) == 6
+
+
 def test_every_placer_has_run_with_and_without_a_clock_before_one_is_timed(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 )
 def test_counted_clocks_go_by_what_was_done(clock: Clock, work: Work, done: float) -> None:
     assert clock.done(work) == pytest.approx(done)
+    assert clock.reach(work).at(work.share, seconds=1e6) == clock.done(work), "bit for bit, whatever time it takes"
 
 
 def test_the_seconds_clock_goes_by_time_alone(now: Callable[[float], None]) -> None:
@@ -58,6 +59,9 @@ def test_the_seconds_clock_goes_by_time_alone(now: Callable[[float], None]) -> N
     now(105.0)
     assert fresh.done(Work(0, 0)) == fresh.done(Work(50, 10**6, 0.5, 10)) == pytest.approx(0.25)
     assert later.done(Work(0, 0)) == pytest.approx(1.25)
+    reach = fresh.reach(Work(0, 0))
+    now(107.0)
+    assert reach.at(0.9, seconds=2.0) == pytest.approx(fresh.done(Work(0, 0))) == pytest.approx(0.35)
 
 
 def test_only_time_alone_gives_a_timed_pace() -> None:

@@ -22,7 +22,7 @@ from graphs.colocation.rules import colocate
 from graphs.computation_graph import ComputationGraph, OpRecord, TensorRecord, build
 from graphs.synthetic import random_graph
 from placement.move_search import kernel
-from placement.move_search.chain import Chain, Found, Walker
+from placement.move_search.chain import Chain, Walker
 from placement.move_search.config import MoveConfig
 from placement.move_search.field import Field, make_field
 from placement.move_search.plan import (
@@ -536,8 +536,7 @@ def test_in_rounds_the_first_chain_goes_on_and_the_others_begin_elsewhere() -> N
             run(search, moves=200, first=update, last=update + 1)
 
     field = make_field(problem, units_of(problem, "coarse"))
-    known = Found(home, 1.0, 0.0)
-    starts = [search._first_of_round(i, field, known).ops for i in range(4)]
+    starts = [search.leg(i, 1).first_of_round(field).ops for i in range(4)]
     assert starts[0].tolist() == starts[1].tolist() == home.tolist()
     assert starts[2].tolist() != starts[3].tolist()
     walk(0, 3)
@@ -557,7 +556,7 @@ def test_in_rounds_the_first_chain_goes_on_and_the_others_begin_elsewhere() -> N
         assert new["weights"].tolist() == old["weights"].tolist()
     assert search.best_ops is not None
     assert search.best is not None
-    again = [search._first_of_round(i, field, search.best).ops for i in range(4)]
+    again = [search.leg(i, 1).first_of_round(field).ops for i in range(4)]
     assert again[1].tolist() == home.tolist() != search.best_ops.tolist()
     assert len({ops.tobytes() for ops in (*starts[2:], *again[2:])}) == 4
     assert all(problem.op_allowed[np.arange(len(ops)), ops].all() for ops in starts + again)
@@ -606,7 +605,7 @@ def test_temperatures_are_in_units_of_what_one_unit_adds_to_the_step(monkeypatch
     search = new_search(problem, chains=1)
     run(search, moves=1, first=0, last=UNTIL_THE_END)
     for stage in ("groups", "ops"):
-        units = search._field(stage).num_movable
+        units = search.ground.field(stage).num_movable
         assert units > 256 or stage == "groups"
         cycles = [cycle for cycle in search.plan.rounds[0] if cycle.stage == stage]
         update = int(np.ceil(cycles[0].begin * UNTIL_THE_END))
@@ -641,7 +640,7 @@ def test_chains_begin_at_random_only_where_there_are_moves_enough_to_catch_up() 
 
     def begin_at_random(evaluations: float) -> list[bool]:
         search.expect(evaluations)
-        return [search._first_of_round(i, field, Found(best_ops, 1.0, 0.0))[0] is not best_ops for i in range(4)]
+        return [search.leg(i, 1).first_of_round(field).ops is not best_ops for i in range(4)]
 
     assert begin_at_random(0.49 * problem.graph.num_ops) == [False] * 4
     assert begin_at_random(0.51 * problem.graph.num_ops) == [False, False, True, True]
@@ -687,7 +686,7 @@ def test_chains_that_go_by_types_move_all_ops_of_a_type_first_and_then_finer_uni
     search = new_search(problem, chains=4, survivors=2)
     search.expect(MOVES_AN_OP_BY_TYPES * problem.graph.num_ops)
     stages = [
-        list(dict.fromkeys(search._cycle_at(progress, chain).stage for progress in np.linspace(0.0, 0.99, 100)))
+        list(dict.fromkeys(search.leg(chain, 1).cycle_at(progress).stage for progress in np.linspace(0.0, 0.99, 100)))
         for chain in range(4)
     ]
     assert stages[:2] == [["coarse", "groups", "twofold", "sixfold", "ops"]] * 2
@@ -728,7 +727,7 @@ def test_in_rounds_those_by_types_share_the_core_that_the_first_chain_leaves() -
     assert search.state()["walking"] == [0, 3]
     search.go_on(0.5)
     assert search.state()["walking"] == [0, 2, 3]
-    assert [search._cycle_at(0.5, i).stage for i in (2, 3)] == ["types", "types"]
+    assert [search.leg(i, 1).cycle_at(0.5).stage for i in (2, 3)] == ["types", "types"]
     resumed = new_search(problem, chains=4, survivors=2)
     resumed.restore(search.state())
     resumed.expect(2.5 * MOVES_AN_OP_BY_TYPES * problem.graph.num_ops)
@@ -745,10 +744,10 @@ def test_between_groups_and_ops_units_of_a_few_ops_are_moved() -> None:
     search = new_search(problem)
     stages = list(dict.fromkeys(cycle.stage for cycle in search.plan.rounds[0]))
     assert stages == ["groups", "twofold", "sixfold", "ops"]
-    units = [search._field(stage).allowed.shape[0] for stage in stages]
+    units = [search.ground.field(stage).allowed.shape[0] for stage in stages]
     assert units == sorted(units)
     assert units[1] <= 24 < units[2] <= 72 < units[3] <= graph.num_ops
-    fields = [search._field(stage) for stage in stages]
+    fields = [search.ground.field(stage) for stage in stages]
     for before, after in itertools.pairwise(fields):  # a chain goes on from exactly the placement that it has
         ops = draw(before.allowed, 1, np.random.default_rng(0))[0, before.unit_of_op]
         assert after.from_ops(ops.astype(np.int32))[after.unit_of_op].tolist() == ops.tolist()

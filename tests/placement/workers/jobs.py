@@ -65,3 +65,48 @@ def wait_s(*, seconds: float) -> None:
 
 def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
+
+
+def turn_round(*, content: bytes) -> bytes:
+    return content[::-1]
+
+
+class Dies:
+    """What ends its process while it is written down, half of it written."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"content": self.content, "last": Last()}
+
+
+class Last:
+    def __reduce__(self) -> tuple[object, ...]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return (Last, ())
+
+
+class Lives(Dies):
+    def __getstate__(self) -> dict[str, object]:
+        return {"content": self.content}
+
+
+def die_answering(*, folder: str, x: int) -> Dies:
+    return (Dies if begin(folder, x) == 1 else Lives)(bytes(10**6))
+
+
+def stop_at_first(*, folder: str) -> str:
+    if begin(folder, 0) == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return "went on"
+
+
+def hold_lease(*, folder: str, x: int) -> None:
+    """Have the machine's devices for a moment; when it was is left in a file."""
+    from placement.runs.measure_jobs import lease
+
+    with lease(60.0):
+        began = time.monotonic_ns()
+        time.sleep(0.03)
+        Path(folder, str(x)).write_text(f"{began} {time.monotonic_ns()}")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DRIVER = """
 import sys
 from placement.workers import Job, open_workers
-with open_workers(sys.argv[1]) as workers:
+with open_workers(sys.argv[1], packages=("tests",)) as workers:
     print(workers.count, sum(d.value for d in workers.run(
         [Job(str(x), "tests.placement.workers.jobs:double", {"x": x}) for x in range(20)])))
 """

@@ -23,7 +23,7 @@ JOBS = "tests.placement.workers.jobs"
 def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # nobody's: a Ray of our own asks no other
-        with open_workers(request.param) as made:
+        with open_workers(request.param, packages=("tests",)) as made:
             yield made
 
 
@@ -54,6 +54,13 @@ def test_what_is_shared_is_decoded_once_a_worker(workers: Workers, tmp_path: Pat
     assert len(made) == len(set(made)) <= workers.count
 
 
+@pytest.mark.parametrize("size", [0, 100, 10**5, 10**7])
+def test_what_is_long_comes_back_whole(workers: Workers, size: int) -> None:
+    content = np.random.default_rng(size).bytes(size)
+    jobs = [Job(str(i), f"{JOBS}:turn_round", {"content": content}) for i in range(4)]
+    assert [d.value for d in workers.run(jobs)] == [content[::-1]] * 4
+
+
 @pytest.mark.parametrize("how", ["kill", pytest.param("exit", marks=pytest.mark.slow), "hang"])
 def test_a_job_that_loses_its_worker_is_begun_again(workers: Workers, tmp_path: Path, how: str) -> None:
     jobs = [
@@ -81,8 +88,20 @@ def test_errors_of_the_input_come_back_and_others_are_raised(workers: Workers) -
         done.result()
     with pytest.raises(ZeroDivisionError):
         list(workers.run([Job("x", f"{JOBS}:slip")]))
-    with pytest.raises(ValueError, match="not a function of this project"):
-        list(workers.run([Job("x", "os:getcwd")]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["os:getcwd", "tests_of_another:double", "", "placement.workers.base:importlib", f"{JOBS}:Path", "tests:x.y"],
+)
+def test_a_job_names_functions_of_packages_that_were_given(workers: Workers, name: str) -> None:
+    with pytest.raises((ValueError, AttributeError)):
+        list(workers.run([Job("x", name)]))
+
+
+def test_a_job_names_functions_of_this_project_alone_where_no_package_is_given() -> None:
+    with open_workers(1) as workers, pytest.raises(ValueError, match="not a function of this project"):
+        list(workers.run([Job("x", f"{JOBS}:double", {"x": 1})]))
 
 
 def test_what_is_not_waited_for_is_ended(workers: Workers) -> None:
@@ -94,14 +113,41 @@ def test_what_is_not_waited_for_is_ended(workers: Workers) -> None:
     assert time.monotonic() - began < 120
 
 
+def test_a_worker_that_is_killed_while_it_answers_takes_none_with_it(tmp_path: Path) -> None:
+    """Half of an answer is on its way: none of the others is held up by it, and no half is taken for a whole."""
+    with open_workers(2, packages=("tests",)) as workers:
+        jobs = [Job(str(x), f"{JOBS}:die_answering", {"folder": str(tmp_path), "x": x}) for x in range(6)]
+        done = {d.key: d for d in workers.run(jobs)}
+    assert {key: len(d.value.content) for key, d in done.items()} == {str(x): 10**6 for x in range(6)}
+    assert {d.attempts for d in done.values()} == {2}
+
+
+def test_a_worker_that_is_stopped_is_noticed(tmp_path: Path) -> None:
+    with open_workers(2, packages=("tests",)) as workers:
+        list(workers.run([Job(str(x), f"{JOBS}:double", {"x": x}) for x in range(2)]))
+        jobs = [Job("stops", f"{JOBS}:stop_at_first", {"folder": str(tmp_path)}, None, 3)]
+        jobs += [Job(str(x), f"{JOBS}:double", {"x": x}) for x in range(5)]
+        done = {d.key: d.value for d in workers.run(jobs)}
+    assert done == {"stops": "went on", **{str(x): 2 * x for x in range(5)}}
+
+
+def test_workers_do_one_list_of_jobs_at_a_time() -> None:
+    with open_workers(1, packages=("tests",)) as workers:
+        running = workers.run([Job(str(x), f"{JOBS}:double", {"x": x}) for x in range(3)])
+        next(running)
+        with pytest.raises(RuntimeError, match="do jobs already"):
+            next(workers.run([Job("x", f"{JOBS}:double", {"x": 1})]))
+        assert sorted(d.value for d in running) == [2, 4]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be given to a process here")
 def test_local_workers_share_the_cores() -> None:
     ours = sorted(os.sched_getaffinity(0))
-    with open_workers(2) as workers:
+    with open_workers(2, packages=("tests",)) as workers:
         jobs = [Job(str(i), f"{JOBS}:cores") for i in range(6)]
         found = {tuple(d.value) for d in workers.run(jobs)}
     assert found <= {tuple(ours[0::2]), tuple(ours[1::2]) or tuple(ours[:1])}
-    with open_workers(1) as workers:
+    with open_workers(1, packages=("tests",)) as workers:
         assert [d.value for d in workers.run(jobs[:1])] == [ours]
 
 
@@ -109,7 +155,7 @@ def test_no_local_worker_outlives_a_parent_that_is_killed(tmp_path: Path) -> Non
     code = f"""
 if __name__ == "__main__":
     from placement.workers import Job, open_workers
-    workers = open_workers(2)
+    workers = open_workers(2, packages=("tests",))
     for done in workers.run([Job(str(x), "{JOBS}:begin", {{"folder": r"{tmp_path}", "x": x}}) for x in range(8)]):
         pass
     print("ready", flush=True)

@@ -1,0 +1,138 @@
+"""What becomes of the work where workers and drivers are killed, hosts hang and networks stall: made here, on purpose.
+
+    python scripts/worker_faults.py --kills 1000 --parts kills,driver,host,network --page docs/results/workers.md
+
+``kills``: workers are killed over a training's chains and over a comparison's rows, a tenth of them while they answer.
+``driver``: the command is killed, and started again. ``host``: all processes of one node of a Ray on this machine are
+stopped. ``network``: what goes between the driver and Ray is passed on by a proxy that stalls, for a while and for
+good. The last two need the extra `ray`. It ends with 1 where a row or an update was lost or counted twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a clone runs without being installed
+
+from envs.make_problem import make_problem
+from graphs.errors import InputError
+from placement.registry import PLACERS
+from placement.workers import open_workers
+from scripts.many_workers.faults import (
+    Proxy,
+    Seen,
+    doubles,
+    kill_drivers,
+    kill_in_comparison,
+    kill_in_training,
+    ray_cluster,
+    signal_node,
+)
+from scripts.many_workers.page import fill, table, where
+
+GRAPH, CLUSTER = "rnnlm:layers=2,steps=8", "k80x4"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="kills,driver,host,network", help="%(default)s")
+    parser.add_argument("--kills", type=int, default=1000, help="of workers, in all: %(default)s")
+    parser.add_argument("--workers", default="2", help="that are killed: %(default)s")
+    parser.add_argument("--driver-kills", type=int, default=5, help="for each of both commands: %(default)s")
+    parser.add_argument("--driver-updates", type=int, default=150, help="of the training: %(default)s")
+    parser.add_argument("--page", type=Path, help="fill the table between this page's markers")
+    asked = parser.parse_args(args)
+    found: list[Seen] = []
+    parts = {"kills": _kills, "driver": _drivers, "host": _host, "network": _network}
+    try:
+        for name in asked.parts.split(","):
+            if name not in parts:
+                raise InputError(f"--parts has '{name}'; it must be one of {', '.join(parts)}")
+            with tempfile.TemporaryDirectory() as folder:
+                for seen in parts[name](asked, Path(folder)):
+                    said = f"{seen.what}: {seen.faults}; {seen.outcome}; {seen.seconds}"
+                    print(f"{'ok ' if seen.ok else 'BAD'} {said}", flush=True)
+                    found.append(seen)
+        head = ["what was done", "how often", "what became of it", "time"]
+        rows = [[seen.what, seen.faults, seen.outcome, seen.seconds] for seen in found]
+        if asked.page is not None:
+            fill(asked.page, "worker_faults.py", f"Made on {where()}.\n\n{table(head, rows)}")
+    except InputError as error:
+        print(f"worker_faults: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(seen.ok for seen in found) else 1
+
+
+def _kills(asked: argparse.Namespace, folder: Path) -> list[Seen]:
+    problem = make_problem(GRAPH, CLUSTER, groups=48)
+    in_rows = min(asked.kills // 2, 7 * len(PLACERS))  # about what chance gives where each dies up to 15 times
+    found = []
+    for name in ("rows", "training"):
+        (folder / name).mkdir()
+    with open_workers(asked.workers, packages=("scripts",)) as workers:
+        found.append(kill_in_comparison(problem, workers, folder / "rows", kills=in_rows, evaluations=300))
+        left = asked.kills - in_rows
+        updates = max(left // 4, 4)  # two to four chains an update, each of which dies twice on average
+        found.append(kill_in_training(problem, workers, folder / "training", kills=left, updates=updates))
+    return found
+
+
+def _drivers(asked: argparse.Namespace, folder: Path) -> list[Seen]:
+    return kill_drivers(folder, kills=asked.driver_kills, updates=asked.driver_updates)
+
+
+def _host(asked: argparse.Namespace, folder: Path) -> list[Seen]:
+    """Stop all processes of a node while it works."""
+    with ray_cluster(2) as (port, _, nodes):
+        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+        try:
+            with open_workers("ray:auto", packages=("scripts",)) as workers:
+                until = time.monotonic() + 60.0
+                while workers.count < 2 and time.monotonic() < until:
+                    time.sleep(1.0)
+                count = workers.count
+                ok, took_s = doubles(
+                    workers, 200, 0.2, lambda done: signal_node(nodes[1], signal.SIGSTOP) if done == 20 else None
+                )
+        finally:
+            del os.environ["RAY_ADDRESS"]
+    said = "200 jobs of 0.2 s, " + ("each once" if ok else "NOT each once")
+    return [Seen(f"one of two hosts hangs (Ray, {count} workers)", "once", said, f"{took_s:.0f} s", ok)]
+
+
+def _network(asked: argparse.Namespace, folder: Path) -> list[Seen]:
+    """Let the network stall for ten seconds, and then for good."""
+    found = []
+    with ray_cluster(1) as (_, client_port, _nodes):
+        proxy = Proxy(client_port)
+
+        def stall_for(seconds: float) -> None:
+            proxy.stall()
+            time.sleep(seconds)
+            proxy.go_on()
+
+        with open_workers(f"ray://127.0.0.1:{proxy.port}", packages=("scripts",)) as workers:
+            ok, took_s = doubles(workers, 60, 0.2, lambda done: stall_for(10.0) if done == 10 else None)
+        said = "60 jobs of 0.2 s, " + ("each once" if ok else "NOT each once")
+        found.append(Seen("the network stalls for 10 s (Ray's client)", "once", said, f"{took_s:.0f} s", ok))
+        began = time.perf_counter()
+        said, ok = "it went on, which it cannot", False
+        try:
+            with open_workers(f"ray://127.0.0.1:{proxy.port}", packages=("scripts",)) as workers:
+                doubles(workers, 60, 0.2, lambda done: proxy.stall() if done == 10 else None)
+        except InputError as error:
+            said, ok = f"it ends: {error}", True
+        took_s = time.perf_counter() - began
+        found.append(Seen("the network stalls for good (Ray's client)", "once", said, f"{took_s:.0f} s", ok))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
