@@ -242,7 +242,8 @@ def _groups(found: Explanation) -> str:
     caption = "Why each group is where it is" + (f" ({more:,} more: placement explain --json)" if more else "")
     table = _table("groups", caption, ("group", "#on the critical path", "why"), rows)
     state = " open" if len(order) <= _FEW_GROUPS else ""
-    return f"<details id='all-groups'{state}><summary>{len(order):,} groups, and why each is there</summary>{table}</details>"
+    summary = f"<summary>{len(order):,} groups, and why each is there</summary>"
+    return f"<details id='all-groups'{state}>{summary}{table}</details>"
 
 
 def _comparison(comparison: Comparison) -> str:
