@@ -80,7 +80,7 @@ def lower_bound_s(problem: PlacementProblem) -> float:
     bound_s = max(path_s, float(_work_bound_s(problem, head, tail)))
     if problem.schedule == SEQUENTIAL:
         bound_s = max(bound_s, float(np.where(problem.allowed, problem.group_time_s, np.inf).min(axis=1).sum()))
-    return bound_s * (1 - _ROUNDING)
+    return float(bound_s) * (1 - _ROUNDING)
 
 
 def upper_bound_s(problem: PlacementProblem) -> float:

@@ -52,17 +52,17 @@ def find_layers(graph: ComputationGraph) -> Layers | None:
     if not rows:
         return None
     name = max(rows, key=lambda row: sum(rows[row].values()))
-    numbers = sorted(rows[name])
-    rank = {number: i for i, number in enumerate(numbers)}
+    order = sorted(rows[name])
+    rank = {number: i for i, number in enumerate(order)}
     of_module = np.array([rank[int(m[2])] if m and m[1] == name else -1 for m in matches], dtype=np.int64)
     of_op = of_module[graph.module]
     computes = (graph.flops > 0) | (graph.bytes_accessed > 0)
     inside = np.flatnonzero((of_op >= 0) & computes)
     last = int(inside[-1]) if len(inside) else -1
     outside = of_module[graph.module] < 0
-    of_op[outside & (np.arange(graph.num_ops) > last)] = len(numbers)
-    _follow_readers(graph, of_op, outside, len(numbers))
-    return Layers(name, len(numbers), of_op)
+    of_op[outside & (np.arange(graph.num_ops) > last)] = len(order)
+    _follow_readers(graph, of_op, outside, len(order))
+    return Layers(name, len(order), of_op)
 
 
 def _follow_readers(graph: ComputationGraph, of_op: NDArray[np.int64], outside: NDArray[np.bool_], behind: int) -> None:

@@ -227,7 +227,7 @@ class Cluster:
     def summary(self) -> str:
         """What it is made of, in a few words: ``"1 x haswell_18c, 4 x k80, 6 links"``."""
         models = Counter(d.spec.name for d in self.devices)
-        shared = [f"{len(m.devices)} share {m.memory_bytes / 1e9:g} GB" for m in self.shared_memories]
+        shared = [f"{len(m.devices)} share {m.memory_bytes / 1e9:.4g} GB" for m in self.shared_memories]
         parts = [f"{count} x {name}" for name, count in models.items()]
         return ", ".join([*parts, *shared, f"{len(self.links)} links"])
 

@@ -153,8 +153,8 @@ def _ratio_table(comparison: Comparison, rows: Sequence[tuple[str, Row]], *, wid
     lines = []
     for label, row in rows:
         ratios = ["-" if ratio is None else f"{ratio:.2f}" for ratio in comparison.ratios(row)]
-        made = [tokens_a_second(graph.tokens, row.step_time_s if row.feasible else None)] if rate else []
-        cells = [*made, *ratios, f"{row.evaluations:,}", seconds(row.search_s)]
+        tokens = [tokens_a_second(graph.tokens, row.step_time_s if row.feasible else None)] if rate else []
+        cells = [*tokens, *ratios, f"{row.evaluations:,}", seconds(row.search_s)]
         lines.append([label, outcome(comparison, row), *cells])
     bound = seconds(comparison.lower_bound_s, digits=4)
     most = [tokens_a_second(graph.tokens, comparison.lower_bound_s)] if rate else []

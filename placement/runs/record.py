@@ -57,10 +57,10 @@ class TrainingRecord:
                 settings={
                     "graph": trainer.problem.graph.name,
                     "cluster": trainer.problem.cluster.name,
-                    "schedule": trainer.problem.schedule,
                     "groups": trainer.problem.num_groups,
                     "preset": trainer.config.preset,
                     "seed": trainer.seed,
+                    "step schedule": trainer.problem.schedule,  # TensorBoard shows the first five at first, by name
                 },
             )
         self._saved_at = time.perf_counter()

@@ -28,7 +28,7 @@ class Stack(nn.Module):
         if tied:
             self.head.weight = self.embedding.weight
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.embedding(tokens)
         for block in self.blocks:
             x = x + block(x)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ class Tables(nn.Module):
         self.tables = nn.ModuleList(nn.EmbeddingBag(n, WIDTH, mode="sum", sparse=sparse) for n in ROWS)
         self.head = nn.Linear(TABLES * WIDTH, 4)
 
-    def forward(self, indices):
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
         rows = [table(i) for table, i in zip(self.tables, indices.unbind(0), strict=True)]
         return self.head(torch.cat(rows, dim=1)).sum()
 
@@ -62,7 +64,7 @@ STEPS = {
 @pytest.mark.parametrize("make", STEPS.values(), ids=STEPS.keys())
 @pytest.mark.parametrize("by", ["rows", "columns"])
 @pytest.mark.parametrize("parts", [2, 3, 5])
-def test_what_is_kept_and_read_adds_up(make, by: By, parts: int) -> None:
+def test_what_is_kept_and_read_adds_up(make: Callable[[], ComputationGraph], by: By, parts: int) -> None:
     graph = make()
     made = split_tables(graph, by=by, parts={"tables.0": parts})
     assert (made.resident_bytes.sum(axis=0) == graph.resident_bytes.sum(axis=0)).all()
@@ -179,7 +181,7 @@ def test_the_phases_stay_in_order() -> None:
         ({"most_bytes": 3}, "do not make"),
     ],
 )
-def test_what_cannot_be_split_is_one_sentence(options, words: str) -> None:
+def test_what_cannot_be_split_is_one_sentence(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError) as error:
         split_tables(step(), **options)
     assert words in str(error.value)

@@ -93,8 +93,8 @@ def test_seventy_billion_parameters_on_two_unequal_cards_and_a_cpu(tmp_path: Pat
     cache = 80 * 2 * 2 * 4 * 8 * 8192 * 128
     assert sum(held.values()) == weights + ends + cache
     assert sum(held.values()) > sum(d.spec.memory_bytes for d in cluster.devices if d.spec.kind == "gpu")
-    for device in cluster.devices:
-        assert 0 < held[device.name] <= min(device.spec.memory_bytes, result.peak_memory_bytes[device.name])
+    for name, memory in zip(cluster.device_names, cluster.memory_bytes.tolist(), strict=True):
+        assert 0 < held[name] <= min(memory, result.peak_memory_bytes[name])
     rows = {row["placer"]: row for row in json.loads((tmp_path / "run" / "comparison.json").read_text())["rows"]}
     assert rows["llama_cpp"]["feasible"]
     assert rows["reinforce"]["step_time_s"] <= rows["llama_cpp"]["step_time_s"]

@@ -7,11 +7,15 @@ Letters: ``N`` ops, ``G`` groups, ``D`` devices, ``R`` bars.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 from bokeh.transform import linear_cmap
+from numpy.typing import NDArray
 
+from graphs.colocation.groups import Groups
 from graphs.computation_graph import PHASES
 from placement.placers.best import nearest_groups
 from placement.results.page.content import Curve, memory_lines, timeline
@@ -30,6 +34,9 @@ _LABEL_CHARACTERS = 55.0
 
 _MUCH = 0.4
 """Share of a memory from which its limit is shown; below it the lines would lie on each other."""
+
+_MANY_FAMILIES = 40
+_TO_FIRST_NUMBER = re.compile(r".*?\.\d+(?=\.|\+|$)")
 
 _NAME = 80
 """Characters of a name; of longer ones the middle is left out."""
@@ -108,7 +115,8 @@ def treemap_figure(found: Explanation) -> figure:
     held = problem.group_resident_bytes.astype(np.float64)
     weight = time_s / max(time_s.sum(), 1e-300) + held / max(held.sum(), 1.0)
     weight += max(weight.sum(), 1e-300) * 1e-4
-    inner, outer = nested(weight, groups.family, width=2.4)
+    parent, parent_names = parents(groups)
+    inner, outer = nested(weight, parent, width=2.4)
     names = problem.cluster.device_names
     source = ColumnDataSource(
         {
@@ -132,7 +140,7 @@ def treemap_figure(found: Explanation) -> figure:
     made.text(
         x=outer[big, 0] + 0.008,
         y=outer[big, 3] - 0.01,
-        text=[_label(groups.family_names[i] or "the model", outer[i, 2] - outer[i, 0]) for i in big.tolist()],
+        text=[_label(parent_names[i] or "the model", outer[i, 2] - outer[i, 0]) for i in big.tolist()],
         text_baseline="top",
         text_font_size="12px",
         text_font_style="bold",
@@ -144,6 +152,18 @@ def treemap_figure(found: Explanation) -> figure:
     made.x_range = Range1d(0, 2.4)
     made.y_range = Range1d(0, 1)
     return made
+
+
+def parents(groups: Groups) -> tuple[NDArray[np.int64], list[str]]:
+    """``int64[G]`` and names: what groups are drawn within: their families, or the layers of these where they are many.
+
+    The layer of ``model.layers.3.mlp.up`` is ``model.layers.3``: the path up to its first number.
+    """
+    names = list(groups.family_names)
+    if len(names) > _MANY_FAMILIES:
+        names = [match[0] if (match := _TO_FIRST_NUMBER.match(name)) else name for name in names]
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([number[names[family]] for family in groups.family.tolist()], dtype=np.int64), list(number)
 
 
 def curve_figure(curve: Curve, others_s: dict[str, float]) -> figure:

@@ -26,6 +26,9 @@ _POLICY = (
 MOST_GROUPS = 400
 """Groups in the table, those that the critical path waits for longest."""
 
+_FEW_GROUPS = 40
+"""So many rows are shown at once; more are behind a summary, which the filter opens."""
+
 _NAME = 90
 
 
@@ -238,7 +241,9 @@ def _groups(found: Explanation) -> str:
     more = problem.num_groups - len(order)
     caption = "Why each group is where it is" + (f" ({more:,} more: placement explain --json)" if more else "")
     table = _table("groups", caption, ("group", "#on the critical path", "why"), rows)
-    return f"<details open><summary>{len(order):,} groups</summary>{table}</details>"
+    state = " open" if len(order) <= _FEW_GROUPS else ""
+    summary = f"<summary>{len(order):,} groups, and why each is there</summary>"
+    return f"<details id='all-groups'{state}>{summary}{table}</details>"
 
 
 def _comparison(comparison: Comparison) -> str:

@@ -101,6 +101,7 @@ SCRIPT = """
       if (pair[1]) { count = shown; }
     });
     var rows = document.querySelectorAll("#groups tbody tr");
+    if (wanted) { document.getElementById("all-groups").open = true; }
     for (var r = 0; r < rows.length; r++) {
       rows[r].hidden = !!wanted && rows[r].cells[0].textContent.toLowerCase().indexOf(wanted) < 0;
     }

@@ -64,7 +64,7 @@ def _parts(found: Explanation) -> str:
     moving, queue, busy = parts["transfer"], parts["link"], parts["device"]
     said = [f"computes for {seconds(parts['computing'])} ({percent(parts['computing'] / step_s)})"]
     for waited_s, reason in ((moving, "transfers"), (queue, "links in use"), (busy, "busy devices")):
-        if waited_s > 0:
+        if percent(waited_s / step_s) != "0.0%":
             waits = "" if len(said) > 1 else "waits "
             said.append(f"{waits}{seconds(waited_s)} for {reason} ({percent(waited_s / step_s)})")
     text = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
@@ -107,8 +107,10 @@ def _helps(found: Explanation) -> str:
         return 1 - step_time_s / base_s
 
     if gain(best.step_time_s) < TELLING:
-        tried = ", ".join(remedy.what for remedy in found.remedies[1:])
-        return f"None of these would save {percent(TELLING)} of the step: {tried}."
+        tried = [remedy.what for remedy in found.remedies[1:]]
+        if len(tried) == 1:
+            return f"{tried[0][0].upper()}{tried[0][1:]} would save less than 1% of the step."
+        return f"None of these would save 1% of the step: {', '.join(tried)}."
     text = f"{best.what} would help most: {percent(gain(best.step_time_s))} less, {seconds(best.step_time_s)}"
     if others and gain(others[0].step_time_s) >= TELLING:
         text += f"; next {others[0].what}, {percent(gain(others[0].step_time_s))} less"

@@ -6,6 +6,7 @@ import struct
 from bisect import bisect_right
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,8 +119,9 @@ def test_accelerate_is_asked_of_the_model_as_it_is_loaded(share: float, balanced
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     problem = decoding(share)
+    sizes: dict[str, Any] = SMALL | {"num_hidden_layers": 12}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL | {"num_hidden_layers": 12}), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes), dtype=torch.bfloat16)
     memory: dict[int | str, int] = dict(enumerate(problem.cluster.memory_bytes[1:].tolist()))
     memory["cpu"] = int(problem.cluster.memory_bytes[0])
     whole = ["LlamaDecoderLayer"]

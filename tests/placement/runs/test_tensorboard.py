@@ -66,5 +66,5 @@ def test_custom_scalars_show_our_charts(browser: Any, board: str) -> None:
 
 def test_hparams_lists_both_runs(browser: Any, board: str) -> None:
     open_tab(browser, board, "hparams")
-    wait_for_text(browser, "seed", "preset", "cluster", *(f"seed-{seed}" for seed in SEEDS))
+    wait_for_text(browser, "cluster graph groups preset seed step_time/best_s", *(f"seed-{seed}" for seed in SEEDS))
     assert complaints(browser, "SEVERE") == []

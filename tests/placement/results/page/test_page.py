@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import placement
+from graphs.colocation.groups import Groups
 from graphs.errors import InputError
 from graphs.synthetic import random_graph
 from placement.cli.main import main
@@ -75,6 +76,22 @@ class TestWhatItShows:
         inner, outer = nested(areas, parent, width=2.0)
         assert (inner[:, :2] >= outer[parent][:, :2] - 1e-9).all()
         assert (inner[:, 2:] <= outer[parent][:, 2:] + 1e-9).all()
+
+
+@needs_bokeh
+@pytest.mark.parametrize("layers", [8, 30])
+def test_many_families_are_drawn_within_their_layers(layers: int) -> None:
+    from placement.results.page.charts import parents
+
+    families = [f"m.layers.{i}.{part}" for i in range(layers) for part in ("attention.q", "mlp.up")] + ["m.head"]
+    index = np.arange(len(families), dtype=np.int32)
+    groups = Groups(index, tuple(families), index, tuple(families), np.zeros(len(families), dtype=np.int32))
+    parent, names = parents(groups)
+    if layers == 8:
+        assert names == families
+    else:
+        assert names == [*(f"m.layers.{i}" for i in range(layers)), "m.head"]
+        assert parent.tolist() == [*np.repeat(np.arange(layers), 2), layers]
 
 
 def test_without_bokeh_it_says_which_extra(monkeypatch: pytest.MonkeyPatch) -> None:
