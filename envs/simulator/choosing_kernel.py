@@ -432,8 +432,7 @@ def _choose_first_come(devices, next_op, wake, num_awake, fresh, num_fresh, star
 
 @inlined
 def _choose_by_rank(
-    schedule, op_of_rank, first_word, ops, next_op, devices, bits, wake, num_awake, fresh, num_fresh, starting,
-    touched, state, place,
+    schedule, first_word, next_op, devices, bits, wake, num_awake, fresh, num_fresh, starting, touched, state, place
 ):  # fmt: skip
     """Queue what is `fresh` by rank, and fill `starting`, whose length is returned.
 
@@ -442,7 +441,7 @@ def _choose_by_rank(
     num_starting = _0
     for i in range(num_fresh):
         number = np.uint32(place[fresh[i]])
-        _push(devices, bits, first_word, number, ops[fresh[i]].rank)
+        _push(devices, bits, first_word, number, fresh[i])
         if schedule == FIFO:
             _touch(devices, touched, state, number)
     for i in range(num_awake + num_fresh):
@@ -450,8 +449,7 @@ def _choose_by_rank(
         if devices[number].running == NONE:
             op = _take_first(devices, next_op, number) if schedule == FIFO else NONE
             if op == NONE:
-                rank = _pull(devices, bits, first_word, number)
-                op = op_of_rank[rank] if rank != NONE else NONE
+                op = _pull(devices, bits, first_word, number)
             if op != NONE:
                 devices[number].running = op
                 starting[num_starting] = op
@@ -460,24 +458,24 @@ def _choose_by_rank(
 
 
 @inlined
-def _close_instant(op_of_rank, first_word, next_op, devices, bits, touched, state, by_rank, peak):
+def _close_instant(first_word, next_op, devices, bits, touched, state, by_rank, peak):
     """Time is about to advance: note peaks, and put the ops that fifo queued by rank behind the older."""
     for i in range(state[_0].touched):
         number = touched[i]
         devices[number].touched = 0
         peak[number] = max(peak[number], devices[number].memory)
         if by_rank:
-            rank = _pull(devices, bits, first_word, number)
-            while rank != NONE:
-                _append_op(devices, next_op, number, op_of_rank[rank])
-                rank = _pull(devices, bits, first_word, number)
+            op = _pull(devices, bits, first_word, number)
+            while op != NONE:
+                _append_op(devices, next_op, number, op)
+                op = _pull(devices, bits, first_word, number)
     state[_0].touched = 0
 
 
 @inlined
 def _run_alone(
-    schedule, op_time_s, op_of_rank, first_word, ops, next_op, spans, missing, copies, readers, holders, devices, bits,
-    fresh, state, place, number, op, now, other_s, done, stop_after, highest,
+    schedule, op_time_s, first_word, ops, next_op, spans, missing, copies, readers, holders, devices, bits, fresh,
+    state, place, number, op, now, other_s, done, stop_after, highest,
 ):  # fmt: skip
     """A device runs on from the end of an op, which is now, while nothing else is due and no op of it sends.
 
@@ -523,10 +521,10 @@ def _run_alone(
                 chosen = fresh[_0]
         else:
             for i in range(num_fresh):
-                this = ops[fresh[i]].rank
+                this = fresh[i]
                 at = i if this < rank else at
                 rank = min(this, rank)
-            chosen = op_of_rank[min(rank, best)] if min(rank, best) != NONE else NONE
+            chosen = min(rank, best)
         if chosen == NONE:
             how = IDLE
             break
@@ -556,7 +554,7 @@ def _run_alone(
                 best = _pop_least(row, first_word)
             for i in range(num_fresh):
                 if fresh[i] != NONE:
-                    this = ops[fresh[i]].rank
+                    this = fresh[i]
                     later = max(this, best)
                     best = min(this, best)
                     if later != NONE:
@@ -583,9 +581,26 @@ def _run_alone(
 
 
 @inlined
+def _add_up_work(op_time_s, devices, work_s, place):
+    """Fill `work_left_s` of each device; in four sums, so that an addition need not wait for the one before it."""
+    lanes, num_ops = np.uint64(4), np.uint64(len(place))
+    work_s[:] = 0.0
+    for first in range(_0, num_ops - num_ops % lanes, lanes):
+        for lane in range(lanes):
+            number = np.uint64(np.uint32(place[first + lane]))
+            work_s[number * lanes + lane] += op_time_s[devices[number].spec, first + lane]
+    for op in range(num_ops - num_ops % lanes, num_ops):
+        number = np.uint64(np.uint32(place[op]))
+        work_s[number * lanes] += op_time_s[devices[number].spec, op]
+    for d in range(np.uint64(len(devices))):
+        for lane in range(lanes):
+            devices[d].work_left_s += work_s[d * lanes + lane]
+
+
+@inlined
 def _reset(
-    op_time_s, resident_ops, resident_bytes, num_inputs, missing, holders, home_holders, devices, directions, queues,
-    slot_s, block_s, state, place, peak, limit_s,
+    op_time_s, resident_ops, resident_bytes, num_inputs, missing, holders, home_holders, devices, work_s, directions,
+    queues, slot_s, block_s, state, place, peak, limit_s,
 ):  # fmt: skip
     """Put everything back to the start of a step."""
     state[_0].limit_s = limit_s * (1.0 + 4.0 * len(place) * EPSILON)
@@ -614,9 +629,7 @@ def _reset(
     for op in resident_ops:
         devices[np.uint32(place[op])].memory += resident_bytes[op]
     if limit_s < np.inf:
-        for op in range(np.uint64(len(place))):
-            device = devices[np.uint32(place[op])]
-            device.work_left_s += op_time_s[device.spec, op]
+        _add_up_work(op_time_s, devices, work_s, place)
     for d in range(len(devices)):
         peak[d] = devices[d].memory
         if devices[d].work_left_s > state[_0].limit_s:
@@ -633,9 +646,9 @@ def _run_on(work, place, peak, now, stop_after, num_fresh):
     Each pass applies what is due, starts ops, and finds what is due next. Where that is one thing, the time of the next
     after it is known: a device whose ops end before that, and send nothing, runs on alone without a pass an op.
     """
-    (schedule, op_time_s, op_of_rank, _, _, _, _, route_directions, first_word, ops, next_op, spans, missing, copies,
+    (schedule, op_time_s, order, _, _, _, _, _, route_directions, first_word, ops, next_op, spans, missing, copies,
      tensors, readers, waiting, holders, _, transfers, devices, routes, directions, queues, bits, destinations, ended,
-     arriving, wake, starting, fresh, touched, slot_s, block_s, state) = work  # fmt: skip
+     arriving, wake, starting, fresh, touched, _, slot_s, block_s, state, _, _) = work  # fmt: skip
     num_devices = np.uint64(len(devices))
     num_ended, num_arriving, num_awake, done = _0, _0, _0, np.uint64(state[_0].ended)
     other_s, by_rank = -np.inf, False
@@ -672,8 +685,8 @@ def _run_on(work, place, peak, now, stop_after, num_fresh):
                 )  # fmt: skip
             else:
                 num_starting = _choose_by_rank(
-                    schedule, op_of_rank, first_word, ops, next_op, devices, bits, wake, num_awake, fresh, num_fresh,
-                    starting, touched, state, place,
+                    schedule, first_word, next_op, devices, bits, wake, num_awake, fresh, num_fresh, starting, touched,
+                    state, place,
                 )  # fmt: skip
                 by_rank = schedule == FIFO
             for i in range(num_starting):
@@ -701,13 +714,13 @@ def _run_on(work, place, peak, now, stop_after, num_fresh):
             if soonest_s > now:
                 for i in range(left):
                     _append_op(devices, next_op, np.uint32(place[fresh[i]]), fresh[i])
-                _close_instant(op_of_rank, first_word, next_op, devices, bits, touched, state, by_rank, peak)
+                _close_instant(first_word, next_op, devices, bits, touched, state, by_rank, peak)
                 by_rank = False
             else:  # an op that takes no time makes another round of the instant
                 by_rank = schedule == FIFO
                 for i in range(left):
                     number = np.uint32(place[fresh[i]])
-                    _push(devices, bits, first_word, number, ops[fresh[i]].rank)
+                    _push(devices, bits, first_word, number, fresh[i])
                     _touch(devices, touched, state, number)
             num_fresh, num_awake = _0, _0
         num_ended, num_arriving = _0, _0
@@ -738,8 +751,8 @@ def _run_on(work, place, peak, now, stop_after, num_fresh):
                     continue
             number = np.uint32(place[ahead])
             how, op, now, end_s, num_fresh, done, highest = _run_alone(
-                schedule, op_time_s, op_of_rank, first_word, ops, next_op, spans, missing, copies, readers, holders,
-                devices, bits, fresh, state, place, number, np.uint64(ahead), ahead_s, other_s, done, stop_after,
+                schedule, op_time_s, first_word, ops, next_op, spans, missing, copies, readers, holders, devices,
+                bits, fresh, state, place, number, np.uint64(ahead), ahead_s, other_s, done, stop_after,
                 peak[number],
             )  # fmt: skip
             peak[number] = highest
@@ -776,7 +789,7 @@ def _run_on(work, place, peak, now, stop_after, num_fresh):
                     # Ops end in op index order, which matters where they reserve the same links.
                     op = devices[slot].running
                     i = num_ended
-                    while i > _0 and ended[i - _1] > op:
+                    while i > _0 and order[ended[i - _1]] > order[op]:
                         ended[i] = ended[i - _1]
                         i -= _1
                     ended[i] = op
@@ -788,12 +801,22 @@ def _run_on(work, place, peak, now, stop_after, num_fresh):
 
 
 @inlined
-def _begin(work, place, limit_s, peak):
-    """Make ready for the step of one placement ``[N]``; return how many ops are ready, or `NONE` where it is over."""
+def _take_over(work, place):
+    """Bring a placement ``[N]`` into the order in which the ops are laid out."""
+    if work.schedule == FIFO:
+        _copy(work.place, place, len(place))
+    else:
+        for i in range(np.uint64(len(place))):
+            work.place[i] = place[work.order[i]]
+
+
+@inlined
+def _begin(work, limit_s, peak):
+    """Make ready for the step of the placement that was taken over; return how many ops are ready."""
     _reset(
         work.op_time_s, work.resident_ops, work.resident_bytes, work.num_inputs, work.missing, work.holders,
-        work.home_holders, work.devices, work.directions, work.queues, work.slot_s, work.block_s, work.state, place,
-        peak, limit_s,
+        work.home_holders, work.devices, work.work_s, work.directions, work.queues, work.slot_s, work.block_s,
+        work.state, work.place, peak, limit_s,
     )  # fmt: skip
     _copy(work.fresh, work.sources, len(work.sources))
     return np.uint64(len(work.sources))
@@ -807,11 +830,11 @@ def simulate_many(work, placements, limit_s, step_time_s, peak_memory_bytes):
     whenever an op starts: its longest remaining path, and what its device has still to compute.
     """
     for b in range(len(placements)):
-        num_fresh = _begin(work, placements[b], limit_s[b], peak_memory_bytes[b])
-        if work.state[_0].over != 0:
-            step_time_s[b] = np.inf
-        else:
-            step_time_s[b] = _run_on(work, placements[b], peak_memory_bytes[b], 0.0, np.uint64(NONE), num_fresh)
+        _take_over(work, placements[b])
+        num_fresh, peak = _begin(work, limit_s[b], peak_memory_bytes[b]), peak_memory_bytes[b]
+        step_time_s[b] = np.inf
+        if work.state[_0].over == 0:
+            step_time_s[b] = _run_on(work, work.place, peak, 0.0, np.uint64(NONE), num_fresh)
 
 
 @inlined
@@ -822,13 +845,15 @@ def _copy(to, source, count):
 
 
 @compiled
-def simulate_with_checkpoints(work, kept, place, peak):
+def simulate_with_checkpoints(work, kept, placement, peak):
     """Simulate one placement ``[N]``, return its step time, and keep in `kept` what `resume_many` needs.
 
     Checkpoints are taken when equal parts of the ops have ended, each between two instants. The first part is double:
     to simulate less than that anew takes no longer than to restore it.
     """
-    num_fresh = _begin(work, place, np.inf, peak)
+    _take_over(work, placement)
+    place = work.place
+    num_fresh = _begin(work, np.inf, peak)
     count, num_ops = np.uint64(len(kept.now_s)), np.uint64(len(place))
     now = 0.0
     for c in range(count + _1):
@@ -1027,14 +1052,15 @@ def resume_many(work, kept, placements, limit_s, step_time_s, peak_memory_bytes,
     have been ready and each tensor is sent and freed as before, the same things happen under both placements.
     """
     for b in range(len(placements)):
-        place, peak = placements[b], peak_memory_bytes[b]
+        _take_over(work, placements[b])
+        place, peak = work.place, peak_memory_bytes[b]
         until_s = _unchanged_until(work, kept, place)
         c = np.uint64(len(kept.now_s))
         while c > _0 and kept.now_s[c - _1] >= until_s:
             c -= _1
         if c == _0:
             now = 0.0
-            num_fresh = _begin(work, place, limit_s[b], peak)
+            num_fresh = _begin(work, limit_s[b], peak)
         else:
             now = kept.now_s[c - _1]
             num_fresh = _0

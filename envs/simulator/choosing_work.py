@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 OP = np.dtype(
     [
-        ("rank", np.uint32),  # by priority, or the op's index
         ("first_tensor", np.uint32),  # up to the next op's
         ("first_input", np.uint32),  # of `Work.holders`, up to the next op's
         ("output_bytes", np.int64),  # sum over its tensors of what they take on its device
@@ -110,7 +109,8 @@ class Work(NamedTuple):
 
     schedule: int
     op_time_s: NDArray[np.float64]  # [S, N]
-    op_of_rank: NDArray[np.uint32]  # [N]
+    order: NDArray[np.uint32]  # [N], the op at each position: ops are laid out by priority, under fifo as in the graph
+    place: NDArray[np.int32]  # [N], device of each position
     sources: NDArray[np.uint32]  # ops that read nothing
     resident_ops: NDArray[np.uint32]  # ops with resident bytes
     resident_bytes: NDArray[np.int64]  # [N]
@@ -140,32 +140,38 @@ class Work(NamedTuple):
     starting: NDArray[np.uint32]  # [D], ops that start
     fresh: NDArray[np.uint32]  # [N + 1], ops that became ready in this round
     touched: NDArray[np.uint32]  # [D], devices whose memory may have grown, or that queue ops by rank (fifo)
+    work_s: NDArray[np.float64]  # [D * 4], sums of op times
     slot_s: NDArray[np.float64]  # [slots]: next event of each device, then of each queue
     block_s: NDArray[np.float64]  # the least of each `BLOCK` slots
     state: NDArray[Any]  # STATE[1]
+    position: NDArray[np.uint32]  # [N], of each op
+    tensor_order: NDArray[np.uint32]  # [T], the tensor at each position
 
 
 def spans_of(work: Work) -> NDArray[Any]:
     """When each op of the step that was simulated last started and ended, SPAN[N]."""
-    return work.spans
+    return work.spans[work.position]
 
 
 def transfers_of(work: Work) -> NDArray[Any]:
     """The transfers of the step that was simulated last, TRANSFER, in the order in which they were reserved."""
-    return work.transfers[: int(work.state[0]["transfers"])]
+    transfers = work.transfers[: int(work.state[0]["transfers"])].copy()
+    transfers["tensor"] = work.tensor_order[transfers["tensor"]]
+    return transfers
 
 
 def make_work(problem: SimulatorInput) -> Work:
     """Allocate and fill what one thread needs."""
     schedule = PRIORITY if problem.schedule == "priority" else FIFO
+    if schedule == PRIORITY:
+        problem, order, tensor_order = problem.by_priority
+    else:
+        order, tensor_order = np.arange(problem.num_ops), np.arange(len(problem.tensor_bytes))
     num_ops, num_tensors, num_edges = problem.num_ops, len(problem.tensor_bytes), len(problem.consumers)
     num_devices, num_directions = problem.num_devices, problem.num_directions
-    by_priority = np.lexsort((np.arange(num_ops), -problem.remaining_path_s))
-    op_of_rank = (by_priority if schedule == PRIORITY else np.arange(num_ops)).astype(np.uint32)
     edge_tensor = np.repeat(np.arange(num_tensors), np.diff(problem.consumer_offsets))
 
     ops = np.zeros(num_ops + 1, dtype=OP)
-    ops["rank"][op_of_rank] = np.arange(num_ops)
     ops["first_tensor"] = problem.tensor_offsets
     ops["first_input"] = problem.input_offsets
     ops["remaining_s"][:-1] = problem.remaining_path_s
@@ -200,7 +206,8 @@ def make_work(problem: SimulatorInput) -> Work:
     return Work(
         schedule=schedule,
         op_time_s=problem.op_time_s,
-        op_of_rank=op_of_rank,
+        order=order.astype(np.uint32),
+        place=np.zeros(num_ops, dtype=np.int32),
         sources=np.flatnonzero(problem.num_inputs == 0).astype(np.uint32),
         resident_ops=np.flatnonzero(problem.resident_bytes).astype(np.uint32),
         resident_bytes=problem.resident_bytes,
@@ -230,9 +237,12 @@ def make_work(problem: SimulatorInput) -> Work:
         starting=np.zeros(num_devices, dtype=np.uint32),
         fresh=np.zeros(num_ops + 1, dtype=np.uint32),
         touched=np.zeros(num_devices, dtype=np.uint32),
+        work_s=np.zeros(num_devices * 4),
         slot_s=np.zeros(blocks * int(BLOCK)),
         block_s=np.zeros(blocks),
         state=state,
+        position=np.argsort(order).astype(np.uint32),
+        tensor_order=tensor_order.astype(np.uint32),
     )
 
 

@@ -45,7 +45,10 @@ def lowered_bytes_per_s(problem: SimulatorInput) -> NDArray[np.float64]:
 
 
 def charge(problem: SimulatorInput, work: Any, placement: NDArray[np.int32]) -> None:
-    """Fill a `lowered` workspace's op times for one placement of ops, ``int32[N]``."""
+    """Fill a `lowered` workspace's op times for one placement of ops, ``int32[N]``.
+
+    The workspace has its ops in reading order, which is that of priority where the schedule goes by it.
+    """
     _charge(
         work.op_time_s.base,
         problem.op_time_s,
@@ -93,7 +96,7 @@ def _charge(
 ) -> None:
     """`marks` ``[2, D]``: of each device one more than the tensor that was met there last, and its first reader."""
     for op in range(len(placement)):
-        times[placement[op], op] = op_time_s[device_spec[placement[op]], op]
+        times[placement[op], reading_order[op]] = op_time_s[device_spec[placement[op]], op]
     for tensor in range(len(tensor_producer)):
         home = placement[tensor_producer[tensor]]
         for e in range(consumer_offsets[tensor], consumer_offsets[tensor + 1]):
@@ -109,4 +112,4 @@ def _charge(
             if marks[0, device] == tensor + 1:
                 marks[0, device] = 0
                 if device != home:
-                    times[device, marks[1, device]] += tensor_bytes[tensor] * s_per_byte[home, device]
+                    times[device, reading_order[marks[1, device]]] += tensor_bytes[tensor] * s_per_byte[home, device]

@@ -88,20 +88,26 @@ def make_workspace(problem: SimulatorInput) -> tuple[Any, tuple[NDArray[Any], ..
     """A workspace for compiled code that calls the simulator itself, by the link model, and views of it.
 
     The views are of what a step leaves: start and end of each op, ``float64[N]``; of each transfer the tensor and the
-    destination, ``uint32``, and the end, ``float64``; and how many transfers there were, ``uint32[1]``. The last one,
-    ``float64[N]``, is of what the simulator takes for the least seconds from each op's start to the end of the step,
-    and may be changed to larger ones that are true; it is empty where the schedule asks for none.
+    destination, ``uint32``, and the end, ``float64``; and how many transfers there were, ``uint32[1]``. Behind them are
+    the position of each op in what goes by op, ``uint32[N]``, and the tensor that a number of a transfer's tensor
+    means, ``uint32[T]``. The last view, ``float64[N]`` by position, is of what the simulator takes for the least
+    seconds from each op's start to the end of the step, and may be changed to larger ones that are true; it is empty
+    where the schedule asks for none.
     """
     kernel = kernel_of(problem)
     work = kernel.make_work(problem)
-    ops, sent = kernel.spans_of(work), work.transfers
-    count = work.state["transfers"] if kernel is _CHOOSING else work.counts[:1]
-    left_s = np.zeros(0)
+    sent, left_s = work.transfers, np.zeros(0)
     if kernel is _CHOOSING:
-        left_s = work.ops["remaining_s"][: problem.num_ops]
-    elif kernel is _IN_ORDER:
-        left_s = work.remaining_s
-    return work, (ops["start_s"], ops["end_s"], sent["tensor"], sent["destination"], sent["end_s"], count), left_s
+        ops, count, left_s = work.spans, work.state["transfers"], work.ops["remaining_s"][: problem.num_ops]
+        position, tensors = work.position, work.tensor_order
+    else:
+        ops, count = work.ops, work.counts[:1]
+        position = np.arange(problem.num_ops, dtype=np.uint32)
+        tensors = np.arange(len(problem.tensor_bytes), dtype=np.uint32)
+        if kernel is _IN_ORDER:
+            left_s = work.remaining_s
+    views = ops["start_s"], ops["end_s"], sent["tensor"], sent["destination"], sent["end_s"], count, position, tensors
+    return work, views, left_s
 
 
 def available_cores() -> int:

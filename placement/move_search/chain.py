@@ -87,6 +87,8 @@ class Chain(NamedTuple):
     step_time_s: NDArray[np.float64]  # [1]
     bounds_s: NDArray[np.float64]  # [1]
     peak: NDArray[np.int64]  # [1, D]
+    start_s: NDArray[np.float64]  # [N]
+    end_s: NDArray[np.float64]  # [N]
     arrival_s: NDArray[np.float64]  # [T * D]
     bucket: NDArray[np.int32]  # [N]
     next_in_bucket: NDArray[np.int32]  # [N]
@@ -101,6 +103,8 @@ class Traced(NamedTuple):
     sent_to: NDArray[np.uint32]
     sent_end_s: NDArray[np.float64]
     num_sent: NDArray[np.uint32]
+    position: NDArray[np.uint32]  # [N], of each op in the first two
+    tensors: NDArray[np.uint32]  # [T], what the numbers in `sent_tensor` mean
 
 
 class Walker:
@@ -133,7 +137,7 @@ class Walker:
         if self._traced is None:  # where chains walk elsewhere, it is not needed here
             self._work, traced, left_s = make_workspace(problem.simulator_input)
             self._traced = Traced(*traced)
-            self._paths = make_paths(problem, left_s)
+            self._paths = make_paths(problem, left_s, self._traced.position)
         units, devices = field.allowed.shape
         ops_in, tensors = problem.graph.num_ops, problem.graph.num_tensors
         placed = field.from_ops(ops)
@@ -170,6 +174,8 @@ class Walker:
             step_time_s=np.zeros(1),
             bounds_s=np.zeros(1),
             peak=np.zeros((1, devices), dtype=np.int64),
+            start_s=np.zeros(ops_in),
+            end_s=np.zeros(ops_in),
             arrival_s=np.zeros(tensors * devices),
             bucket=np.zeros(ops_in, dtype=np.int32),
             next_in_bucket=np.zeros(ops_in, dtype=np.int32),

@@ -19,7 +19,6 @@ from numba.extending import overload
 from envs.simulator import choosing_kernel, in_order, sequential
 from envs.simulator.choosing_kernel import called, compiled, inlined
 from placement.move_search import paths as longest_paths
-from placement.move_search.paths import follow, measure_all, put_back
 from placement.placers import best
 from placement.placers.best import INFEASIBLE_RATIO
 
@@ -78,8 +77,8 @@ def _random(rng):
 @called
 def _trace_back(
     unit_of_op, input_offsets, input_tensors, producer, op_device, start_s, end_s,
-    sent_tensor, sent_to, sent_end_s, num_sent, arrival_s, bucket, next_in_bucket, critical_s, transfer_s, waited_s,
-    delayed_s,
+    sent_tensor, tensors, sent_to, sent_end_s, num_sent, arrival_s, bucket, next_in_bucket, critical_s, transfer_s,
+    waited_s, delayed_s,
 ):  # fmt: skip
     """Walk the critical path back from the last op and add up, by unit, what it spends where.
 
@@ -107,7 +106,7 @@ def _trace_back(
             next_in_bucket[i] = bucket[b]
             bucket[b] = i
     for k in range(num_sent):
-        arrival_s[sent_tensor[k] * num_devices + sent_to[k]] = sent_end_s[k]
+        arrival_s[np.int64(tensors[sent_tensor[k]]) * num_devices + sent_to[k]] = sent_end_s[k]
     for _ in range(num_ops):
         device, unit = op_device[op], unit_of_op[op]
         critical_s[unit] += end_s[op] - start_s[op]
@@ -146,8 +145,8 @@ def _trace_back(
 @called
 def _sum_up_in_turn(
     unit_of_op, input_offsets, input_tensors, producer, op_device, start_s, end_s,
-    sent_tensor, sent_to, sent_end_s, num_sent, arrival_s, bucket, next_in_bucket, critical_s, transfer_s, waited_s,
-    delayed_s,
+    sent_tensor, tensors, sent_to, sent_end_s, num_sent, arrival_s, bucket, next_in_bucket, critical_s, transfer_s,
+    waited_s, delayed_s,
 ):  # fmt: skip
     """As `_trace_back`, under the schedule ``sequential``: all that happens is on the critical path, nothing waits."""
     critical_s[:] = 0.0
@@ -158,7 +157,7 @@ def _sum_up_in_turn(
     for op in range(len(unit_of_op)):
         device, unit = op_device[op], unit_of_op[op]
         while k < num_sent and sent_end_s[k] <= start_s[op]:  # sent for this op; others later, or in no time
-            maker = producer[sent_tensor[k]]
+            maker = producer[tensors[sent_tensor[k]]]
             half_s = 0.5 * (sent_end_s[k] - before_s)
             transfer_s[unit, op_device[maker]] += half_s
             transfer_s[unit_of_op[maker], device] += half_s
@@ -425,9 +424,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
         chain.busy_s[:] = 0.0
         for u in range(units):
             chain.busy_s[chain.placed[u]] += field.time_s[u, chain.placed[u]]
-        has_paths = len(paths.left_s) > 0
-        if has_paths:
-            measure_all(paths, chain.op_device[0])
+        follows = longest_paths.begin(paths, chain.op_device[0], scalars[COST])
         for _ in range(moves):
             if counts[TRACED] <= RESTORED:
                 chain.bounds_s[0] = np.inf
@@ -441,10 +438,13 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
                 scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
             if counts[TRACED] == SIMULATED:
                 # The workspace still holds the trace of the placement that was accepted last.
+                for i in range(len(chain.start_s)):
+                    chain.start_s[i] = traced.start_s[traced.position[i]]
+                    chain.end_s[i] = traced.end_s[traced.position[i]]
                 _sum_up(
                     work, field.unit_of_op, field.input_offsets, field.input_tensors, field.producer,
                     chain.op_device[0],
-                    traced.start_s, traced.end_s, traced.sent_tensor, traced.sent_to, traced.sent_end_s,
+                    chain.start_s, chain.end_s, traced.sent_tensor, traced.tensors, traced.sent_to, traced.sent_end_s,
                     np.int64(traced.num_sent[0]), chain.arrival_s, chain.bucket, chain.next_in_bucket,
                     chain.critical_s, chain.transfer_s, chain.waited_s, chain.delayed_s,
                 )  # fmt: skip
@@ -503,8 +503,8 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
             for d in range(devices):
                 too_long |= chain.busy_s[d] * (1.0 - _BUSY_ERROR) > limit_s
             num_changed = 0
-            if has_paths and not too_long:
-                num_changed, too_long = follow(
+            if follows and not too_long:
+                num_changed, too_long = longest_paths.follow(
                     paths, chain.op_device[0], field.op_offsets, field.ops_of_unit, chain.moved, count, limit_s
                 )  # fmt: skip
             if too_long:
@@ -532,7 +532,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
                         chain.best_ops[i] = chain.op_device[0, i]
             else:
                 still += 1
-                put_back(paths, num_changed)
+                longest_paths.put_back(paths, num_changed)
                 chain.rejected[unit, device] += np.float32(1.0)
                 for i in range(count):
                     back, there = chain.kept[i], chain.placed[chain.moved[i]]
