@@ -60,9 +60,28 @@ class Convolutions(nn.Module):
         return self.out(F.max_pool2d(y, 2).mean((2, 3)))
 
 
+class Small(nn.Module):
+    """One layer, a buffer that is written in place, and a slice."""
+
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(self.layer(x))
+        with torch.no_grad():
+            self.seen.mul_(0.9).add_(y.detach().mean(0))
+        return y[:, :4] * torch.sigmoid(y[:, 4:]) + self.seen[:4]
+
+
 def problem(name: str) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     """A model, and a batch with targets for a cross entropy."""
     torch.manual_seed(0)
+    if name == "small":
+        return Small(), (torch.randn(6, 8), torch.randint(4, (6,)))
     if name == "mixed":
         return Mixed(), (torch.randn(6, 8), torch.randint(4, (6,)))
     if name == "recurrent":

@@ -64,9 +64,11 @@ def run(name: str, devices: list[str], *, training: bool, compiles: bool, seed: 
 @pytest.mark.parametrize(
     ("name", "training", "devices"),
     [
-        ("mixed", True, 1),
+        ("small", True, 1),
+        pytest.param("small", False, 1, marks=pytest.mark.slow),
+        pytest.param("mixed", True, 1, marks=pytest.mark.slow),
         pytest.param("mixed", False, 1, marks=pytest.mark.slow),
-        ("mixed", True, 2),
+        pytest.param("mixed", True, 2, marks=pytest.mark.slow),
         pytest.param("recurrent", True, 1, marks=pytest.mark.slow),
         pytest.param("recurrent", False, 1, marks=pytest.mark.slow),
         pytest.param("recurrent", True, 2, marks=pytest.mark.slow),
@@ -117,8 +119,8 @@ def drawn(program: Any, rng: np.random.Generator) -> np.ndarray:
 
 @two_cores
 def test_the_same_regions_are_compiled_once() -> None:
-    model, batch = problem("mixed")
-    program = capture_program(model, batch, F.cross_entropy, optimizer="sgd")
+    model, batch = problem("small")
+    program = capture_program(model, batch, F.cross_entropy, optimizer="momentum")
     everywhere = np.zeros(program.graph.num_ops, dtype=np.int64)
     with Engine(program, parse_devices(NAMES), steps.tensors_of(model), compile_regions=True) as engine:
         counts = []

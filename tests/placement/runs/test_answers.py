@@ -7,8 +7,12 @@ import pytest
 
 import placement
 from envs.measured.machine import as_one, parse_devices
+from envs.measured.problem import machine_cluster, measured
+from envs.measured.protocol import Protocol
+from graphs.sources import load_graph
 from placement.cli.main import main
 from placement.runs import directory
+from placement.runs.measured import train_measured
 from placement.runs.plain import ONE_DEVICE, compiles_regions
 from tests.envs.measured.measured_problems import NAMES, two_cores
 from tests.placement.runs.small_model import DEVICES
@@ -60,16 +64,20 @@ def test_one_device_of_all_cores_is_taken_home_where_it_is_faster(capsys: pytest
     assert placement.read_placement("run/placement.json") == again.result
 
 
-def test_the_placement_is_taken_home_where_it_is_faster(capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["--measured", "--devices", DEVICES, "--time-limit-s", "4", "--out", "run"]
-    assert main(["train", f"{MODULE}:branches", *args]) == 0
-    said = capsys.readouterr().out
-    assert f"of the time of one device {one_name()}." in said
-    assert "of the time of plain PyTorch." in said
-    taken, one = (placement.read_placement(f"run/{name}") for name in (directory.PLACEMENT, directory.ONE_DEVICE))
-    assert taken.cluster.devices == tuple(NAMES)
-    assert 2 * TAKES_S <= taken.step_time_s < 0.8 * one.step_time_s
-    assert one.step_time_s >= 4 * TAKES_S
+def test_the_placement_is_taken_home_where_it_is_faster() -> None:
+    source, devices = f"{MODULE}:branches", parse_devices(NAMES)
+    simulated = placement.make_problem(load_graph(source), machine_cluster(devices))
+    with measured(simulated, source, devices, how=Protocol(steps=3, short_steps=3)) as problem:
+        run = train_measured(problem, time_limit_s=8, out="run", plain="eager")
+    one, (eager,) = run.beside.one_device, run.beside.plain
+    assert one is not None
+    assert eager.step_time_s is not None
+    assert run.result is run.split
+    assert run.result.cluster.devices == tuple(NAMES)
+    assert 2 * TAKES_S <= run.result.step_time_s < 0.8 * one.step_time_s
+    assert min(one.step_time_s, eager.step_time_s) >= 4 * TAKES_S
+    assert placement.read_placement("run/placement.json") == run.result
+    assert placement.read_placement("run/one_device.json") == one
     assert not Path(f"run/{directory.SPLIT}").exists()
     assert placement.load_problem("run").cluster.device_names == tuple(NAMES)
 
