@@ -124,7 +124,8 @@ def _join_parameters(model: nn.Module, pipe: Pipe) -> dict[str, tuple[int, ...]]
                 holder, _, last = name.rpartition(".")
                 setattr(module.get_submodule(holder), last, own)
             users.setdefault(first_name[id(own)], []).append(number)
-    return {name: tuple(numbers) for name, numbers in users.items() if len(numbers) > 1}
+    distinct = {name: tuple(dict.fromkeys(numbers)) for name, numbers in users.items()}
+    return {name: numbers for name, numbers in distinct.items() if len(numbers) > 1}
 
 
 @contextlib.contextmanager

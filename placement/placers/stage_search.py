@@ -4,7 +4,7 @@ Simulated annealing over cuts, devices and, where lists are searched, the ways t
 are drawn; a linear softmax policy over what they would change (`FEATURES`) picks the one that is evaluated. It is
 trained by REINFORCE (Williams, Machine Learning 8, 1992, doi:10.1007/BF00992696): the reward of an accepted move is
 what it gains in units of the annealing's temperature, at most 1 either way, that of a rejected one 0; the baseline is
-the running mean of rewards. `learn=False` picks among the same moves uniformly, for comparison.
+the running mean of rewards. `learn=False` evaluates one drawn move a round, for comparison.
 
 The features need no simulation: the stages' work, what crosses between devices, and a rough step time, that of one
 micro-batch and of ``M - 1`` more through the rank with most work. That time ranks stages far apart well and those near
@@ -15,11 +15,11 @@ Letters: ``K`` segments, ``S`` stages, ``M`` micro-batches, ``C`` moves in a rou
 
 from __future__ import annotations
 
-import itertools
 import math
+import random
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from placement.placers.pipeline_stages import (
     usable_devices,
     ways_of,
 )
+from placement.placers.stage_figures import figures
 
 KINDS = ("cut", "cuts", "divide", "join", "device", "swap", "way")
 """Kinds of move."""
@@ -78,6 +79,7 @@ def search(
     evaluations: int = 2000,
     learn: bool = True,
     starts: Mapping[str, PlacedStages] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> PlacedStages:
     """The best stages found.
 
@@ -89,6 +91,7 @@ def search(
         evaluations: Rounds of the search.
         learn: Whether moves are picked by the policy, or uniformly.
         starts: What `placement.placers.pipeline_stages.heuristics` found for these segments; asked for where left out.
+        clock: What counts the seconds; `time.process_time` is fair where the machine has other work.
 
     Raises:
         InputError: The order is unknown.
@@ -96,21 +99,23 @@ def search(
     """
     found = heuristics(segments, order) if starts is None else starts
     best = min(found.values(), key=lambda placed: cost(placed, segments))
-    rng = np.random.default_rng(seed)
-    moves, policy = _Moves(segments, order, rng), _Policy(rng, learn=learn)
-    began_s = time.perf_counter()
+    rng = random.Random(seed)
+    moves, policy = _Moves(segments, order, rng), _Policy(rng)
+    if learn:
+        moves.figures([_State(best.cuts, best.devices, best.way)])  # compiles, which is no part of the search
+    began_s = clock()
     current, old = _State(best.cuts, best.devices, best.way), cost(best, segments)
     known: dict[_State, tuple[bool, float]] = {current: old}
     for number in range(evaluations):
         spent = number / evaluations
         if time_limit_s is not None:
-            spent = max(spent, (time.perf_counter() - began_s) / time_limit_s)
+            spent = max(spent, (clock() - began_s) / time_limit_s)
         if spent >= 1:
             break
-        drawn = moves.draw(current)
+        drawn = moves.draw(current, MOVES if learn else 1)
         if not drawn:
             break  # there is one way to cut this step and no other device
-        picked = policy.pick(drawn, moves.features(current, drawn) if learn else None, lacks=old[0])
+        picked = policy.pick(moves.features(current, drawn), lacks=old[0]) if learn else 0
         state = drawn[picked].state
         new = known.get(state)
         if new is None:
@@ -141,24 +146,21 @@ def search(
 class _Policy:
     """A softmax over moves, linear in their features, and its REINFORCE update."""
 
-    def __init__(self, rng: np.random.Generator, *, learn: bool) -> None:
+    def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._learns = learn
         self._weights = _START.copy()
         self._mean = 0.0
         self._lacks = False  # whether memory lacks where a move begins: then other weights count
         self._gradient: NDArray[np.float64] = np.zeros(len(FEATURES))  # of the log-probability of what was picked
 
-    def pick(self, drawn: list[_Move], features: NDArray[np.float64] | None, *, lacks: bool = False) -> int:
+    def pick(self, features: NDArray[np.float64], *, lacks: bool = False) -> int:
         """The index of a move; `features` is ``float64[C, F]``, `lacks` whether memory does now."""
-        if features is None:
-            return int(self._rng.integers(len(drawn)))
         self._lacks = lacks
         scores = features @ self._weights[int(lacks)]
         chances = np.exp(scores - scores.max())
         chances /= chances.sum()
-        mixed = (1 - _UNIFORM) * chances + _UNIFORM / len(drawn)
-        picked = min(int(np.searchsorted(np.cumsum(mixed), self._rng.random())), len(drawn) - 1)
+        mixed = (1 - _UNIFORM) * chances + _UNIFORM / len(features)
+        picked = min(int(np.searchsorted(np.cumsum(mixed), self._rng.random())), len(features) - 1)
         own = (1 - _UNIFORM) * chances[picked] / mixed[picked]
         self._gradient = own * (features[picked] - chances @ features)
         return picked
@@ -173,31 +175,35 @@ class _Policy:
 class _Moves:
     """Moves from some stages to others, and what they change."""
 
-    def __init__(self, segments: Segments, order: str, rng: np.random.Generator) -> None:
+    def __init__(self, segments: Segments, order: str, rng: random.Random) -> None:
         self._order, self._rng = order, rng
         self._count = segments.num_segments
-        self._micro_batches = segments.micro_batches
         self._usable = usable_devices(segments)
-        sums = np.cumsum(segments.action_s.sum(axis=2), axis=1)
-        self._work_s: list[list[float]] = np.pad(sums, ((0, 0), (1, 0))).tolist()
         routes = segments.cluster.routes
-        both = (segments.crossing_bytes + segments.gradient_bytes).astype(float)
-        self._crossing_bytes: list[float] = both.tolist()
-        self._latency_s: list[list[float]] = (2 * routes.latency_s).tolist()
-        self._bytes_per_s: list[list[float]] = routes.bytes_per_s.tolist()
-        self._kept: list[int] = [0, *np.cumsum(segments.saved_bytes).tolist()]
-        self._fixed: list[int] = [0, *np.cumsum(segments.fixed_bytes).tolist()]
-        self._at_cut: list[int] = segments.crossing_bytes.tolist()
-        self._room: list[float] = segments.cluster.memory_bytes.tolist()
 
-    def draw(self, now: _State) -> list[_Move]:
-        """Up to `MOVES` moves to other stages; none where no move was found."""
+        def sums(values: NDArray[Any]) -> NDArray[np.float64]:
+            return np.pad(np.cumsum(values, axis=-1), [(0, 0)] * (values.ndim - 1) + [(1, 0)]).astype(np.float64)
+
+        self._columns = (
+            sums(segments.action_s.sum(axis=2)),
+            sums(segments.saved_bytes),
+            sums(segments.fixed_bytes),
+            segments.crossing_bytes.astype(np.float64),
+            (segments.crossing_bytes + segments.gradient_bytes).astype(np.float64),
+            np.ascontiguousarray(routes.latency_s),
+            np.ascontiguousarray(routes.bytes_per_s),
+            segments.cluster.memory_bytes.astype(np.float64),
+            segments.micro_batches,
+        )
+
+    def draw(self, now: _State, count: int = MOVES) -> list[_Move]:
+        """So many moves to other stages, or fewer; none where no move was found."""
         drawn: list[_Move] = []
-        for _ in range(4 * MOVES):
+        for _ in range(24 + count):
             move = self._one(now)
             if move is not None and move.state != now:
                 drawn.append(move)
-                if len(drawn) == MOVES:
+                if len(drawn) == count:
                     break
         return drawn
 
@@ -211,13 +217,13 @@ class _Moves:
             kind = self._divide_or_join(cuts, devices)
         elif self._order == "list" and chance < 0.82:
             kind = "device"
-            devices[int(rng.integers(len(devices)))] = devices[int(rng.integers(len(devices)))]
+            devices[rng.randrange(len(devices))] = devices[rng.randrange(len(devices))]
         elif self._order == "list" and chance < 0.9:
             kind = "way"
             way = self._any_way(devices)
         else:
             kind = "swap"
-            a, b = devices[int(rng.integers(len(devices)))], self._usable[int(rng.integers(len(self._usable)))]
+            a, b = devices[rng.randrange(len(devices))], self._usable[rng.randrange(len(self._usable))]
             swap = {a: b, b: a}
             devices = [swap.get(device, device) for device in devices]
         if kind == "":
@@ -228,16 +234,16 @@ class _Moves:
 
     def _any_way(self, devices: list[int]) -> Way:
         ways = ways_of(self._order, len(devices), len(set(devices)))
-        return ways[int(self._rng.integers(len(ways)))]
+        return ways[self._rng.randrange(len(ways))]
 
     def _move_cuts(self, cuts: list[int]) -> str:
         """Move one cut or a run of neighbouring ones by up to three segments, as far as there is room."""
         rng = self._rng
-        first = int(rng.integers(len(cuts)))
-        last = first if rng.random() < 0.7 else int(rng.integers(first, len(cuts)))
+        first = rng.randrange(len(cuts))
+        last = first if rng.random() < 0.7 else rng.randrange(first, len(cuts))
         low = (cuts[first - 1] + 1 if first else 1) - cuts[first]
         high = (cuts[last + 1] - 1 if last + 1 < len(cuts) else self._count - 1) - cuts[last]
-        by = min(max((-3, -2, -1, 1, 2, 3)[int(rng.integers(6))], low), high)
+        by = min(max((-3, -2, -1, 1, 2, 3)[rng.randrange(6)], low), high)
         cuts[first : last + 1] = [cut + by for cut in cuts[first : last + 1]]
         return "cut" if first == last else "cuts"
 
@@ -248,50 +254,35 @@ class _Moves:
         taken = {0, *cuts}
         places = [k for k in range(1, self._count) if k not in taken]
         if free and places and rng.random() < 0.5:
-            cut = places[int(rng.integers(len(places)))]
+            cut = places[rng.randrange(len(places))]
             number = sum(c < cut for c in cuts)
             cuts.insert(number, cut)
-            devices.insert(number + int(rng.integers(2)), free[int(rng.integers(len(free)))])
+            devices.insert(number + rng.randrange(2), free[rng.randrange(len(free))])
             return "divide"
         if cuts:
-            number = int(rng.integers(len(cuts)))
+            number = rng.randrange(len(cuts))
             del cuts[number]
-            del devices[number + int(rng.integers(2))]
+            del devices[number + rng.randrange(2)]
             return "join"
         return ""
 
-    def features(self, now: _State, drawn: list[_Move]) -> NDArray[np.float64]:
+    def features(self, now: _State, drawn: Sequence[_Move]) -> NDArray[np.float64]:
         """``float64[C, F]``, see `FEATURES`."""
-        before = self._figures(now)
+        found = self.figures([now, *(move.state for move in drawn)])
+        before = found[0]
+        plain = found.shape[1]
         rows = np.zeros((len(drawn), len(FEATURES)))
-        plain = len(before)
-        for row, move in zip(rows, drawn, strict=True):
-            row[:plain] = [
-                new / old - 1 if old > 0 else 0.0 for new, old in zip(self._figures(move.state), before, strict=True)
-            ]
-            row[plain + move.kind] = 1.0
-        rows[:, :plain] = np.clip(20 * rows[:, :plain], -2, 2)
+        changed = found[1:] / np.where(before > 0, before, np.inf) - (before > 0)
+        rows[:, :plain] = np.minimum(np.maximum(20 * changed, -2.0), 2.0)
+        rows[np.arange(len(drawn)), [plain + move.kind for move in drawn]] = 1.0
         return rows
 
-    def _figures(self, state: _State) -> tuple[float, ...]:
-        """Rough step time and memory, most work of a rank, its squares, crossing, first and last stage's work."""
-        bounds = [0, *state.cuts, self._count]
-        stages_s = [
-            self._work_s[d][b] - self._work_s[d][a]
-            for d, (a, b) in zip(state.devices, itertools.pairwise(bounds), strict=True)
-        ]
-        of_rank, full = dict[int, float](), dict[int, float]()
-        for s, (device, work_s) in enumerate(zip(state.devices, stages_s, strict=True)):
-            of_rank[device] = of_rank.get(device, 0.0) + work_s
-            a, b = bounds[s], bounds[s + 1]
-            ahead = self._micro_batches if state.way == "gpipe" else min(len(stages_s) - s, self._micro_batches)
-            need = self._fixed[b] - self._fixed[a] + self._micro_batches * (self._at_cut[a] + self._at_cut[b])
-            need += ahead * (self._kept[b] - self._kept[a] + self._at_cut[a])
-            full[device] = full.get(device, 0.0) + need / self._room[device]
-        crossing_s = 0.0
-        for (a, b), cut in zip(itertools.pairwise(state.devices), state.cuts, strict=True):
-            crossing_s += self._latency_s[a][b] + self._crossing_bytes[cut] / self._bytes_per_s[a][b]
-        most_s = max(of_rank.values())
-        rough_s = sum(stages_s) + crossing_s + (self._micro_batches - 1) * most_s
-        squares = sum(work_s * work_s for work_s in of_rank.values())
-        return rough_s, max(full.values()), most_s, squares, crossing_s, stages_s[0], stages_s[-1]
+    def figures(self, states: Sequence[_State]) -> NDArray[np.float64]:
+        """``float64[C, 7]``, of which the features are the changes, in their order."""
+        most = max(len(state.devices) for state in states)
+        end = [self._count] * (most + 1)
+        bounds = np.array([[0, *state.cuts, *end[: most - len(state.cuts)]] for state in states])
+        devices = np.array([[*state.devices, *[0] * (most - len(state.devices))] for state in states])
+        counts = np.array([len(state.devices) for state in states])
+        keeps_all = np.array([state.way == "gpipe" for state in states])
+        return figures(bounds, devices, counts, keeps_all, *self._columns)

@@ -1,6 +1,7 @@
 """Placers of pipelines: against brute force, each other, and what the file of stages says."""
 
 import itertools
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -77,14 +78,12 @@ def test_the_search_is_never_worse_than_its_opponents_and_says_what_it_simulated
 
 def test_the_policy_learns_which_moves_to_try() -> None:
     """Of moves that are alike but for their kind, those that are rewarded become likelier."""
-    policy = _Policy(np.random.default_rng(0), learn=True)
-    state = _State((1,), (0, 1), "1f1b")
-    drawn = [_Move(kind, state) for kind in range(len(KINDS))]
-    features = np.zeros((len(drawn), len(FEATURES)))
+    policy = _Policy(random.Random(0))
+    features = np.zeros((len(KINDS), len(FEATURES)))
     features[:, -len(KINDS) :] = np.eye(len(KINDS))
     picks = []
     for _ in range(4000):
-        picks.append(policy.pick(drawn, features))
+        picks.append(policy.pick(features))
         policy.learn(1.0 if picks[-1] == 2 else 0.0)
     assert np.mean(np.array(picks[:50]) == 2) < 0.4
     assert np.mean(np.array(picks[-500:]) == 2) > 0.6
@@ -92,10 +91,10 @@ def test_the_policy_learns_which_moves_to_try() -> None:
 
 def test_features_say_what_a_move_changes() -> None:
     segments = any_segments(4, count=6, devices=3, micro_batches=5, alike=True)
-    moves = _Moves(segments, "1f1b", np.random.default_rng(0))
+    moves = _Moves(segments, "1f1b", random.Random(0))
     now = _State((2,), (0, 1), "1f1b")
     assert not moves.features(now, [_Move(0, now)])[0, : -len(KINDS)].any()
-    rough_s, full, most_s, squares, crossing_s, first_s, last_s = moves._figures(now)
+    rough_s, full, most_s, squares, crossing_s, first_s, last_s = moves.figures([now])[0].tolist()
     work_s = segments.action_s[0].sum(axis=1)
     assert (first_s, last_s) == pytest.approx((work_s[:2].sum(), work_s[2:].sum()))
     assert most_s == max(first_s, last_s)
