@@ -11,7 +11,7 @@ good. The last two need the extra `ray`. It ends with 1 where a row or an update
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import signal
 import sys
 import tempfile
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a clone runs 
 from envs.make_problem import make_problem
 from graphs.errors import InputError
 from placement.registry import PLACERS
-from placement.workers import open_workers
+from placement.workers import Workers, open_workers
 from scripts.many_workers.faults import (
     Proxy,
     Seen,
@@ -90,19 +90,21 @@ def _drivers(asked: argparse.Namespace, folder: Path) -> list[Seen]:
 
 def _host(asked: argparse.Namespace, folder: Path) -> list[Seen]:
     """Stop all processes of a node while it works."""
+    import ray
+
     with ray_cluster(2) as (port, _, nodes):
-        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+        ray.init(address=f"127.0.0.1:{port}", log_to_driver=False, logging_level="error")
         try:
+            until = time.monotonic() + 120.0
+            while sum(node["Alive"] for node in ray.nodes()) < 2 and time.monotonic() < until:
+                time.sleep(0.5)
             with open_workers("ray:auto", packages=("scripts",)) as workers:
-                until = time.monotonic() + 60.0
-                while workers.count < 2 and time.monotonic() < until:
-                    time.sleep(1.0)
                 count = workers.count
                 ok, took_s = doubles(
                     workers, 200, 0.2, lambda done: signal_node(nodes[1], signal.SIGSTOP) if done == 20 else None
                 )
         finally:
-            del os.environ["RAY_ADDRESS"]
+            ray.shutdown()
     said = "200 jobs of 0.2 s, " + ("each once" if ok else "NOT each once")
     return [Seen(f"one of two hosts hangs (Ray, {count} workers)", "once", said, f"{took_s:.0f} s", ok)]
 
@@ -118,20 +120,29 @@ def _network(asked: argparse.Namespace, folder: Path) -> list[Seen]:
             time.sleep(seconds)
             proxy.go_on()
 
-        with open_workers(f"ray://127.0.0.1:{proxy.port}", packages=("scripts",)) as workers:
+        with _join(proxy.port) as workers:
             ok, took_s = doubles(workers, 60, 0.2, lambda done: stall_for(10.0) if done == 10 else None)
         said = "60 jobs of 0.2 s, " + ("each once" if ok else "NOT each once")
         found.append(Seen("the network stalls for 10 s (Ray's client)", "once", said, f"{took_s:.0f} s", ok))
         began = time.perf_counter()
         said, ok = "it went on, which it cannot", False
         try:
-            with open_workers(f"ray://127.0.0.1:{proxy.port}", packages=("scripts",)) as workers:
+            with _join(proxy.port) as workers:
                 doubles(workers, 60, 0.2, lambda done: proxy.stall() if done == 10 else None)
         except InputError as error:
             said, ok = f"it ends: {error}", True
         took_s = time.perf_counter() - began
         found.append(Seen("the network stalls for good (Ray's client)", "once", said, f"{took_s:.0f} s", ok))
     return found
+
+
+def _join(port: int) -> Workers:
+    """Workers of a Ray that has just been started: on a busy machine its first server is given up before it answers."""
+    spec, packages = f"ray://127.0.0.1:{port}", ("scripts",)
+    for _ in range(3):
+        with contextlib.suppress(InputError):
+            return open_workers(spec, packages=packages)
+    return open_workers(spec, packages=packages)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class RayWorkers:
             elif self._is_ours:
                 ray.init(address=address, **quiet)
         except (ConnectionError, errors.RayError, TimeoutError, RuntimeError, ValueError) as error:
-            first = str(error).strip().split("\n")[0]
+            first = _shortly(error)
             if address is None:
                 raise InputError(f"workers: Ray does not start on this machine: {first}") from error
             where = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
@@ -198,6 +198,12 @@ class RayWorkers:
     ) -> None:
         """End the workers."""
         self.close()
+
+
+def _shortly(error: BaseException) -> str:
+    """One line of an error of Ray: the first, or the last where the first only announces a traceback."""
+    lines = str(error).strip().split("\n")
+    return lines[-1].strip() if lines[0].endswith(":") else lines[0]
 
 
 def _is_outside(address: str | None) -> bool:

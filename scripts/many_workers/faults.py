@@ -353,7 +353,7 @@ def _free_port() -> int:
     return port
 
 
-def _wait_for(port: int, limit_s: float = 120.0) -> None:
+def _wait_for(port: int, limit_s: float = 300.0) -> None:
     until = time.monotonic() + limit_s
     while time.monotonic() < until:
         with socket.socket() as tried:
