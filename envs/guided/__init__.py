@@ -1,4 +1,4 @@
-"""Environments that guide: they show what the partial schedule knows and what heuristics would do, and reward each step.
+"""Environments that guide: they show the partial schedule and what heuristics would do, and reward each step.
 
 A problem is looked at in *parts*: a group's forward ops, its backward ops, its update (`envs.task_graph.of_groups`). In
 one fixed order, most urgent first, parts are started where they stand as soon as their inputs are there; what passes

@@ -6,7 +6,7 @@ All are from 0 to 1. *Squashed by u* is ``x / (x + u)``: one half at ``u``.
 | name | one a device | meaning |
 |---|---|---|
 | ``progress`` | | groups placed / all |
-| ``code`` | | the group's number in binary, `CODE_BITS` fields: tells groups apart where one problem is learned by heart |
+| ``code`` | | the group's number in binary, `CODE_BITS` fields: tells the groups of one problem apart |
 | ``num_ops`` | | ops of the group / ops of the largest group |
 | ``work`` | | the group's time on its fastest device, squashed by a mean group's |
 | ``resident`` | | the group's resident bytes / memory of the largest device |
@@ -17,14 +17,14 @@ All are from 0 to 1. *Squashed by u* is ``x / (x + u)``: one half at ``u``.
 | ``start`` | x | when its first part would start there / the outlook as things stand |
 | ``finish`` | x | when that part would end there / the same |
 | ``outlook`` | x | change of the outlook if the group stands there: one half for none, above for a quicker step |
-| ``transfer`` | x | seconds that exchanging tensors with placed groups elsewhere would take, squashed by a mean group's time |
+| ``transfer`` | x | seconds of exchanging tensors with placed groups elsewhere, squashed by a mean group's time |
 | ``traffic`` | x | bytes exchanged with groups that are placed there / all that it exchanges |
 | ``load`` | x | seconds of the groups placed there, squashed by a fair share of the work |
 | ``idle`` | x | share of the outlook for which the device would be idle, with the rest where the reference has it |
 | ``memory_left`` | x | share of the device's memory that residents placed so far leave |
 | ``reference`` | x | 1 where the reference, the best of the votes, has the group |
 | ``votes`` | x | share of the heuristics that have it there |
-| ``together`` | x | of the placed groups that a heuristic has with this one, the share that now stands there; mean over them |
+| ``together`` | x | of the placed groups that a heuristic has with this one, the share there; mean over them |
 | ``last`` | x | 1 at the device of the group placed last |
 
 Fields of a group are 0 where none is next, and fields of a device that the problem does not have are 0.
