@@ -1,7 +1,7 @@
 """Devices, clusters, the cost model, the step simulator and the Gymnasium environments.
 
-Importing it registers ``DevicePlacement-v0`` and ``DevicePlacementOneShot-v0`` with Gymnasium (by name only: nothing is
-built, and no torch is loaded).
+Importing it registers ``DevicePlacement-v0`` and ``-v1``, ``DevicePlacementOneShot-v0`` and ``-v1`` and
+``DevicePlacementMoves-v0`` with Gymnasium (by name only: nothing is built, and no torch is loaded).
 """
 
 import gymnasium
@@ -12,3 +12,14 @@ gymnasium.register(
     entry_point="envs.placement_env:DevicePlacementOneShotEnv",
     vector_entry_point="envs.placement_env:DevicePlacementOneShotVectorEnv",
 )
+gymnasium.register(
+    id="DevicePlacement-v1",
+    entry_point="envs.guided.environment:GuidedPlacementEnv",
+    vector_entry_point="envs.guided.vector:GuidedPlacementVectorEnv",
+)
+gymnasium.register(
+    id="DevicePlacementOneShot-v1",
+    entry_point="envs.guided.one_shot:GuidedOneShotEnv",
+    vector_entry_point="envs.guided.one_shot:GuidedOneShotVectorEnv",
+)
+gymnasium.register(id="DevicePlacementMoves-v0", entry_point="envs.guided.moves:PlacementMovesEnv")

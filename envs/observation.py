@@ -53,7 +53,7 @@ class Observer:
         return len(_SCALARS) + len(_PER_DEVICE) * self.problem.num_devices
 
     @cached_property
-    def _traffic(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    def traffic(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """Bytes that flow between groups, as triples (sender, reader, bytes), sorted by sender, then reader.
 
         A tensor counts once for each other group that reads it.
@@ -72,13 +72,13 @@ class Observer:
     @cached_property
     def _sends(self) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
         """For each group, the groups that read from it and the bytes that each reads."""
-        sender, reader, size = self._traffic
+        sender, reader, size = self.traffic
         return _rows(sender, reader, size, self.problem.num_groups)
 
     @cached_property
     def _reads(self) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
         """For each group, the groups that it reads from and the bytes that it reads from each."""
-        sender, reader, size = self._traffic
+        sender, reader, size = self.traffic
         order = np.argsort(reader, kind="stable")
         return _rows(reader[order], sender[order], size[order], self.problem.num_groups)
 
@@ -86,7 +86,7 @@ class Observer:
     def static(self) -> NDArray[np.float32]:
         """``float32[G, 4 + 2 D]``: what is known of each group before anything is placed; see `static_fields`."""
         problem, at = self.problem, static_fields(self.problem.num_devices)
-        sender, reader, size = self._traffic
+        sender, reader, size = self.traffic
         rows = np.zeros((problem.num_groups, len(_STATIC_SCALARS) + 2 * problem.num_devices))
         rows[:, at["num_ops"]] = _share(np.bincount(problem.groups.group_of_op))[:, None]
         rows[:, at["resident"]] = _of(problem.group_resident_bytes, problem.cluster.memory_bytes.max())[:, None]

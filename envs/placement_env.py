@@ -111,7 +111,7 @@ class DevicePlacementEnv(gym.Env[NDArray[np.float32], np.int64]):
         schedule: str = "priority",
         failing_s: float | None = None,
     ) -> None:
-        self.problem = _problem(problem, graph, cluster, groups, schedule)
+        self.problem = named_problem(problem, graph, cluster, groups, schedule)
         self.failing_s = _failing_s(self.problem, failing_s)
         self.action_space = gym.spaces.Discrete(self.problem.num_devices)
         self._observer = Observer(self.problem)
@@ -215,7 +215,7 @@ class DevicePlacementOneShotEnv(gym.Env[NDArray[np.float32], NDArray[np.int64]])
         schedule: str = "priority",
         failing_s: float | None = None,
     ) -> None:
-        self.problem = _problem(problem, graph, cluster, groups, schedule)
+        self.problem = named_problem(problem, graph, cluster, groups, schedule)
         self.failing_s = _failing_s(self.problem, failing_s)
         self.action_space, self.observation_space = _one_shot_spaces(self.problem)
         self._observation = Observer(self.problem).static.ravel()
@@ -260,7 +260,7 @@ class DevicePlacementOneShotVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.
         failing_s: float | None = None,
     ) -> None:
         self.num_envs = num_envs
-        self.problem = _problem(problem, graph, cluster, groups, schedule)
+        self.problem = named_problem(problem, graph, cluster, groups, schedule)
         self.failing_s = _failing_s(self.problem, failing_s)
         self.single_action_space, self.single_observation_space = _one_shot_spaces(self.problem)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -344,7 +344,7 @@ def _one_shot_spaces(
     return actions, gym.spaces.Box(0.0, 1.0, (size,), np.float32)
 
 
-def _problem(
+def named_problem(
     problem: PlacementProblem | None, graph: str | None, cluster: str, groups: int, schedule: str
 ) -> PlacementProblem:
     """The problem that the constructors' arguments mean."""

@@ -2,9 +2,10 @@
 
 Every verb of the command is a function here: `train`, `train_measured`, `train_pipeline`, `compare`, `what_if`,
 `simulate`, `explain`, `run`, `profile`, `machine`, `import_graph`, `export` and `export_stages`. `make_problem` makes
-what most of them take, `load_problem` takes it from a run; and there are `read_placement`, `write_placement`,
-`check_placement`, `make_result`, `apply`, which runs a model by its placement, and `pipeline`, which runs one in stages
-on several processes. They are imported when they are first asked for; only training and running load torch.
+what most of them take, `load_problem` takes it from a run, and `heuristic_placements` are the votes that environments
+take; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, `apply`, which runs a model
+by its placement, and `pipeline`, which runs one in stages on several processes. They are imported when they are first
+asked for; only training and running load torch.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
     from placement.apply_placement import apply
     from placement.exports.stage_files import export_stages
+    from placement.learning.warm_start import heuristic_placements
     from placement.pipelines.run import pipeline
     from placement.results.placement_file import check_placement, make_result, read_placement, write_placement
     from placement.runs.pipeline import train_pipeline
@@ -43,6 +45,7 @@ _HOME = {
     "explain": "placement.api",
     "export": "placement.api",
     "export_stages": "placement.exports.stage_files",
+    "heuristic_placements": "placement.learning.warm_start",
     "import_graph": "placement.api",
     "load_problem": "placement.api",
     "machine": "placement.api",
@@ -68,6 +71,7 @@ __all__ = [
     "explain",
     "export",
     "export_stages",
+    "heuristic_placements",
     "import_graph",
     "load_problem",
     "machine",

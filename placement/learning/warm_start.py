@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
+from envs.task_graph import vote
 from graphs.errors import InputError
 from placement.placers import HEURISTICS
 from placement.placers.base import Budget
@@ -76,3 +77,18 @@ def heuristic_start(
         used += placed.evaluations
         on_answer(placed.placement)
     return Start(placements, used, time.perf_counter() - started)
+
+
+def heuristic_placements(problem: PlacementProblem, *, seed: int = 0) -> dict[str, NDArray[np.int64]]:
+    """What every placer that neither learns nor searches answers, for the environments' ``votes``.
+
+    Args:
+        problem: What to place.
+        seed: For those that draw.
+
+    Returns:
+        ``int64[G]`` by the placer's name; of one that parts groups what most of each group voted for.
+    """
+    placements = heuristic_start(problem, evaluations=None, rng=np.random.default_rng(seed)).placements
+    whole = (problem.num_groups,)
+    return {name: row if row.shape == whole else vote(problem, row) for name, row in placements.items()}

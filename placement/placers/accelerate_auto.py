@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from envs.footprint import group_bytes
 from envs.problem import PlacementProblem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
-from placement.placers.footprint import group_bytes
 from placement.placers.searching.repair import repair
 
 MARGIN = 1.25

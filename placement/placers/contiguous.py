@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.footprint import group_bytes
 from envs.problem import PlacementProblem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
-from placement.placers.footprint import group_bytes
 from placement.placers.searching.repair import repair
 
 BISECTIONS = 40

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
+from envs.task_graph import TaskGraph
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.list_scheduling.schedule import insertion_schedule, place_both_ways, priority_order, upward_rank
-from placement.placers.list_scheduling.task_graph import TaskGraph
 
 
 def place(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
+from envs.task_graph import TaskGraph
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions, accelerators_first
 from placement.placers.list_scheduling.schedule import (
     earliest_start_schedule,
@@ -19,7 +20,6 @@ from placement.placers.list_scheduling.schedule import (
     place_both_ways,
     upward_rank,
 )
-from placement.placers.list_scheduling.task_graph import TaskGraph
 
 THRESHOLD = 0.1
 """An edge whose variable is below this makes its reader the favourite child (Baechi's rounding)."""

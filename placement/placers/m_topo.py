@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
+from envs.task_graph import TaskGraph
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions, accelerators_first
 from placement.placers.list_scheduling.schedule import SPARE, place_both_ways
-from placement.placers.list_scheduling.task_graph import TaskGraph
 
 
 def place(

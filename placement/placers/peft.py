@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
+from envs.task_graph import TaskGraph
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
 from placement.placers.list_scheduling.schedule import (
     insertion_schedule,
@@ -17,7 +18,6 @@ from placement.placers.list_scheduling.schedule import (
     place_both_ways,
     priority_order,
 )
-from placement.placers.list_scheduling.task_graph import TaskGraph
 
 
 def place(

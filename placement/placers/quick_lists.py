@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
+from envs.task_graph import of_groups
 from placement.placers import etf, heft, m_etf, peft
 from placement.placers.list_scheduling.schedule import Rule, groups_placed
-from placement.placers.list_scheduling.task_graph import of_groups
 
 RULES: tuple[tuple[str, Rule, bool], ...] = (
     ("heft", heft.rule, False),

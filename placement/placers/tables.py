@@ -26,13 +26,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.footprint import group_bytes
 from envs.problem import PlacementProblem
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import NotServedError
 from graphs.split_tables import table_bytes
 from graphs.tables import Table, find_tables
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
-from placement.placers.footprint import group_bytes
 
 BACKWARD_COMPUTE = 2.0
 """torchrec's ``BWD_COMPUTE_MULTIPLIER``: what a backward pass takes, in forward passes."""

@@ -18,7 +18,7 @@ from envs.simulator.choosing_kernel import called, compiled
 
 
 class Picture(NamedTuple):
-    """What does not change while tasks are placed; see `placement.placers.list_scheduling.task_graph.TaskGraph`.
+    """What does not change while tasks are placed; see `envs.task_graph.TaskGraph`.
 
     Attributes:
         time_s: ``float64[K, D]``.

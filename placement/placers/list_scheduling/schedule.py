@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs import task_graph
 from envs.problem import PlacementProblem
+from envs.task_graph import TaskGraph
 from placement.placers.base import Placed, Search
-from placement.placers.list_scheduling import kernels, task_graph
+from placement.placers.list_scheduling import kernels
 from placement.placers.list_scheduling.kernels import Picture, State
-from placement.placers.list_scheduling.task_graph import TaskGraph
 from placement.placers.searching.repair import repair
 
 SPARE = 0.95

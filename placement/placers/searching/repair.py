@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.evaluators import Evaluation
+from envs.footprint import group_bytes
 from envs.problem import PlacementProblem
 from placement.placers.base import Search
-from placement.placers.footprint import group_bytes
 
 BULK_ROUNDS = 8
 STEPS = 64

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from envs.clusters.catalog import load_cluster
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
+from envs.task_graph import TaskGraph, _contract, of_groups, of_ops, vote
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
 from placement.placers.base import Budget
@@ -25,7 +26,6 @@ from placement.placers.list_scheduling.schedule import (
     priority_order,
     upward_rank,
 )
-from placement.placers.list_scheduling.task_graph import TaskGraph, _contract, of_groups, of_ops, vote
 from placement.placers.m_sct import favourite_children
 from placement.registry import get_placer
 from tests.envs.simulator.random_problems import FEW, problems

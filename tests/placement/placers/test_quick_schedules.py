@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
+from envs.task_graph import TaskGraph, _contract, of_groups
 from graphs.colocation.groups import make_groups
 from graphs.synthetic import random_graph
 from placement.learning.warm_start import heuristic_start
 from placement.placers.base import Budget, Search
 from placement.placers.list_scheduling.schedule import OPS_GRAIN, groups_placed, place_both_ways
-from placement.placers.list_scheduling.task_graph import TaskGraph, _contract, of_groups
 from placement.placers.quick_lists import ALWAYS, RULES, quick_placements
 
 Merged = dict[tuple[int, tuple[int, ...]], float]

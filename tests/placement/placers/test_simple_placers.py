@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from envs.footprint import group_bytes, saved_bytes
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
 from placement.placers.base import Budget, Search
 from placement.placers.contiguous import balanced_cuts, fastest_devices, from_cuts
-from placement.placers.footprint import group_bytes, saved_bytes
 from placement.placers.searching.repair import repair
 from placement.registry import get_placer
 from tests.placement.placer_problems import cluster, random_problem, training_problem

@@ -17,9 +17,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.footprint import group_bytes
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
-from placement.placers.footprint import group_bytes
 
 
 @dataclass(frozen=True, eq=False)
