@@ -46,7 +46,11 @@ def comparison_report(
         always: A row whose devices are shown whatever its rank.
     """
     rows = merge_like_devices(comparison)
-    left_out = [f"{label} ({row.not_served})" for label, row in rows if row.not_served]
+    by_reason: dict[str, list[str]] = {}
+    for label, row in rows:
+        if row.not_served:
+            by_reason.setdefault(row.not_served, []).append(label)
+    left_out = [f"{' and '.join(labels)} ({reason})" for reason, labels in by_reason.items()]
     rows = [(label, row) for label, row in rows if not row.not_served]
     parts: list[RenderableType] = [_ratio_table(comparison, rows, width=width)]
     placed = [(label, row) for label, row in rows if row.peak_memory_bytes is not None]

@@ -18,8 +18,10 @@ from placement.placers.base import Budget, Granularity, Placed, Placer, SearchOp
 from placement.registry import PLACERS, get_placer
 from tests.placement.placer_problems import all_placements, cluster, optimum_s, random_problem, training_problem
 
-SPECIAL = {"expert", "cpu", "single_device", "exact", "accelerate_balanced", "accelerate_sequential"} | (
-    {"scotch"} if shutil.which("scotch_gmap") is None else set()
+SPECIAL = (
+    {info.name for info in PLACERS.values() if info.only_for}
+    | {"expert", "cpu", "single_device", "exact"}
+    | ({"scotch"} if shutil.which("scotch_gmap") is None else set())
 )
 GENERAL = [name for name, info in PLACERS.items() if not info.learns and name not in SPECIAL]
 """Placers that serve any problem and place on any device."""
