@@ -13,7 +13,7 @@ import numpy as np
 from envs.clusters.cluster import Cluster
 from envs.make_problem import make_problem
 from envs.measured.machine import RealDevice, as_one
-from envs.measured.problem import MeasuredProblem, Measurement, Measurer, machine_cluster, measured
+from envs.measured.problem import Hosts, MeasuredProblem, Measurement, Measurer, machine_cluster, measured
 from envs.measured.protocol import Protocol
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError
@@ -32,6 +32,7 @@ class OneDevice:
         time_limit_s: Seconds that one measurement may take.
         how: How many steps.
         compile_regions: Regions will be compiled.
+        hosts: The machines that run it; by default this one.
 
     Raises:
         InputError: The devices are not several of cores, see `can_be_one`.
@@ -47,6 +48,7 @@ class OneDevice:
         time_limit_s: float,
         how: Protocol,
         compile_regions: bool = False,
+        hosts: Hosts | None = None,
     ) -> None:
         device = as_one(devices)
         if device is None or not can_be_one(devices):
@@ -54,7 +56,13 @@ class OneDevice:
         self.cluster: Cluster = machine_cluster((device,))
         problem = make_problem(graph.untimed, self.cluster, schedule=schedule)
         self._problem = measured(
-            problem, source, (device,), time_limit_s=time_limit_s, how=how, compile_regions=compile_regions
+            problem,
+            source,
+            (device,),
+            time_limit_s=time_limit_s,
+            how=how,
+            compile_regions=compile_regions,
+            hosts=None if hosts is None else hosts.on_devices((device,)),
         )
         self._placement = np.zeros(graph.num_ops, dtype=np.int32)
 
@@ -110,6 +118,7 @@ def run_in_turn(
         time_limit_s=measurer.time_limit_s,
         how=measurer.how,
         compile_regions=compile_regions,
+        hosts=measurer.hosts,
     )
     with alone:
         for compiles in (False, True) if compile_regions else (False,):
