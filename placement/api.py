@@ -405,7 +405,7 @@ def run(
     """
     path = None if json is None else Path(json)
     check_can_write(path)
-    if Path(graph).is_dir():
+    if (Path(graph) / directory.CONFIG).is_file():
         config = directory.read_config(Path(graph))
         placement = Path(graph) / directory.PLACEMENT if placement is None else placement
         graph = config.graph if config.measured is None else config.measured.source

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from types import FunctionType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,10 @@ from envs.measured.machine import RealDevice
 from envs.measured.ops import Binder, Random
 from envs.measured.plan import Plan, make_plan
 from envs.measured.template import Template
+from envs.measured.tensors import fed, model_tensor, moved, outside, returned
 from envs.measured.updates import ParameterState, UpdateSettings, make_update
 from envs.measured.worker import ABORT, CLOSE, Done, Job, Worker
-from graphs.capture.program import Layout, Program, Source, TensorUse
+from graphs.capture.program import Layout, Program, TensorUse
 from graphs.errors import InputError
 
 
@@ -114,7 +115,7 @@ class Engine:
         self._held: dict[int, torch.Tensor] = {}  # by source op: the tensor that steps use
         for source in program.sources:
             if source.kind != "input":
-                self._own[source.op] = _model_tensor(source, tensors)
+                self._own[source.op] = model_tensor(source, tensors)
         self._threads_before = torch.get_num_threads()
         self._done: SimpleQueue[Done] = SimpleQueue()
         self._workers = [_make_worker(i, device, self._done) for i, device in enumerate(self.devices)]
@@ -203,7 +204,7 @@ class Engine:
             for source in self.program.sources:
                 if source.kind == "input":
                     place = self.plan.home[source.value]
-                    slots[place] = _fed(source, inputs, self._torch_devices[self.plan.place_device[place]])
+                    slots[place] = fed(source, inputs, self._torch_devices[self.plan.place_device[place]])
         job = self._template.job(slots, self._schedule)
         for random in self._randoms:
             random.step_seed = self._seed * 1_000_003 + self.steps
@@ -230,8 +231,8 @@ class Engine:
         return Step(
             step_time_s=max(ends) - started_s,
             peak_memory_bytes=np.array([report.peak_bytes for report in reports], dtype=np.int64),
-            loss=None if self._loss is None else _outside(self._loss, slots),
-            output=_returned(self._output, slots),
+            loss=None if self._loss is None else outside(self._loss, slots),
+            output=returned(self._output, slots),
             task_start_s=self._starts(job) - started_s,
             task_end_s=np.array(job.end_s) - started_s,
         )
@@ -350,9 +351,9 @@ class Engine:
                 own = self._own[source.op]
                 fits = own.device == device and Layout.of(own) == source.layout
                 fits = fits and own.untyped_storage().nbytes() == source.storage_bytes and source.kind != "constant"
-                held = own if fits else _moved(own, source.layout, device)
+                held = own if fits else moved(own, source.layout, device)
             elif held.device != device:
-                held = _moved(held, source.layout, device)
+                held = moved(held, source.layout, device)
             self._held[source.op] = held
         for update in self.program.updates:
             key = self.program.sources[self._source_number[update.parameter]].key
@@ -381,53 +382,3 @@ def _make_worker(index: int, device: RealDevice, done: SimpleQueue[Done]) -> Wor
     from envs.measured.cuda import CudaWorker
 
     return CudaWorker(index, device, done)
-
-
-def _model_tensor(source: Source, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    if source.tensor is not None:
-        return source.tensor
-    if source.key not in tensors:
-        raise InputError(f"the model has no {source.kind} '{source.key}', which the captured step reads")
-    tensor = tensors[source.key].detach()
-    if tuple(tensor.shape) != source.layout.size or tensor.dtype != source.layout.dtype:
-        raise InputError(
-            f"{source.kind} '{source.key}' is {tensor.dtype} of shape {list(tensor.shape)}, but the captured step has "
-            f"{source.layout.dtype} of shape {list(source.layout.size)}; capture the model again"
-        )
-    if tensor.is_meta:
-        raise InputError(f"{source.kind} '{source.key}' is on the meta device, which has no numbers to compute with")
-    return tensor
-
-
-def _moved(tensor: torch.Tensor, layout: Layout, device: torch.device) -> torch.Tensor:
-    made = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype, device=device)
-    return made.copy_(tensor)
-
-
-def _fed(source: Source, inputs: Mapping[str, torch.Tensor], device: torch.device) -> torch.Tensor:
-    """An input of the step in the layout of the capture."""
-    tensor = inputs.get(source.key)
-    layout = source.layout
-    if tensor is None:
-        raise InputError(f"the batch has no tensor at '{source.key}', which the captured step reads")
-    if tuple(tensor.shape) != layout.size or tensor.dtype != layout.dtype:
-        raise InputError(
-            f"the batch's tensor at '{source.key}' is {tensor.dtype} of shape {list(tensor.shape)}, but the step was "
-            f"captured with {layout.dtype} of shape {list(layout.size)}; capture it again for other sizes"
-        )
-    tensor = tensor.detach()
-    fits = tensor.device == device and Layout.of(tensor) == layout
-    return (
-        tensor if fits and tensor.untyped_storage().nbytes() == source.storage_bytes else _moved(tensor, layout, device)
-    )
-
-
-def _outside(read: Any, slots: list[Any]) -> torch.Tensor:
-    """A tensor of the step as one of its own, that autograd does not mind."""
-    with torch.inference_mode():
-        tensor = read if isinstance(read, torch.Tensor) else read(slots)
-    return tensor.clone()
-
-
-def _returned(output: Any, slots: list[Any]) -> Any:
-    return tree_map_only((torch.Tensor, FunctionType), lambda read: _outside(read, slots), output)

@@ -114,6 +114,10 @@ class Hosts(typing.Protocol):
         """Run several; number, reply, machine and version of each as it is done; none is begun when it is over."""
         ...
 
+    def on_devices(self, devices: Sequence[RealDevice]) -> Hosts:
+        """The same machines with other devices of theirs."""
+        ...
+
 
 class Measurer:
     """The evaluator that runs placements, remembers what it has run, and tells who wants to know.

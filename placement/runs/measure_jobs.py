@@ -91,6 +91,7 @@ class HostsMeasure:
             cores,
             compile_regions,
         )
+        self._load = load
         self._shared = workers.share(msgspec.msgpack.encode(load), "placement.runs.measure_jobs:decode_site")
 
     def start(self) -> None:
@@ -149,6 +150,14 @@ class HostsMeasure:
             found = self._take(done.result())
             assert found.reply is not None
             yield int(done.key), found.reply, found.host, found.version
+
+    def on_devices(self, devices: Sequence[RealDevice]) -> HostsMeasure:
+        """The same machines with other devices of theirs, for the same graph."""
+        load = self._load
+        path_s = np.frombuffer(load.remaining_path_s, dtype=np.float64)
+        made = HostsMeasure(self._workers, load.source, load.graph_sha256, devices, path_s, load.compile_regions)
+        made._kind = self._kind
+        return made
 
     def close(self) -> None:
         """Nothing: the workers are of whoever opened them."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,7 +36,8 @@ from placement.results.placement_file import PlacementResult, make_result, read_
 from placement.runs import directory
 from placement.runs.measurements import MeasurementFile
 from placement.runs.observer import RunObserver
-from placement.runs.plain import COMPILE_REGIONS, Beside, OneDevice, PlainSteps, can_be_one
+from placement.runs.one_device import compiled_regions, run_in_turn
+from placement.runs.plain import COMPILE_REGIONS, Beside, PlainSteps, can_be_one
 from placement.runs.record import TrainingRecord, resume_trainer
 from placement.runs.stopping import stop_on_sigterm
 from placement.runs.training import LEARNED, compare_others, make_trainer
@@ -356,49 +357,26 @@ class MeasuredTraining:
         best = measurer.best(schedule)[:_COMPILED]
         if self._compiles:
             self._proposer = "compiled"
-            with self._observer.stage("compiling the regions of the best placements"), self._compiled_regions():
+            with self._observer.stage("compiling the regions of the best placements"), compiled_regions(measurer):
                 for op_placement in best:
                     self._check_stopped()
                     measurer.measure(op_placement, schedule, again=True)
         if not can_be_one(measurer.process.devices):
             return
         self._proposer = "again"
-        alone = OneDevice(
-            measurer.process.source,
-            self.problem.graph,
-            measurer.process.devices,
-            schedule=schedule,
-            time_limit_s=measurer.time_limit_s,
-            how=measurer.how,
-            compile_regions=self._compiles,
-        )
-        with self._observer.stage("running all ops on one device of all cores"), alone:
-            for compiles in (False, True) if self._compiles else (False,):
-                with self._compiled_regions() if compiles else contextlib.nullcontext():
-                    for number in range(2):  # in turn, so that what disturbs the machine disturbs both
-                        self._check_stopped()
-                        alone.measure(compile_regions=compiles)
-                        for op_placement in measurer.best(schedule)[: 1 - number]:
-                            measurer.measure(op_placement, schedule, again=True)
-            self._one_device = alone.result()
-        if self.run_dir is not None and self._one_device is not None:
-            cluster = cluster_to_yaml(alone.cluster, DEVICE_SPECS)
-            write_atomically(self.run_dir / directory.ONE_DEVICE_CLUSTER, cluster.encode())
-
-    @contextlib.contextmanager
-    def _compiled_regions(self) -> Iterator[None]:
-        measurer = self.problem.measurer
-        measurer.compile_regions = True
-        try:
-            yield
-        finally:
-            measurer.compile_regions = False
+        with self._observer.stage("running all ops on one device of all cores"):
+            found = run_in_turn(self.problem, compile_regions=self._compiles, before_each=self._check_stopped)
+        if found is not None:
+            self._one_device, cluster = found
+            if self.run_dir is not None:
+                encoded = cluster_to_yaml(cluster, DEVICE_SPECS).encode()
+                write_atomically(self.run_dir / directory.ONE_DEVICE_CLUSTER, encoded)
 
     def _best(self) -> PlacementResult | None:
         """The best placement on the given devices, in the way in which it is faster; None where none was run."""
         schedule, found = self.problem.schedule, []
-        for way in (contextlib.nullcontext, self._compiled_regions):
-            with way():
+        for way in (contextlib.nullcontext(), compiled_regions(self.problem.measurer)):
+            with way:
                 found += [self._result(op_placement) for op_placement in self.problem.measurer.best(schedule)[:1]]
         return min(found, key=lambda each: each.step_time_s, default=None)
 

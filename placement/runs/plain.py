@@ -12,15 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from envs.clusters.cluster import Cluster
-from envs.make_problem import make_problem
 from envs.measured.machine import RealDevice, as_one
-from envs.measured.problem import Measurement, interquartile_mean, machine_cluster, measured
+from envs.measured.problem import interquartile_mean
 from envs.measured.process import COMPILE_LIMIT_S, measure_plain
 from envs.measured.protocol import Failed, Protocol
-from graphs.computation_graph import ComputationGraph
-from graphs.errors import InputError
-from placement.results.placement_file import PlacementResult, make_result
+from placement.results.placement_file import PlacementResult
 from placement.runs.observer import RunObserver
 
 Plain = Literal["none", "eager", "compiled"]
@@ -99,70 +95,6 @@ def run_plain(
         return PlainSteps(name, device.name, threads, None, None, reply.reason)
     low, high = np.percentile(reply.step_times_s, [25, 75])
     return PlainSteps(name, device.name, threads, interquartile_mean(tuple(reply.step_times_s)), float(high - low))
-
-
-class OneDevice:
-    """Every op on one device that has all cores of some devices, by the engine. To be used in a ``with`` statement.
-
-    Args:
-        source: What the model is built from.
-        graph: Of its step.
-        devices: Whose cores it has.
-        schedule: Which ready op runs first.
-        time_limit_s: Seconds that one measurement may take.
-        how: How many steps.
-        compile_regions: Regions will be compiled.
-
-    Raises:
-        InputError: The devices are not several of cores, see `can_be_one`.
-    """
-
-    def __init__(
-        self,
-        source: str,
-        graph: ComputationGraph,
-        devices: Sequence[RealDevice],
-        *,
-        schedule: str = "priority",
-        time_limit_s: float,
-        how: Protocol,
-        compile_regions: bool = False,
-    ) -> None:
-        device = as_one(devices)
-        if device is None or not can_be_one(devices):
-            raise InputError("only several devices of cores can be one device")
-        self.cluster: Cluster = machine_cluster((device,))
-        problem = make_problem(graph.untimed, self.cluster, schedule=schedule)
-        self._problem = measured(
-            problem, source, (device,), time_limit_s=time_limit_s, how=how, compile_regions=compile_regions
-        )
-        self._placement = np.zeros(graph.num_ops, dtype=np.int32)
-
-    def __enter__(self) -> OneDevice:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._problem.close()
-
-    def measure(self, *, compile_regions: bool) -> Measurement:
-        """Run it, once more where it was run in this way before: the step times of all runs count.
-
-        Raises:
-            InputError: The model cannot be built, or its regions cannot be compiled.
-        """
-        measurer = self._problem.measurer
-        measurer.compile_regions = compile_regions
-        return measurer.measure(self._placement, self._problem.schedule, again=True)
-
-    def result(self) -> PlacementResult | None:
-        """The placement with its step time in the way in which it was faster; None where it was not run to the end."""
-        measurer = self._problem.measurer
-        found: list[PlacementResult] = []
-        for measurer.compile_regions in (False, True):
-            if measurer.best(self._problem.schedule):
-                config = {COMPILE_REGIONS: True} if measurer.compile_regions else {}
-                found.append(make_result(self._problem, self._placement, placer=ONE_DEVICE, seed=0, config=config))
-        return min(found, key=lambda each: each.step_time_s, default=None)
 
 
 def can_be_one(devices: Sequence[RealDevice]) -> bool:

@@ -23,7 +23,8 @@ from placement.arguments import check_at_least_one, check_can_write, check_ends,
 from placement.results.comparison import check_seed
 from placement.results.placement_file import PlacementResult, check_placement
 from placement.runs.observer import RunObserver
-from placement.runs.plain import Beside, OneDevice, Plain, can_be_one, run_plain_beside
+from placement.runs.one_device import OneDevice
+from placement.runs.plain import Beside, Plain, can_be_one, run_plain_beside
 
 
 @dataclass(frozen=True, eq=False)

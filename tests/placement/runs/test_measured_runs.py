@@ -137,15 +137,19 @@ def test_a_run_that_is_killed_keeps_what_it_measured(source: str) -> None:
         process.wait()
     before = lines(Path("run"))
     assert len(before) >= 3
-    best_s = placement.read_placement("run/placement.json").step_time_s
+    best = placement.read_placement("run/placement.json")
     with log.open("ab") as file:
         file.write(b'{"placer": "half of a li')
     told = Count()
     run = placement.train_measured(out="run", resume=True, time_limit_s=1e-3, plain="none", observer=told)
-    assert (told.count, run.measured) == (0, len(before))  # there is no time for more
-    assert lines(Path("run")) == before
+    # There is no time for more, but for the best one once more in turn with one device of all cores.
+    assert (told.count, run.measured) == (1, len(before) + 1)
+    assert lines(Path("run"))[:-1] == before
+    assert lines(Path("run"))[-1]["placer"] == "again"
     assert run.result == placement.read_placement("run/placement.json")
-    assert run.result.step_time_s == best_s
+    assert run.beside.one_device is not None
+    assert run.result.step_time_s <= run.beside.one_device.step_time_s
+    assert best.cluster == run.split.cluster
 
 
 @two_cores
