@@ -52,6 +52,9 @@ _START = -np.eye(2, len(FEATURES))
 _UNIFORM = 0.25
 """The share of picks that are uniform, so that no move is ever given up."""
 
+_ONE_A_RANK = 0.4
+"""The share of a search for lists that looks at one stage a rank only: the space of all others is far larger."""
+
 _RATE = 0.05
 _MOST_WEIGHT = 5.0
 _MOST_KEPT = 200_000
@@ -112,6 +115,7 @@ def search(
             spent = max(spent, (clock() - began_s) / time_limit_s)
         if spent >= 1:
             break
+        moves.several = order == "list" and spent >= _ONE_A_RANK
         drawn = moves.draw(current, MOVES if learn else 1)
         if not drawn:
             break  # there is one way to cut this step and no other device
@@ -177,6 +181,7 @@ class _Moves:
 
     def __init__(self, segments: Segments, order: str, rng: random.Random) -> None:
         self._order, self._rng = order, rng
+        self.several = False  # whether a device may have several stages
         self._count = segments.num_segments
         self._usable = usable_devices(segments)
         routes = segments.cluster.routes
@@ -215,7 +220,7 @@ class _Moves:
             kind = self._move_cuts(cuts)
         elif chance < 0.75 and self._order != "interleaved":
             kind = self._divide_or_join(cuts, devices)
-        elif self._order == "list" and chance < 0.82:
+        elif self.several and chance < 0.82:
             kind = "device"
             devices[rng.randrange(len(devices))] = devices[rng.randrange(len(devices))]
         elif self._order == "list" and chance < 0.9:
@@ -248,9 +253,9 @@ class _Moves:
         return "cut" if first == last else "cuts"
 
     def _divide_or_join(self, cuts: list[int], devices: list[int]) -> str:
-        """Give a part of a stage to a device that has none (under ``list`` to any), or a stage to the one before."""
+        """Give a part of a stage to a device that has none, or to any, or give a stage to the one before."""
         rng = self._rng
-        free = [d for d in self._usable if self._order == "list" or d not in devices]
+        free = [d for d in self._usable if self.several or d not in devices]
         taken = {0, *cuts}
         places = [k for k in range(1, self._count) if k not in taken]
         if free and places and rng.random() < 0.5:
