@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import signal
 import sys
 import tempfile
@@ -93,7 +94,7 @@ def _host(asked: argparse.Namespace, folder: Path) -> list[Seen]:
     import ray
 
     with ray_cluster(2) as (port, _, nodes):
-        ray.init(address=f"127.0.0.1:{port}", log_to_driver=False, logging_level="error")
+        ray.init(address=f"127.0.0.1:{port}", log_to_driver=False, logging_level=logging.ERROR)
         try:
             until = time.monotonic() + 120.0
             while sum(node["Alive"] for node in ray.nodes()) < 2 and time.monotonic() < until:

@@ -11,10 +11,11 @@ Reference:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -110,7 +111,7 @@ class Hosts(typing.Protocol):
         version: int = 0,
         compile_regions: bool = False,
         is_over: Callable[[], bool] = lambda: False,
-    ) -> Iterable[tuple[int, Measured | Failed, str, int]]:
+    ) -> Generator[tuple[int, Measured | Failed, str, int], None, None]:
         """Run several; number, reply, machine and version of each as it is done; none is begun when it is over."""
         ...
 
@@ -216,6 +217,8 @@ class Measurer:
         rows = {np.ascontiguousarray(ops, dtype=np.int32).tobytes() for ops in op_placements}
         new = [np.frombuffer(row, dtype=np.int32) for row in sorted(rows)]
         new = [row for row in new if self._key(row, schedule) not in self._known]
+        if not new:
+            return
         self._measure_on(new, schedule, self.time_limit_s, is_over=lambda: time.monotonic() >= self.until_s)
 
     def _measure_on(
@@ -228,7 +231,7 @@ class Measurer:
     ) -> list[Measurement]:
         """Have other machines run placements; what they came to, as they were done."""
         assert self.hosts is not None
-        done = self.hosts.measure_many(
+        running = self.hosts.measure_many(
             placements,
             schedule=schedule,
             time_limit_s=limit_s,
@@ -237,7 +240,11 @@ class Measurer:
             compile_regions=self.compile_regions,
             is_over=is_over,
         )
-        return [self._take(placements[number], schedule, reply, host, version) for number, reply, host, version in done]
+        with contextlib.closing(running):  # Ctrl-C ends what runs
+            return [
+                self._take(placements[number], schedule, reply, host, version)
+                for number, reply, host, version in running
+            ]
 
     def _take(
         self, placement: NDArray[np.int32], schedule: str, reply: Measured | Failed, host: str, version: int

@@ -13,7 +13,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class HostsMeasure:
         version: int = 0,
         compile_regions: bool = False,
         is_over: Callable[[], bool] = lambda: False,
-    ) -> Iterator[tuple[int, Measured | Failed, str, int]]:
+    ) -> Generator[tuple[int, Measured | Failed, str, int], None, None]:
         """Run placements of ops, ``int[N]`` each; number, reply, machine and version of each as it is done.
 
         Args:
