@@ -60,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> int:
         done = {(f"{row['graph']}/{row['cluster']}", row["seed"]) for row in kept["runs"]}
         wanted = [(cell, seed) for seed in asked.seeds for cell in asked.cells if (cell, seed) not in done]
         with ThreadPoolExecutor(asked.jobs) as pool:
-            for row in pool.map(lambda job: learn(*job, asked.seconds), wanted):
+            for row in pool.map(lambda job: learn(job[0], job[1], asked.seconds), wanted):
                 kept["runs"].append(row)
                 write_atomically(asked.json, json.dumps(kept, indent=1).encode())
         for cell in asked.cells:
