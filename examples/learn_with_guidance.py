@@ -110,7 +110,9 @@ parser.add_argument("--cluster", default="k80x4")
 parser.add_argument("--groups", type=int, default=64, help="groups of ops to place, and so steps of an episode")
 parser.add_argument("--seconds", type=float, default=120.0, help="of processor time, all cores together")
 parser.add_argument("--steps", type=int, default=10**9, help="placed groups to learn from at most")
-parser.add_argument("--copies", type=int, default=8, help="environments at a time")
+parser.add_argument(
+    "--copies", type=int, default=1, help="environments at a time; an update takes as many times 2,048 steps"
+)
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--json", type=Path, help="write what came of it, and the curve, into this file")
 args = parser.parse_args()

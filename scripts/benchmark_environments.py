@@ -2,8 +2,8 @@
 
     python scripts/benchmark_environments.py --json environments.json --plot environments.png --page page.md
 
-Runs `examples/learn_with_guidance.py` (sb3-contrib's MaskablePPO, default hyperparameters) for each cell and seed, one
-after the other, then measures steps with random actions; then draws the curves and fills the page's tables. Rows that
+Runs `examples/learn_with_guidance.py` (sb3-contrib's MaskablePPO, default hyperparameters) for each cell and seed,
+then measures steps with random actions; then draws the curves and fills the page's tables. Rows that
 the file of rows holds are not made again; with --report nothing is run. A run's seconds are processor time, rates are
 by the clock: nothing else should be on the machine.
 """
@@ -18,6 +18,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--cells", nargs="+", default=list(CELLS), help="GRAPH/CLUSTER ...: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=120.0, help="of each run: %(default)s")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of a core each: %(default)s")
     parser.add_argument("--rate-s", type=float, default=3.0, help="seconds of each rate: %(default)s")
     parser.add_argument("--json", type=Path, default=Path("environments.json"), help="the file of rows: %(default)s")
     parser.add_argument("--report", action="store_true", help="run nothing, show what the file holds")
@@ -55,11 +57,13 @@ def main(args: Sequence[str] | None = None) -> int:
     if asked.json.exists():
         kept = json.loads(asked.json.read_text())
     if not asked.report:
+        done = {(f"{row['graph']}/{row['cluster']}", row["seed"]) for row in kept["runs"]}
+        wanted = [(cell, seed) for seed in asked.seeds for cell in asked.cells if (cell, seed) not in done]
+        with ThreadPoolExecutor(asked.jobs) as pool:
+            for row in pool.map(lambda job: learn(job[0], job[1], asked.seconds), wanted):
+                kept["runs"].append(row)
+                write_atomically(asked.json, json.dumps(kept, indent=1).encode())
         for cell in asked.cells:
-            for seed in asked.seeds:
-                if not any((f"{r['graph']}/{r['cluster']}", r["seed"]) == (cell, seed) for r in kept["runs"]):
-                    kept["runs"].append(learn(cell, seed, asked.seconds))
-                    write_atomically(asked.json, json.dumps(kept, indent=1).encode())
             for credit in ("outlook", "simulated"):
                 if not any((f"{r['graph']}/{r['cluster']}", r["credit"]) == (cell, credit) for r in kept["rates"]):
                     kept["rates"].append(rate(cell, credit, asked.rate_s))
@@ -77,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def learn(cell: str, seed: int, seconds: float) -> Row:
     """One run of the example in a process of its own."""
     graph, _, cluster = cell.partition("/")
-    out = Path(f"learn_with_guidance.{seed}.json").resolve()
+    out = Path(f"learn_with_guidance.{graph}.{cluster}.{seed}.json").resolve()
     command = [sys.executable, str(ROOT / "examples" / "learn_with_guidance.py"), "--graph", graph]
     command += ["--cluster", cluster, "--groups", str(GROUPS), "--seconds", str(seconds), "--seed", str(seed)]
     command += ["--json", str(out)]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from envs.evaluators import Evaluation
 from envs.guided import fields
-from envs.guided.guide import Guide, in_parts
-from envs.guided.kernel import Scratch, look, place
+from envs.guided.guide import Guide
+from envs.guided.kernel import Scratch, look
 from graphs.errors import InputError, unknown_name
 
 Credit = Literal["simulated", "outlook", "end"]
@@ -84,13 +84,11 @@ class Copies:
             raise InputError(f"action {wrong} is not a device; devices are 0 to {count - 1}")
         moved = np.flatnonzero(devices != self.placements[:, self.next])
 
-        def some(scratch: Scratch, first: int, last: int) -> None:
-            place(
-                self.guide.picture, scratch, self.placements, self.next, devices, self._now_s, self._tried_s, first,
-                last,
-            )  # fmt: skip
-
-        in_parts(len(devices), self.guide.picture, some)
+        self.placements[:, self.next] = devices
+        self._now_s = self._tried_s[np.arange(len(devices)), devices]
+        untried = np.isinf(self._now_s)  # not allowed
+        if untried.any():
+            self._now_s[untried] = self.guide.outlooks_s(self.placements[untried])
         self.next += 1
         groups = self.guide.problem.num_groups
         if self.next == groups:
@@ -128,4 +126,4 @@ class Copies:
                 self.view, self.mask, self._devices, first, last,
             )  # fmt: skip
 
-        in_parts(len(self.placements), self.guide.picture, some)
+        self.guide.in_parts(len(self.placements), some)

@@ -5,8 +5,9 @@ Letters as in `envs.guided`; ``P`` pairs of groups that exchange tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ class Guide:
         reference: ``int64[G]``, the best of the votes.
         reference_s: What the problem answers for it, or the failing signal.
         traffic: ``(sender int64[P], reader int64[P], bytes float64[P])`` between groups.
+        idle: Scratch that no thread has just now.
     """
 
     problem: PlacementProblem
@@ -47,6 +49,7 @@ class Guide:
     reference: NDArray[np.int64]
     reference_s: float
     traffic: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+    idle: list[Scratch] = field(default_factory=list)
 
     @property
     def outlook_s(self) -> float:
@@ -57,7 +60,8 @@ class Guide:
         """``float64[B]``: rough step times of complete placements, ``int[B, G]``."""
         rows = np.ascontiguousarray(placements, dtype=np.int64)
         seconds = np.empty(len(rows))
-        outlooks(self.picture, make_scratch(self.picture), rows, seconds)
+        with self._scratch() as scratch:
+            outlooks(self.picture, scratch, rows, seconds)
         return seconds
 
     def rows(self, placement: NDArray[np.integer], known: int, devices: int) -> Rows:
@@ -78,8 +82,31 @@ class Guide:
         def some(scratch: Scratch, first: int, last: int) -> None:
             look(self.picture, scratch, rows, known, EACH, now_s, tried_s, view, mask, devices, first, last)
 
-        in_parts(count, self.picture, some)
+        self.in_parts(count, some)
         return Rows(view, mask)
+
+    def in_parts(self, count: int, work: Callable[[Scratch, int, int], None]) -> None:
+        """Call ``work(scratch, first, last)`` for a share of `count` rows on each core; the results are the same."""
+        parts = max(min(available_cores(), count // _LEAST_ROWS), 1)
+
+        def part(number: int) -> None:
+            with self._scratch() as scratch:
+                work(scratch, count * number // parts, count * (number + 1) // parts)
+
+        others = [pool().submit(part, number) for number in range(1, parts)]
+        part(0)
+        for other in others:
+            other.result()
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Scratch]:
+        """Scratch that no other thread has; kept for the next call."""
+        try:
+            scratch = self.idle.pop()
+        except IndexError:
+            scratch = make_scratch(self.picture)
+        yield scratch
+        self.idle.append(scratch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,20 +120,6 @@ class Rows:
 
     view: NDArray[np.float32]
     mask: NDArray[np.bool_]
-
-
-def in_parts(count: int, picture: Picture, work: Callable[[Scratch, int, int], None]) -> None:
-    """Call ``work(scratch, first, last)`` for a share of `count` rows on each core; the results are the same."""
-    parts = max(min(available_cores(), count // _LEAST_ROWS), 1)
-    ends = [count * number // parts for number in range(parts + 1)]
-
-    def part(number: int) -> None:
-        work(make_scratch(picture), ends[number], ends[number + 1])
-
-    others = [pool().submit(part, number) for number in range(1, parts)]
-    part(0)
-    for other in others:
-        other.result()
 
 
 _LEAST_ROWS = 4

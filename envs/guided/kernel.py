@@ -301,18 +301,6 @@ def _settle(picture, placement, bytes_left, unit, device):
     bytes_left[best] -= picture.resident_bytes[unit]
 
 
-@compiled
-def place(picture, scratch, placements, group, actions, now_s, tried_s, first, last):
-    """Place `group` of the rows from `first` to `last` and take the outlook that was tried for that device."""
-    for row in range(first, last):
-        action = actions[row]
-        placements[row, group] = action
-        if tried_s[row, action] < np.inf:
-            now_s[row] = tried_s[row, action]
-        else:
-            now_s[row] = _outlook(picture, scratch, placements, row)
-
-
 @called
 def _squash(value, unit):
     """From 0 to 1, one half at `unit`."""
