@@ -94,7 +94,7 @@ def test_agents_of_stable_baselines3_learn(run: Run) -> None:
 
 def test_an_agent_with_guidance_learns_and_its_curve_is_kept(run: Run, tmp_path: Path) -> None:
     save_graph_file(training_problem(8, 2, seed=3).graph, "g.graph.json")
-    asked = ("--graph", "g.graph.json", "--cluster", "k80x2", "--groups", "8", "--steps", "8192", "--copies", "1")
+    asked = ("--graph", "g.graph.json", "--cluster", "k80x2", "--groups", "8", "--steps", "8192", "--seconds", "1e6")
     said = run("learn_with_guidance.py", *asked, "--json", "row.json")
     mean_ms, likeliest_ms, heuristic_ms = milliseconds(said)
     row = json.loads((tmp_path / "row.json").read_text())
