@@ -63,11 +63,13 @@ def test_one_device_of_all_cores_is_measured_on_the_same_machines() -> None:
     hosts = hosts_of(workers)
     hosts.start()
     wide = hosts.on_devices([RealDevice("cpu:0-1", "cpu", (0, 1))])
-    assert [host for _, _, host, _ in wide.measure_many([np.zeros(3)], schedule="fifo", time_limit_s=7.0)] == ["host0"]
+    assert [host for _, _, host, _ in wide.measure_many([np.zeros(3, int)], schedule="fifo", time_limit_s=7.0)] == [
+        "host0"
+    ]
     assert workers.jobs[-1].shared is not None
     workers.kinds = iter([(2, "b")])  # type: ignore[assignment]
     with pytest.raises(InputError, match="machines of different kinds"):
-        list(wide.measure_many([np.zeros(3)], schedule="fifo", time_limit_s=7.0))
+        list(wide.measure_many([np.zeros(3, int)], schedule="fifo", time_limit_s=7.0))
 
 
 def test_each_result_says_which_policy_and_which_machine_it_is_of() -> None:
