@@ -11,8 +11,8 @@ Why it is fast:
 - **A device runs on alone.** While nothing else is due and its ops send nothing, one ends and the next starts in a loop
   that asks nobody else (`_run_alone`).
 - **No heap of ready ops.** Under ``fifo`` ops that become ready are sorted, a handful at a time, and join a linked
-  list. Under ``priority``, and where an instant of ``fifo`` has several rounds or very many ops, they are bits in a 64-ary
-  tree of words by rank (`_insert`, `_pop_least`), of which the best stands apart.
+  list. Under ``priority``, and where an instant of ``fifo`` has several rounds or very many ops, they are bits in a
+  64-ary tree of words by rank (`_insert`, `_pop_least`), of which the best stands apart.
 - **Laid out as they run.** Under ``priority`` the ops are numbered by rank (`SimulatorInput.by_priority`), so that a
   device's next op lies beside its last one; on graphs of 100,000 ops that took less than half of the time.
 - **No events for transfer starts.** A transfer that waits starts exactly when the transfer before it on its busiest
