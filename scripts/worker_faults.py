@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a clone runs without being installed
@@ -51,6 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="fill the table between this page's markers")
     asked = parser.parse_args(args)
     found: list[Seen] = []
+    parts: dict[str, Callable[[argparse.Namespace, Path], Iterable[Seen]]]
     parts = {"kills": _kills, "driver": _drivers, "host": _host, "network": _network}
     try:
         for name in asked.parts.split(","):
@@ -71,18 +72,16 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0 if all(seen.ok for seen in found) else 1
 
 
-def _kills(asked: argparse.Namespace, folder: Path) -> list[Seen]:
+def _kills(asked: argparse.Namespace, folder: Path) -> Iterator[Seen]:
     problem = make_problem(GRAPH, CLUSTER, groups=48)
     in_rows = min(asked.kills // 2, 7 * len(PLACERS))  # about what chance gives where each dies up to 15 times
-    found = []
     for name in ("rows", "training"):
         (folder / name).mkdir()
     with open_workers(asked.workers, packages=("scripts",)) as workers:
-        found.append(kill_in_comparison(problem, workers, folder / "rows", kills=in_rows, evaluations=300))
+        yield kill_in_comparison(problem, workers, folder / "rows", kills=in_rows, evaluations=300)
         left = asked.kills - in_rows
         updates = max(left // 4, 4)  # two to four chains an update, each of which dies twice on average
-        found.append(kill_in_training(problem, workers, folder / "training", kills=left, updates=updates))
-    return found
+        yield kill_in_training(problem, workers, folder / "training", kills=left, updates=updates)
 
 
 def _drivers(asked: argparse.Namespace, folder: Path) -> list[Seen]:

@@ -10,7 +10,6 @@ the process that asks, in milliseconds of its processor time. All processes are 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -18,24 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a clone runs without being installed
 
-from envs.make_problem import make_problem
-from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from placement.move_search.config import MoveConfig
-from placement.move_search.leg import Reach
-from placement.move_search.search import MoveSearch
-from placement.runs.chain_jobs import WorkersWalk
 from placement.workers import Job, Workers, open_workers
-from scripts.many_workers.page import fill, table, where
+from scripts.many_workers.page import fill, spec_of, table, where
 
 COUNTS = "1,2,4,8,16,32,64"
 WAIT_S = 0.05
 """Seconds of a job that waits: a step that is measured."""
-
-MOVES = 8192
-"""Moves of a chain in an update."""
-
-CHAINS = 4
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -62,8 +50,10 @@ def _study(asked: argparse.Namespace) -> str:
     kinds = asked.kinds.split(",")
     parts = [f"Measured on {where()}."]
     if asked.repeats > 0:
-        problem = make_problem(asked.graph, "k80x4")
-        rows = [[kind, *_real_cores(kind, problem, asked.seconds, asked.repeats)] for kind in kinds]
+        # Workers import this file anew: those that only wait should not have to load the search.
+        from scripts.many_workers.real_cores import CHAINS, MOVES, real_cores
+
+        rows = [[kind, *real_cores(kind, asked.graph, asked.seconds, asked.repeats)] for kind in kinds]
         head = ["workers", "1: placements/s", "2: placements/s", "2 over 1", "driver, a leg"]
         said = f"Placements that {CHAINS} chains of `{asked.graph}` on four K80 try, {MOVES:,} moves each an update:"
         parts += [said, table(head, rows)]
@@ -81,51 +71,9 @@ def _study(asked: argparse.Namespace) -> str:
     return "\n\n".join(parts)
 
 
-def _spec(kind: str, count: int) -> str:
-    return f"ray:{count}" if kind == "ray" else str(count)
-
-
-def _real_cores(kind: str, problem: PlacementProblem, seconds: float, repeats: int) -> list[str]:
-    """Placements a second of chains on one and on two workers, the median ratio, and the driver's time a leg."""
-    found: dict[int, list[float]] = {1: [], 2: []}
-    a_leg_s: list[float] = []
-    for _ in range(repeats):
-        for count in (1, 2):
-            rate, leg_s = _walk_for(kind, count, problem, seconds)
-            found[count].append(rate)
-            a_leg_s.append(leg_s)
-            print(f"{kind} {count}: {rate:,.0f} placements/s", file=sys.stderr, flush=True)
-    ratio = statistics.median(two / one for one, two in zip(found[1], found[2], strict=True))
-    rates = [f"{statistics.median(found[count]):,.0f}" for count in (1, 2)]
-    return [*rates, f"{ratio:.2f}", f"{statistics.median(a_leg_s) * 1e3:.1f} ms"]
-
-
-def _walk_for(kind: str, count: int, problem: PlacementProblem, seconds: float) -> tuple[float, float]:
-    """Placements a second of chains that go on for some seconds, and the driver's processor time a leg."""
-    search = MoveSearch(problem, config=MoveConfig(chains=CHAINS), seed=0, cores=count)
-    placement = problem.allowed.argmax(axis=1)[None]
-    search.offer_best_of(placement, problem.evaluate(placement))
-    with open_workers(_spec(kind, count)) as workers:
-        walkers = WorkersWalk(workers, problem)
-        walkers.prepare()
-        began, cpu, legs, update, before = 0.0, 0.0, 0, 0, 0
-        while update < 2 or time.perf_counter() - began < seconds:
-            if update == 1:  # the first update makes what chains keep
-                began, cpu, legs, before = time.perf_counter(), time.process_time(), 0, search.evaluations
-            reach = Reach(0.3 + update * 1e-4, a_leg=1e-4)
-            begun = [(leg, search.state_of(leg.chain)) for leg in search.legs(MOVES, log_probability=None)]
-            for walked in walkers.walk(begun, lambda reach=reach: reach):  # type: ignore[misc]
-                search.take(*walked)
-            search.finish([])
-            legs += len(begun)
-            update += 1
-        took_s = time.perf_counter() - began
-        return (search.evaluations - before) / took_s, (time.process_time() - cpu) / legs
-
-
 def _waiting(kind: str, count: int, seconds: float) -> tuple[float, float]:
     """What workers whose jobs wait did, as a share of what they could at most; the driver's processor time a result."""
-    with open_workers(_spec(kind, count), packages=("scripts",)) as workers:
+    with open_workers(spec_of(kind, count), packages=("scripts",)) as workers:
         _begin_all(workers)
         jobs = count * max(int(seconds / WAIT_S), 1)
         began, cpu = time.perf_counter(), time.process_time()

@@ -7,7 +7,6 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs.simulator.workspace import available_cores
 from graphs.errors import InputError
 from graphs.files import write_atomically
 
@@ -40,8 +39,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def where() -> str:
     """What it was measured on, and how busy that was at the end."""
     busy = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{platform.system()} on {platform.machine()}, {available_cores()} cores{busy}, Python {_python()}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{platform.system()} on {platform.machine()}, {cores} cores{busy}, Python {_python()}"
 
 
 def _python() -> str:
     return ".".join(platform.python_version_tuple()[:2])
+
+
+def spec_of(kind: str, count: int) -> str:
+    """What names so many workers, as `placement.workers.open_workers` takes it."""
+    return f"ray:{count}" if kind == "ray" else str(count)
