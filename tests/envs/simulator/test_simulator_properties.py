@@ -176,8 +176,8 @@ def test_graphs_that_take_every_way_through_the_kernel_agree_with_the_plain_vers
             graph = random_graph(num_ops, seed=seed, locality=[3, 30, 300][seed % 3], resident_bytes=10**6)
             if shape in ("ties", "no time"):
                 odds = [0.0, 1e-3, 2e-3, 2e-3] if shape == "ties" else [0.0, 0.0, 0.0, 1e-3]
-                times_s = rng.choice(odds, size=num_ops)
-                graph = replace(graph, time_s=dict.fromkeys(("unit", "k80", "xeon"), times_s))
+                drawn_s = rng.choice(odds, size=num_ops)
+                graph = replace(graph, time_s=dict.fromkeys(("unit", "k80", "xeon"), drawn_s))
         where = star(devices) if shape in ("alone", "blocks") else hub(devices, bytes_per_s=1e9 if seed % 2 else 1e12)
         problem = PlacementProblem(graph, one_group_an_op(graph), where, schedule)
         placement = rng.integers(0, devices, size=num_ops)
