@@ -82,6 +82,7 @@ def test_a_placement_is_run_and_trains_the_model(run: Run, tmp_path: Path) -> No
     assert placement.read_placement(tmp_path / "p.json").cluster.devices == ("cpu:0", "cpu:1")
 
 
+@pytest.mark.slow
 def test_agents_of_stable_baselines3_learn(run: Run) -> None:
     save_graph_file(training_problem(8, 2, seed=3).graph, "g.graph.json")
     said = run("learn_with_sb3.py", "--graph", "g.graph.json", "--cluster", "k80x2", "--steps", "2048")

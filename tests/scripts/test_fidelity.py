@@ -86,6 +86,7 @@ def test_placements_are_measured_once_and_compared(source: str, monkeypatch: pyt
     assert run(measured_gain, monkeypatch, *gain) == 0
 
 
+@pytest.mark.slow
 @two_cores
 def test_a_run_that_was_stopped_goes_on(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     args = ["--workloads", source, "--devices", DEVICES, "--placements", "12", "--learn-s", "1", "--out", "kept"]

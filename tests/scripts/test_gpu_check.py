@@ -78,6 +78,7 @@ def _run(machine: StandIn, out: Path, limit_s: float) -> dict[str, list[gpu_chec
     return gpu_check.run_checks(machine, out, until_s=time.monotonic() + limit_s, console=Console(quiet=True))
 
 
+@pytest.mark.slow
 @two_cores
 def test_all_checks_are_made_once_and_written_down(
     small: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ from scripts.worker_scale import main as scale
 from tests.placement.placer_problems import training_problem
 
 
+@pytest.mark.slow
 def test_no_row_and_no_update_is_lost_or_counted_twice_where_workers_are_killed(tmp_path: Path) -> None:
     problem = training_problem(20, 2, seed=1)
     with open_workers(2, packages=("scripts",)) as workers:

@@ -25,6 +25,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"python:{name}:make"
 
 
+@pytest.mark.slow
 @two_cores
 def test_a_machine_is_profiled_and_the_profile_guides_a_training(
     source: str, capsys: pytest.CaptureFixture[str]

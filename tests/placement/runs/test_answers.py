@@ -64,6 +64,7 @@ def test_one_device_of_all_cores_is_taken_home_where_it_is_faster(capsys: pytest
     assert placement.read_placement("run/placement.json") == again.result
 
 
+@pytest.mark.slow
 def test_the_placement_is_taken_home_where_it_is_faster() -> None:
     source, devices = f"{MODULE}:branches", parse_devices(NAMES)
     simulated = placement.make_problem(load_graph(source), machine_cluster(devices))

@@ -135,6 +135,7 @@ def test_what_does_not_go_with_workers(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["2", pytest.param("ray:2", marks=pytest.mark.slow)])
 def test_ctrl_c_ends_a_run_on_workers_and_keeps_the_best_placement(tmp_path: Path, spec: str) -> None:
     """The terminal sends it to all processes."""

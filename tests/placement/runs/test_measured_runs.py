@@ -61,6 +61,7 @@ class Count(RunObserver):
             os.kill(os.getpid(), self._number)
 
 
+@pytest.mark.slow
 @two_cores
 @pytest.mark.parametrize(
     ("screen", "number"), [(False, signal.SIGTERM), pytest.param(True, signal.SIGINT, marks=pytest.mark.slow)]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,7 @@ def test_a_ray_of_our_own_listens_on_this_machine_alone(workers: Workers) -> Non
     if type(workers).__name__ == "RayWorkers":
         found = _listening()
         assert any(process.startswith(("raylet", "gcs_server")) for process, _ in found)
-        assert not [(process, address) for process, address in found if not address.startswith("127.")]
+        assert not [(process, address) for process, address in found if not ip_address(address).is_loopback]
 
 
 def _listening() -> list[tuple[str, str]]:
