@@ -59,11 +59,6 @@ def this_machine(*, again: bool = False, on_measure: Callable[[], None] = lambda
     return make_machine_cluster(kept.found, DEVICE_SPECS, name=NAME, measured=kept.measured)
 
 
-def is_measured() -> bool:
-    """Whether `this_machine` will answer at once."""
-    return _read(_cache_path()) is not None
-
-
 def _cache_path() -> Path:
     digest = hashlib.sha256(hardware_key().encode()).hexdigest()
     return user_cache_path("device-placement") / "machines" / f"{digest[:24]}.json"

@@ -8,7 +8,7 @@ from graphs.errors import unknown_name
 from graphs.files import write_atomically
 from placement.arguments import check_can_write
 from placement.exports.layer_counts import TOOLS, encode_for
-from placement.exports.stages import STAGES, Stages, read_stages, schedule_csv
+from placement.exports.stages import Stages, read_stages, schedule_csv
 
 SCHEDULE = "schedule"
 """The format that is PyTorch's schedule file."""
@@ -30,7 +30,6 @@ def export_stages(stages: str | Path, out: str | Path, *, format: str) -> Stages
         raise unknown_name("format", format, (SCHEDULE, *TOOLS))
     path = Path(out)
     check_can_write(path)
-    given = Path(stages)
-    read = read_stages(given / STAGES if given.is_dir() else given)
+    read = read_stages(stages)
     write_atomically(path, schedule_csv(read).encode() if format == SCHEDULE else encode_for(format, read))
     return read

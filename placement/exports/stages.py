@@ -138,9 +138,19 @@ def encode_stages(stages: Stages) -> bytes:
 def read_stages(path: str | os.PathLike[str]) -> Stages:
     """Read and check a file ``stages.json``.
 
+    Args:
+        path: The file, or the run directory of a training for ``torch_pipeline``.
+
     Raises:
         InputError: The file cannot be read or is not valid; the message names file, field and remedy.
     """
+    if os.path.isdir(path):
+        file = os.path.join(path, STAGES)
+        if not os.path.exists(file):
+            raise InputError(
+                f"'{os.fspath(path)}' holds no {STAGES}; give the run of a training with --target torch_pipeline"
+            )
+        path = file
     content = read_file(path, "stages file", most_bytes=_MOST_BYTES)
     try:
         stages = _DECODER.decode(content)

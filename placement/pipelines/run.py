@@ -231,8 +231,7 @@ def _read(stages: str | os.PathLike[str] | Stages) -> Stages:
     if isinstance(stages, Stages):
         check_stages(stages)
         return stages
-    path = Path(stages)
-    return read_stages(path / "stages.json" if path.is_dir() else path)
+    return read_stages(stages)
 
 
 def _default_device() -> str:

@@ -6,11 +6,13 @@ import bisect
 import itertools
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from graphs.errors import InputError
 from placement.exports.layer_counts import encode_for
+from placement.exports.stage_files import export_stages
 from placement.exports.stages import Stage, Stages
 
 EVEN = [2, 3, 1]
@@ -131,3 +133,8 @@ def test_what_a_tool_cannot_say_is_refused_by_name(stages: Stages, tool: str, sa
         encode_for(tool, stages)
     with pytest.raises(InputError, match="tool 'deepspeed'"):
         encode_for("deepspeed", stages)
+
+
+def test_a_run_without_stages_is_refused_with_its_remedy(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no stages\.json; give the run of a training with --target torch_pipe"):
+        export_stages(tmp_path, tmp_path / "out.txt", format="megatron")
