@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -206,13 +207,15 @@ def test_a_ray_of_our_own_listens_on_this_machine_alone(workers: Workers) -> Non
 
 
 def _listening() -> list[tuple[str, str]]:
-    """Name and address of each process of ours that listens: descendants of this one."""
+    """Name and address of each process of ours that listens: descendants of this one; some end meanwhile."""
     import psutil
 
-    us = psutil.Process()
-    return [
-        (child.name(), socket.laddr.ip.removeprefix("::ffff:"))
-        for child in (us, *us.children(recursive=True))
-        for socket in child.net_connections("inet")
-        if socket.status == psutil.CONN_LISTEN
-    ]
+    us, found = psutil.Process(), []
+    for process in (us, *us.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [
+                (process.name(), socket.laddr.ip.removeprefix("::ffff:"))
+                for socket in process.net_connections("inet")
+                if socket.status == psutil.CONN_LISTEN
+            ]
+    return found
