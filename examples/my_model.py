@@ -4,7 +4,7 @@
 
 Put your model, a batch and a loss into `make`; nothing else has to change. The command takes the same function:
 
-    cd examples && placement train python:my_model:make --cluster k80x2
+    cd examples && placement train my_model.py:make --cluster k80x2
 """
 
 import argparse

@@ -30,6 +30,8 @@ PYTHON_PREFIX = "python:"
 HF_PREFIX = "hf:"
 """How a source begins that is a configuration of the Transformers library; see `graphs.huggingface`."""
 
+_PYTHON_SUFFIX = ".py"
+
 _SIZE = re.compile(r"(.+?)=(-?[0-9]{1,18}|[0-9]{1,18}(?:x[0-9]{1,18})+)(?:,|$)")
 """A size behind the name of an ONNX file: of one dimension, or of all dimensions of a tensor."""
 
@@ -38,8 +40,32 @@ CAPTURE_OPTIONS = ("loss", "training", "optimizer", "name")
 
 _READABLE = (
     f"a workload of the zoo ({', '.join(sorted(ZOO))}; sizes may follow, as in nmt:layers=4), a file that ends in "
-    f"{', '.join(SUFFIXES)} or {ONNX_SUFFIX}, {HF_PREFIX}FOLDER, or {PYTHON_PREFIX}package.module:function"
+    f"{', '.join(SUFFIXES)} or {ONNX_SUFFIX}, {HF_PREFIX}FOLDER, or a function that returns a model, as {PYTHON_PREFIX}package.module:function or FILE.py:function"
 )
+
+
+def python_source(source: str) -> str:
+    """The source ``python:package.module:function`` that a path of a file means, ``package/module.py:function``.
+
+    Every other source comes back as it is.
+
+    Raises:
+        InputError: The file is not in the working directory or a folder of it, where modules are looked for.
+    """
+    path, colon, function = source.rpartition(f"{_PYTHON_SUFFIX}:")
+    if not colon or source.startswith((PYTHON_PREFIX, HF_PREFIX)):
+        return source
+    inside = os.path.relpath(path)
+    if inside.startswith(os.pardir):
+        raise InputError(
+            f"graph '{source}' is outside the working directory {os.getcwd()}; run from the folder that holds it"
+        )
+    return f"{PYTHON_PREFIX}{inside.replace(os.sep, '.')}:{function}"
+
+
+def runs_code(source: str) -> bool:
+    """Whether a source is a function of the user's, which is run."""
+    return python_source(source).startswith(PYTHON_PREFIX)
 
 
 def load_graph(source: str) -> ComputationGraph:
@@ -54,6 +80,7 @@ def load_graph(source: str) -> ComputationGraph:
     ``model.onnx:batch=8,x.1=4``  the same, with sizes for dimensions that the file leaves open
     ``hf:PATH:phase=decode``      a step of a language model from its ``config.json``; see `graphs.huggingface`
     ``python:pkg.mod:function``   the model that a function returns, captured; the only source that runs user code
+    ``pkg/mod.py:function``       the same, by the path of its file
     ============================  ====================================================================================
 
     The function is looked up with the working directory on the path, and is called without arguments. It returns
@@ -68,6 +95,7 @@ def load_graph(source: str) -> ComputationGraph:
         InputError: The text names nothing that can be read, or what it names is not valid; the message is one sentence
             that says what and, for a function, what it raised and where.
     """
+    source = python_source(source)
     if source.startswith(PYTHON_PREFIX):
         return _from_function(source)
     if source.startswith(HF_PREFIX):
@@ -82,12 +110,13 @@ def load_graph(source: str) -> ComputationGraph:
     name = source.partition(":")[0]
     if name in ZOO:
         return load_zoo(source)
+    if source.endswith(_PYTHON_SUFFIX):
+        raise InputError(f"graph '{source}' does not say which function returns the model; write {source}:function")
     if not name or "." in name or "/" in name or os.sep in name or os.path.exists(source):
         raise InputError(f"graph '{source}' is of no kind that can be read; give {_READABLE}")
     known = unknown_name("graph", name, ZOO)
     raise InputError(
-        f"{known}; or give a file that ends in {', '.join(SUFFIXES)} or {ONNX_SUFFIX}, or "
-        f"{PYTHON_PREFIX}module:function"
+        f"{known}; or give a file that ends in {', '.join(SUFFIXES)} or {ONNX_SUFFIX}, or FILE.py:function"
     )
 
 
@@ -109,6 +138,7 @@ def load_microbatches(source: str, count: int, *, batches: int = 1, made: int | 
     """
     if count < 1:
         raise InputError(f"graph '{source}': the number of micro-batches is {count}; it must be at least 1")
+    source = python_source(source)
     if source.startswith(PYTHON_PREFIX):
         return repeat(_from_function(source, count), count * batches, made=made)
     name = source.partition(":")[0]
@@ -131,7 +161,7 @@ def _check_divides(source: str, batch: int, count: int) -> None:
 
 def onnx_path(source: str) -> str | None:
     """The path of the ``.onnx`` file that a source names; None where it names something else."""
-    if source.startswith((PYTHON_PREFIX, HF_PREFIX)) or source.endswith(SUFFIXES):
+    if runs_code(source) or source.startswith(HF_PREFIX) or source.endswith(SUFFIXES):
         return None
     return _split_onnx(source)[0] or None
 
@@ -168,7 +198,7 @@ def check_can_run(source: str) -> None:
             f"graph '{source}' is a configuration without weights, which describes a step but cannot be run; name a "
             f"workload of the zoo or {PYTHON_PREFIX}package.module:function"
         )
-    if not source.startswith(PYTHON_PREFIX) and (source.endswith(SUFFIXES) or _split_onnx(source)[0]):
+    if not runs_code(source) and (source.endswith(SUFFIXES) or _split_onnx(source)[0]):
         raise InputError(
             f"graph '{source}' is a file, which describes a step but cannot be run; name a workload of the zoo or "
             f"{PYTHON_PREFIX}package.module:function"
@@ -190,6 +220,7 @@ def load_model(source: str) -> dict[str, Any]:
         InputError: The source is a file, which holds no code to run, or as `load_graph`.
     """
     check_can_run(source)
+    source = python_source(source)
     if source.startswith(PYTHON_PREFIX):
         with _working_directory_on_path():
             return _call_function(source)

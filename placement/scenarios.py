@@ -22,7 +22,7 @@ from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, NoFeasiblePlacementError
 from graphs.files import SUFFIXES, encode_graph, write_atomically
 from graphs.reading import decode_json, exists, read_file
-from graphs.sources import PYTHON_PREFIX, load_graph
+from graphs.sources import load_graph, runs_code
 from graphs.zoo import ZOO, parse
 from placement.placers import PlacerInfo
 from placement.placers.base import Budget
@@ -362,7 +362,7 @@ def _changed(cluster: Cluster, count: int, factor: float) -> Cluster:
 def _with_batch(graph: str | ComputationGraph, batch: int) -> str:
     """The name of the same graph with another batch."""
     name = graph if isinstance(graph, str) else graph.name
-    if not isinstance(graph, str) or graph.startswith(PYTHON_PREFIX) or graph.endswith(SUFFIXES):
+    if not isinstance(graph, str) or runs_code(graph) or graph.endswith(SUFFIXES):
         raise InputError(f"graph '{name}' has the batch that it was captured with; leave out the batches")
     head, colon, text = graph.rpartition(":")
     if not colon or "=" not in text:

@@ -27,7 +27,7 @@ from envs.measured import protocol
 from envs.measured.machine import RealDevice
 from envs.targets import target_of
 from graphs.errors import InputError
-from graphs.sources import PYTHON_PREFIX
+from graphs.sources import runs_code
 
 START_LIMIT_S = 600.0
 """Seconds that building and capturing the model may take."""
@@ -229,7 +229,7 @@ def measure_plain(
 
 def _import_path(source: str) -> list[str]:
     """Where the process looks for modules: in the working directory only where the source is a function there."""
-    path = [*sys.path, ""] if source.startswith(PYTHON_PREFIX) else sys.path
+    path = [*sys.path, ""] if runs_code(source) else sys.path
     return [os.getcwd() if entry == "" else entry for entry in dict.fromkeys(path)]
 
 

@@ -75,8 +75,8 @@ def graphs(name: str | None = None) -> RenderableType:
     parts.append(
         Text(
             "Set sizes in the name: nmt:layers=4,batch=128. A GRAPH may also be a graph file (.graph.json, "
-            ".graph.json.gz), an ONNX file (.onnx) or python:package.module:function, which returns model, example "
-            "batch and loss.",
+            ".graph.json.gz), an ONNX file (.onnx), or FILE.py:function or python:package.module:function, which "
+            "returns model, example batch and loss.",
             style="dim",
         )
     )

@@ -12,7 +12,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 # Arguments that several verbs have, with the help that stands for a docstring line of each.
 _GRAPH = arg(
     metavar="GRAPH",
-    help="What to place: a zoo name with sizes (nmt:layers=4), a graph or .onnx file, or python:module:function.",
+    help="What to place: a zoo name with sizes (nmt:layers=4), a graph or .onnx file, or FILE.py:function.",
 )
 _CLUSTER = arg(
     metavar="CLUSTER",
@@ -180,7 +180,7 @@ class Run:
 
     graph: Annotated[
         Positional[str],
-        arg(metavar="GRAPH|RUN", help="What to run: a zoo name, python:module:function, or the directory of a run."),
+        arg(metavar="GRAPH|RUN", help="What to run: a zoo name, FILE.py:function, or the directory of a run."),
     ]
     placement: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """A placement file of this graph; of a run by default what it took home."""
@@ -208,7 +208,7 @@ class Run:
 class Profile:
     """Measure what each op and copy of a graph's step takes on devices of this machine, for the simulator to use."""
 
-    graph: Annotated[Positional[str], arg(metavar="GRAPH", help="What to run: a zoo name, or python:module:function.")]
+    graph: Annotated[Positional[str], arg(metavar="GRAPH", help="What to run: a zoo name, or FILE.py:function.")]
     devices: DevicesArg
     out: Annotated[Path, arg(metavar="FILE.graph.json.gz")]
     """The graph file to write, with the times of its ops."""
@@ -324,7 +324,7 @@ class Import:
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """A zoo name with optional sizes, a graph file, an .onnx file (model.onnx:batch=8,x.1=4 sets open dimensions), or
-    python:package.module:function (model, example batch, loss)."""
+    FILE.py:function or python:package.module:function (model, example batch, loss)."""
     out: Annotated[Path, arg(metavar="FILE.graph.json.gz")]
     """The graph file to write: .graph.json.gz or .graph.json."""
     device_kinds: Annotated[str | None, arg(metavar="TYPE=KIND[+KIND][,...]", help_behavior_hint="")] = None

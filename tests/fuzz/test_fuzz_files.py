@@ -27,6 +27,7 @@ from envs.make_problem import make_problem
 from envs.problem import PlacementProblem
 from graphs.errors import LONGEST, InputError, NoFeasiblePlacementError
 from graphs.files import encode_graph
+from graphs.sources import runs_code
 from graphs.synthetic import random_graph
 from placement import api
 from placement.cli.report import comparison_report, problem_heading, simulated_report
@@ -97,7 +98,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
 
     def use_config(path: Path) -> None:
         config = directory.read_config(path.parent)
-        if not config.graph.startswith("python:"):  # that runs code, as it says
+        if not runs_code(config.graph):  # that runs code, as it says
             directory.check_same_problem(path.parent, config, directory.load_problem(path.parent, config))
 
     comparison: Comparison = compare_placers(

@@ -90,6 +90,11 @@ def test_a_function_returns_a_model(here: Path) -> None:
     assert graph.total_flops == 2 * 5 * (4 * 3 * 2 + 3 * 2 * 3)
     assert {"adam_update"} == {t for t in graph.type_names if "update" in t}
     assert load_graph("python:package.inner:make").sha256 == graph.sha256
+    by_file = [
+        load_graph(path) for path in ("user_models.py:make", "./user_models.py:make", f"{here}/user_models.py:make")
+    ]
+    assert {(each.name, each.sha256) for each in by_file} == {(graph.name, graph.sha256)}
+    assert load_graph("package/inner.py:make").name == "python:package.inner:make"
     assert load_graph("python:user_models:with_late_import").sha256 == graph.sha256
     assert "sgd_update" in load_graph("python:user_models:make_sgd").type_names
     forward = load_graph("python:user_models:make_dict")
@@ -105,6 +110,10 @@ def test_a_function_returns_a_model(here: Path) -> None:
         ("python:user_models:", "does not name a function"),
         ("python::make", "does not name a function"),
         ("python:../user_models:make", "does not name a function"),
+        ("user_models.py", "does not say which function returns the model; write user_models.py:function"),
+        ("user_models.py:", "does not name a function"),
+        ("user_modelz.py:make", "there is no module 'user_modelz' in "),
+        ("../user_models.py:make", "is outside the working directory"),
         ("python:user_modelz:make", "there is no module 'user_modelz' in "),
         ("python:package.outer:make", "there is no module 'package.outer' in "),
         ("python:user_models:mak", "unknown function of module 'user_models' 'mak' (did you mean 'make'?); known: "),
