@@ -40,7 +40,8 @@ CAPTURE_OPTIONS = ("loss", "training", "optimizer", "name")
 
 _READABLE = (
     f"a workload of the zoo ({', '.join(sorted(ZOO))}; sizes may follow, as in nmt:layers=4), a file that ends in "
-    f"{', '.join(SUFFIXES)} or {ONNX_SUFFIX}, {HF_PREFIX}FOLDER, or a function that returns a model, as {PYTHON_PREFIX}package.module:function or FILE.py:function"
+    f"{', '.join(SUFFIXES)} or {ONNX_SUFFIX}, {HF_PREFIX}FOLDER, or a function that returns a model, as "
+    f"FILE.py:function or {PYTHON_PREFIX}package.module:function"
 )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from envs.measured.engine import Engine, Step
 from envs.measured.machine import RealDevice, parse_devices
+from envs.measured.optimizers import HeldOptimizer, make_optimizer, optimizer_name
 from envs.measured.problem import machine_cluster
 from envs.measured.updates import UpdateSettings
 from graphs.capture import batch_tensors, capture_program
+from graphs.capture.program import Program
 from graphs.capture.state import named_state
 from graphs.capture.step import Loss
 from graphs.errors import InputError
@@ -31,10 +35,13 @@ class PlacedStep:
     Attributes:
         engine: What runs the step.
         last: The last step that was run: how long it took, and the peak memory of each device.
+        optimizer: What says learning rates and keeps states; None where the step does not train. Schedulers of
+            `torch.optim.lr_scheduler` work on it, and its ``state_dict`` is as if it had made the steps itself.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.engine = engine
+        self.optimizer = optimizer
         self.last: Step | None = None
 
     def __call__(self, batch: Any) -> Any:
@@ -75,7 +82,7 @@ def apply(
     *,
     devices: str | tuple[RealDevice, ...] | None = None,
     training: bool = True,
-    optimizer: str = "adam",
+    optimizer: str | torch.optim.Optimizer = "adam",
     settings: UpdateSettings | None = None,
     name: str | None = None,
     seed: int = 0,
@@ -85,7 +92,6 @@ def apply(
 
     The weights are the model's own: on CPU devices a training step updates them where they are. Every number is what
     the model itself would compute, save the random numbers of dropout, which have a seed of their own for each op.
-    The optimizer begins without a state.
 
     Args:
         model: The model that was placed.
@@ -95,8 +101,11 @@ def apply(
         devices: The real device for each device of the placement, in its order: ``"cpu:0,cuda:0"``. By default those
             that the placement names.
         training: As when the model was captured to be placed.
-        optimizer: What updates the weights, as when the model was captured.
-        settings: Learning rate and so on of the optimizer.
+        optimizer: What updates the weights, as when the model was captured: a name, or an optimizer of `torch.optim`
+            for all of the model's parameters (SGD, RMSprop, Adam or AdamW). The step then makes the updates, in place
+            of ``optimizer.step()``: it goes on from the optimizer's state and keeps it there, and reads the settings
+            of its groups before each step.
+        settings: Learning rate and so on where `optimizer` is a name.
         name: The graph's name, of no effect here.
         seed: Of the step's random numbers.
         compile_regions: Let PyTorch's compiler compile what each device runs between two transfers, after the first
@@ -104,7 +113,8 @@ def apply(
             placement's own step time was measured so.
 
     Raises:
-        InputError: The placement is one of another graph, a device does not exist, or there is no C++ compiler.
+        InputError: The placement is one of another graph, a device does not exist, there is no C++ compiler, or the
+            optimizer has a setting that updates have not, or lacks a parameter.
 
     Example:
         >>> import placement, torch
@@ -120,15 +130,17 @@ def apply(
     """
     found = result if isinstance(result, PlacementResult) else read_placement(result)
     real = real_devices(found, devices)
-    program = capture_program(model, example_batch, loss, training=training, optimizer=optimizer, name=name)
+    does = optimizer if isinstance(optimizer, str) else optimizer_name(optimizer)
+    program = capture_program(model, example_batch, loss, training=training, optimizer=does, name=name)
     placement = check_placement(found, program.graph, machine_cluster(real, names=found.cluster.devices))
     tensors = named_state(model, loss, training=training)
+    held = _held(program, tensors, optimizer, settings) if training else None
     engine = Engine(
         program,
         real,
         tensors,
         schedule=found.schedule,
-        settings=settings,
+        settings=held,
         seed=seed,
         compile_regions=compiles_regions(found) if compile_regions is None else compile_regions,
     )
@@ -137,7 +149,24 @@ def apply(
     except BaseException:
         engine.close()
         raise
-    return PlacedStep(engine)
+    return PlacedStep(engine, None if held is None else held.optimizer)
+
+
+def _held(
+    program: Program,
+    tensors: Mapping[str, torch.Tensor],
+    optimizer: str | torch.optim.Optimizer,
+    settings: UpdateSettings | None,
+) -> HeldOptimizer:
+    """The optimizer of a step that trains, made where only its name is given."""
+    key_of = {source.op: source.key for source in program.sources}
+    updated = {key_of[update.parameter] for update in program.updates}
+    parameters = {key: tensor for key, tensor in tensors.items() if key in updated}
+    if isinstance(optimizer, str):
+        optimizer = make_optimizer(optimizer, settings or UpdateSettings(), list(parameters.values()))
+    elif settings is not None:
+        raise InputError(f"the settings are those of the {type(optimizer).__name__} that was given; leave out settings")
+    return HeldOptimizer(optimizer, parameters)
 
 
 def real_devices(result: PlacementResult, devices: str | tuple[RealDevice, ...] | None) -> tuple[RealDevice, ...]:

@@ -27,6 +27,7 @@ from envs.measured.compiled.code import CompileError, check_can_compile
 from envs.measured.compiled.segments import RegionCompiler
 from envs.measured.machine import RealDevice
 from envs.measured.ops import Binder, Random
+from envs.measured.optimizers import HeldOptimizer
 from envs.measured.plan import Plan, make_plan
 from envs.measured.template import Template
 from envs.measured.tensors import fed, model_tensor, moved, outside, returned
@@ -73,7 +74,7 @@ class Engine:
         schedule: Which ready op a device runs first.
         remaining_path_s: ``float64[N]``, what the schedule ``priority`` goes by (see `envs.simulator`); by default the
             length of the longest path of ops that follow.
-        settings: Of the optimizer.
+        settings: Of the optimizer; or an optimizer of PyTorch's, whose settings are read and states kept there.
         seed: Of the step's random numbers (dropout).
         compile_regions: Let PyTorch's compiler compile the regions of steps after the first one of a placement.
 
@@ -92,7 +93,7 @@ class Engine:
         *,
         schedule: str = "priority",
         remaining_path_s: NDArray[np.float64] | None = None,
-        settings: UpdateSettings | None = None,
+        settings: UpdateSettings | HeldOptimizer | None = None,
         seed: int = 0,
         compile_regions: bool = False,
     ) -> None:
@@ -107,7 +108,8 @@ class Engine:
         self._compiles = compile_regions
         self._schedule = schedule
         self._remaining = _path_lengths(program) if remaining_path_s is None else remaining_path_s
-        self._settings = settings or UpdateSettings()
+        self._optimizer = settings if isinstance(settings, HeldOptimizer) else None
+        self._settings = settings if isinstance(settings, UpdateSettings) else UpdateSettings()
         self._seed = seed
         self._torch_devices = [_torch_device(device) for device in self.devices]
         self._randoms = [Random(device) for device in self._torch_devices]
@@ -165,7 +167,8 @@ class Engine:
             for update in self.program.updates:
                 key = self.program.sources[self._source_number[update.parameter]].key
                 parameter = self._held[update.parameter]
-                updates[update.op] = make_update(self.program.optimizer, self._settings, parameter, self.states[key])
+                settings = self._settings if self._optimizer is None else self._optimizer.current(key)
+                updates[update.op] = make_update(self.program.optimizer, settings, parameter, self.states[key])
             binder = Binder(plan, held, self._torch_devices, self._randoms, updates)
             runs = [binder.op(i) if plan.tasks[i] is not None else None for i in range(num_ops)]
             runs += [binder.copy(copy) for copy in plan.copies]
@@ -201,6 +204,8 @@ class Engine:
             raise StepError("the engine has no placement to run" if not self._broken else "the engine is closed")
         slots = self._slots_at_start.copy()
         with torch.inference_mode():
+            if self._optimizer is not None:
+                self._optimizer.begin_step(self.states)
             for source in self.program.sources:
                 if source.kind == "input":
                     place = self.plan.home[source.value]
@@ -224,6 +229,8 @@ class Engine:
                 content = final if isinstance(final, torch.Tensor) else final(slots)
                 if content.data_ptr() != held.data_ptr() or content.device != held.device:
                     held.copy_(content)
+            if self._optimizer is not None:
+                self._optimizer.end_step(self.states)
         self.steps += 1
         if not job.members:
             self._make_regions(job)
@@ -361,6 +368,8 @@ class Engine:
             if key not in self.states:
                 self.states[key] = ParameterState(self.program.optimizer, parameter)
             self.states[key].move(parameter.device)
+        if self._optimizer is not None:
+            self._optimizer.take(self.states)
 
 
 def _path_lengths(program: Program) -> NDArray[np.float64]:

@@ -145,8 +145,8 @@ def _optimizers(name: str, model: nn.Module, loss: Any) -> list[torch.optim.Opti
     made: list[torch.optim.Optimizer] = []
     if dense:
         fused = all(has_fused_kernel(tensor) for tensor in dense)
-        if name == "adam":
-            made.append(torch.optim.Adam(dense, fused=fused))
+        if name in ("adam", "adamw"):
+            made.append((torch.optim.Adam if name == "adam" else torch.optim.AdamW)(dense, fused=fused))
         elif name == "rmsprop":
             made.append(torch.optim.RMSprop(dense, foreach=False))
         elif name in ("sgd", "momentum"):

@@ -9,12 +9,11 @@ from graphs.capture.slices import disjoint, slice_bytes
 from graphs.capture.values import RawOp, Value
 from graphs.computation_graph import INPUT, PARAMETER, ComputationGraph, OpRecord, TensorRecord, build
 
-OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "rmsprop": 1, "adam": 2}
+OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "rmsprop": 1, "adam": 2, "adamw": 2}
 """Known optimizers, and how many tensors of a parameter's size each keeps from step to step for it.
 
-``sgd`` is plain; ``momentum`` is SGD with momentum; ``rmsprop`` is without momentum, not centered; ``adam`` is also
-AdamW."""
-
+``sgd`` is plain; ``momentum`` is SGD with momentum; ``rmsprop`` is without momentum, not centered; ``adamw`` is Adam
+with decoupled weight decay. Its updates cost what Adam's do, and the graphs of both are the same."""
 
 _SUMS = {"add", "add_", "cat"}
 """Ops by which autograd sums gradients; sparse ones by concatenating their entries."""
@@ -41,12 +40,13 @@ def add_update(recorder: Recorder, parameter: int, gradient: Sequence[int], acce
     source = recorder.ops[parameter]
     assert source.tag is not None
     update = len(recorder.ops)
+    kind = "adam" if optimizer == "adamw" else optimizer
     recorder.ops.append(
         RawOp(
-            f"{optimizer}_update",
+            f"{kind}_update",
             source.tag,
             "update",
-            name=f"{source.name}/{optimizer}_update",
+            name=f"{source.name}/{kind}_update",
             bytes_accessed=accessed,
             dtype=source.dtype,
             output_shapes=list(source.output_shapes),

@@ -96,7 +96,7 @@ def capture(
         training: Capture forward, backward and update; each module keeps its mode (a batch norm in ``eval()`` stays
             frozen), but a model that is in evaluation mode as a whole is put into training mode. Otherwise capture the
             forward pass alone, in evaluation mode and without gradients; targets are then no part of the graph.
-        optimizer: ``"sgd"``, ``"momentum"``, ``"rmsprop"`` or ``"adam"``.
+        optimizer: ``"sgd"``, ``"momentum"``, ``"rmsprop"``, ``"adam"`` or ``"adamw"``.
         name: The graph's name, by default the name of the model's class.
 
     Raises:

@@ -73,7 +73,7 @@ def _knobs(
     sizes: Mapping[str, Knob],
     optimizer: str,
     *,
-    optimizers: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adam"),
+    optimizers: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adam", "adamw"),
     int8: bool = False,
 ) -> dict[str, Knob]:
     """The knobs of a workload: its own, and those that all have."""

@@ -17,12 +17,13 @@ SHAPES = [(), (5,), (64, 64), (3, 257)]
 
 
 def plain_optimizer(name: str, parameters: list[nn.Parameter], settings: UpdateSettings) -> torch.optim.Optimizer:
+    settings = settings.of(name)
     decay, lr = settings.weight_decay, settings.lr
     assert lr is not None
-    if name == "adam":
-        return torch.optim.Adam(
-            parameters, lr, settings.betas, settings.eps, weight_decay=decay, foreach=False, fused=False
-        )
+    assert decay is not None
+    if name in ("adam", "adamw"):
+        kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+        return kind(parameters, lr, settings.betas, settings.eps, weight_decay=decay, foreach=False, fused=False)
     if name == "rmsprop":
         return torch.optim.RMSprop(parameters, lr, settings.alpha, settings.eps, decay, foreach=False)
     momentum = settings.momentum if name == "momentum" else 0.0
