@@ -328,6 +328,11 @@ def _options(source: str, function_name: str, returned: Any) -> dict[str, Any]:
             raise InputError(f"graph '{source}': the dict that '{function_name}' returned has no '{key}'; add it")
     from torch import nn
 
+    if type(options["model"]).__name__ == "ExportedProgram":
+        raise InputError(
+            f"graph '{source}': '{function_name}' returned an ExportedProgram, which is no module; return its "
+            ".module(), with a batch of the sizes that it was exported for"
+        )
     if not isinstance(options["model"], nn.Module):
         raise InputError(
             f"graph '{source}': the model that '{function_name}' returned is of type {_type(options['model'])}, not "

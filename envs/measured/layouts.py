@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from graphs.capture.program import Layout
@@ -31,12 +33,19 @@ def mapped(layout: Layout, part: Slice | None) -> Layout:
                 compact = width * (step // outer)
             width *= count
         strides.append(compact // item)
-    return Layout(layout.dtype, layout.size, tuple(strides), (layout.offset * item - start) // item)
+    return replace(layout, stride=tuple(strides), offset=(layout.offset * item - start) // item)
 
 
 def look(memory: torch.Tensor, layout: Layout) -> torch.Tensor:
     """A tensor that looks at the memory of a flat one."""
-    return memory.as_strided(layout.size, layout.stride, layout.offset)
+    return as_seen(memory.as_strided(layout.size, layout.stride, layout.offset), layout)
+
+
+def as_seen(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """What is stored as a layout has it: conjugated, negated, or as it is."""
+    if layout.conjugated:
+        tensor = tensor.conj()
+    return torch._neg_view(tensor) if layout.negated else tensor
 
 
 def flat(dtype: torch.dtype, count_bytes: int) -> Layout:
@@ -50,6 +59,8 @@ def is_dense(layout: Layout, count_bytes: int) -> bool:
     count = 1
     for n in layout.size:
         count *= n
+    if layout.conjugated or layout.negated:
+        return False
     return layout.offset == 0 and count == extent and count * layout.dtype.itemsize == count_bytes
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from envs.measured.layouts import elements, flat, is_dense, look, mapped, unit_of
+from envs.measured.layouts import as_seen, elements, flat, is_dense, look, mapped, unit_of
 from envs.measured.plan import Copy, Plan
 from graphs.capture.program import SHAPE, WRITE, Call, Layout, SparseUse, TensorUse, Update, uses
 from graphs.capture.slices import slice_bytes
@@ -160,9 +160,10 @@ class Binder:
     def _viewed(self, place: int, wanted: Layout) -> Callable[[Slots], torch.Tensor] | torch.Tensor:
         have = self.layout(place)
         size, stride, offset, dtype = wanted.size, wanted.stride, wanted.offset, wanted.dtype
+        plain = have.dtype == dtype and not (wanted.conjugated or wanted.negated)
         if have == wanted:
             view: Callable[[torch.Tensor], torch.Tensor] | None = None
-        elif have.dtype == dtype:
+        elif plain:
 
             def view(tensor: torch.Tensor) -> torch.Tensor:
                 return tensor.as_strided(size, stride, offset)
@@ -170,13 +171,13 @@ class Binder:
 
             def view(tensor: torch.Tensor) -> torch.Tensor:
                 empty = torch.empty(0, dtype=dtype, device=tensor.device)
-                return empty.set_(tensor.untyped_storage(), offset, size, stride)
+                return as_seen(empty.set_(tensor.untyped_storage(), offset, size, stride), wanted)
 
         if place in self._tensors:
             return self._tensors[place] if view is None else view(self._tensors[place])
         if view is None:
             return _made_by(lambda slots: slots[place], "place", place)
-        kind = "view" if have.dtype == dtype else "call"
+        kind = "view" if plain else "call"
         return _made_by(lambda slots: view(slots[place]), kind, (place, wanted))
 
     def _assembled(self, use: TensorUse, device: int) -> Callable[[Slots], torch.Tensor] | torch.Tensor:

@@ -23,17 +23,29 @@ READ, SHAPE, WRITE = "read", "shape", "write"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a tensor looks at its storage; strides and offset count elements."""
+    """How a tensor looks at its storage.
+
+    Attributes:
+        dtype: What it takes the bytes for.
+        size: Its shape.
+        stride: In elements.
+        offset: Of its first element, in elements.
+        conjugated: It is the complex conjugate of what is stored, as ``x.conj()`` is without a copy.
+        negated: It is the negative of what is stored, as ``x.conj().imag`` is.
+    """
 
     dtype: torch.dtype
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
+    conjugated: bool = False
+    negated: bool = False
 
     @staticmethod
     def of(tensor: torch.Tensor) -> Layout:
         """The layout of a tensor, fake or real."""
-        return Layout(tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()))
+        size, stride, offset = tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset())
+        return Layout(tensor.dtype, size, stride, offset, tensor.is_conj(), tensor.is_neg())
 
 
 @dataclass(frozen=True, slots=True)

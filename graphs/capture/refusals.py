@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import site
 import sysconfig
 import traceback
@@ -31,6 +32,12 @@ _REMEDIES = {
     "_grouped_mm": "use torch.bmm, or bfloat16 where the sizes of the groups are fixed",
 }
 """What helps where a function or an ATen op, by its name, cannot be followed."""
+
+_HIGHER_ORDER = re.compile(r"HigherOrderOperator (\w+)")
+_HIGHER_ORDER_REMEDIES = {
+    "cond": "call the branch that is taken, or both and choose by torch.where",
+    "map_impl": "use torch.func.vmap, or a loop in Python, which is unrolled",
+}
 
 
 class Failures:
@@ -156,6 +163,13 @@ def _reason(error: Exception, frames: list[FrameType], failures: Failures) -> tu
         return "it makes a nested tensor, whose sizes are not fixed", "use a padded tensor and a mask"
     text = " ".join(str(error).split())
     text = text.rstrip(".") if len(text) <= 300 else text[:297] + "..."
+    ops_of_functions = _HIGHER_ORDER.search(text)
+    if ops_of_functions:
+        name = ops_of_functions[1]
+        return (
+            f"{name.removesuffix('_impl')} runs functions that a graph of ops cannot hold",
+            _HIGHER_ORDER_REMEDIES.get(name, "write it as a loop in Python, which is unrolled"),
+        )
     if ".numpy()" in text:
         remedy = remedy or "only shapes are known, so compute it outside of the step, or by tensor ops"
     if isinstance(error, TypeError) and "positional argument" in text and not op:

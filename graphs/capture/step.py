@@ -172,7 +172,10 @@ def record_step(
         inputs = fakes.of_batch(inputs, "input")
         targets = fakes.of_batch(targets, "target") if training else ()
         tags = Tags()
-        recorder = Recorder(tags, next((t.shape[0] for t in fakes.batch.values() if t.dim()), 0), log)
+        first = next((t for t in fakes.batch.values() if t.dim()), None)
+        if first is not None and not first.shape[0]:
+            raise InputError(f"the example batch is empty: its first tensor has shape {list(first.shape)}")
+        recorder = Recorder(tags, 0 if first is None else first.shape[0], log)
         recorded = RecordedStep(recorder, name, aliases=other_names(model))
         for key, tensor in fakes.batch.items():
             op = recorder.add_source(tensor, key, "", None)

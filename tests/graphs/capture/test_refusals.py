@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 
 import pytest
 import torch
@@ -136,6 +137,16 @@ REFUSED = {
         lambda: Step(lambda s, y: torch.where(y.sum() > 0, y, -y)),
         ["__bool__ (aten._local_scalar_dense.default) looks at a tensor's value", "such as torch.where"],
     ),
+    "cond": (
+        lambda: Step(lambda s, y: torch.cond(y.sum() > 0, torch.sin, torch.cos, (y,))),
+        lambda: Step(lambda s, y: torch.where(y.sum() > 0, torch.sin(y), torch.cos(y))),
+        ["cond runs functions that a graph of ops cannot hold", "choose by torch.where"],
+    ),
+    "map": (
+        lambda: Step(lambda s, y: torch._higher_order_ops.map(torch.sin, y)),
+        lambda: Step(lambda s, y: torch.func.vmap(torch.sin)(y)),
+        ["map runs functions", "use torch.func.vmap"],
+    ),
     "boolean mask": (
         lambda: Step(lambda s, y: y[y > 0]),
         lambda: Step(lambda s, y: torch.where(y > 0, y, 0)),
@@ -263,6 +274,11 @@ def test_an_exported_program_is_captured_as_the_module_that_it_was_made_from(tra
     assert [graphs[0].type_names[t] for t in graphs[0].op_type] == [graphs[1].type_names[t] for t in graphs[1].op_type]
     assert graphs[0].total_flops == graphs[1].total_flops
     assert [m.training for m in module.modules()] == modes
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(InputError, match=re.escape("the example batch is empty: its first tensor has shape [0, 4]")):
+        capture(nn.Linear(4, 2), torch.zeros(0, 4), torch.sum)
 
 
 def test_what_is_no_module_is_refused_in_a_sentence():
