@@ -225,10 +225,7 @@ class Engine:
             if collecting:
                 gc.enable()
         with torch.inference_mode():
-            for held, final in self._finals:
-                content = final if isinstance(final, torch.Tensor) else final(slots)
-                if content.data_ptr() != held.data_ptr() or content.device != held.device:
-                    held.copy_(content)
+            self._put_finals(slots)
             if self._optimizer is not None:
                 self._optimizer.end_step(self.states)
         self.steps += 1
@@ -243,6 +240,18 @@ class Engine:
             task_start_s=self._starts(job) - started_s,
             task_end_s=np.array(job.end_s) - started_s,
         )
+
+    def _put_finals(self, slots: list[Any]) -> None:
+        """Give buffers what the step has left for them; one may be what another was."""
+        written = {held.data_ptr() for held, _ in self._finals}
+        contents = []
+        for held, final in self._finals:
+            content = final if isinstance(final, torch.Tensor) else final(slots)
+            is_own = content.data_ptr() == held.data_ptr() and content.device == held.device
+            contents.append(None if is_own else content.clone() if content.data_ptr() in written else content)
+        for (held, _), found in zip(self._finals, contents, strict=True):
+            if found is not None:
+                held.copy_(found)
 
     def _make_regions(self, job: Job) -> None:
         """Let the next steps run in the regions of the first one.

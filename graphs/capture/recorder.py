@@ -197,6 +197,27 @@ class Recorder(TorchDispatchMode):
             self._record(func, signature.type, args, kwargs, inputs, written, list(made.values()), out)
         return out
 
+    def carry(self, op: int, new: torch.Tensor) -> torch.Tensor:
+        """Note that a tensor takes the place of a buffer for the next step: what makes it shares the buffer's device.
+
+        Args:
+            op: What stands for the buffer.
+            new: The tensor.
+
+        Returns:
+            Its stand-in.
+        """
+        new = self._fake_constant(new)
+        for number, _ in self.content(new):
+            producer = self.values[number].producer
+            if self.ops[producer].type not in (INPUT, PARAMETER):
+                self.at_home.append((op, producer))
+        return new
+
+    def is_where_it_was(self, op: int, tensor: torch.Tensor) -> bool:
+        """Whether the stand-in of a parameter still has its own storage, which ``.data = ...`` takes away."""
+        return all(self._storage_of(part).home == op for part in dense_parts([tensor]))
+
     def unseen(self, make: Callable[[], _T]) -> _T:
         """Do something on fake tensors that is not recorded, and return what it returns."""
         with uncompiled(), _pop_mode_temporarily() as top:

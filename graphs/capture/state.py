@@ -53,6 +53,10 @@ class Whole(nn.Module):
     """A whole step as a module, so that the stand-ins for parameters are in place during the backward as well.
 
     A checkpoint calls parts of the model again in the backward.
+
+    Attributes:
+        given_anew: By name, the tensors that the step has put in the place of parameters and buffers
+            (``self.mean = 0.9 * self.mean + 0.1 * x``).
     """
 
     def __init__(self, model: nn.Module, loss: Any, step: Callable[[nn.Module], Any]) -> None:
@@ -60,6 +64,7 @@ class Whole(nn.Module):
         self.model = model
         self.loss = loss if isinstance(loss, nn.Module) else None
         self.step = step
+        self.given_anew: dict[str, torch.Tensor] = {}
 
     def forward(self) -> Any:
         """Run the step."""
@@ -72,7 +77,10 @@ class Whole(nn.Module):
         for key in state:
             of_loss = self.loss is not None and key.startswith(prefix)
             names[key] = f"loss.{key.removeprefix(prefix)}" if of_loss else f"model.{key}"
-        return torch.func.functional_call(self, {names[key]: tensor for key, tensor in state.items()}, ())
+        held = {names[key]: tensor for key, tensor in state.items()}
+        found = torch.func.functional_call(self, held, ())  # leaves in `held` what the modules have in the end
+        self.given_anew = {key: held[names[key]] for key, tensor in state.items() if held[names[key]] is not tensor}
+        return found
 
 
 class StandIns(TorchFunctionMode):

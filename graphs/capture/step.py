@@ -26,6 +26,7 @@ from graphs.capture.recorder import Recorder
 from graphs.capture.refusals import quiet, refusal
 from graphs.capture.sparse import is_sparse, stored_bytes
 from graphs.capture.state import StandIns, Whole, named_state, other_names
+from graphs.capture.steady import Held, check_steady
 from graphs.capture.tags import Tags
 from graphs.capture.untouched import left_as_it_was
 from graphs.computation_graph import ComputationGraph
@@ -129,6 +130,7 @@ class RecordedStep:
         loss: The loss, None where there is none.
         output: What the model returned.
         aliases: Other names of the model's parameters and buffers, see `ComputationGraph`.
+        carried: By the op of a buffer, the tensor that the step has put in its place, for the next step.
     """
 
     recorder: Recorder
@@ -140,6 +142,7 @@ class RecordedStep:
     loss: torch.Tensor | None = None
     output: Any = None
     aliases: dict[str, str] = field(default_factory=dict)
+    carried: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 def record_step(
@@ -166,32 +169,52 @@ def record_step(
             _check_model(loss, type(loss).__name__, kind="loss")
         if not any(p.requires_grad for p in named_state(model, loss).values()):
             raise InputError(f"no parameter of model '{name}' requires a gradient; capture it with training=False")
-    inputs, targets = split_batch(example_batch)
     with _settings(training), left_as_it_was(model, loss, example_batch), FakeTensorMode(allow_non_fake_inputs=True):
-        fakes = _Fakes(runs=log is not None)
-        inputs = fakes.of_batch(inputs, "input")
-        targets = fakes.of_batch(targets, "target") if training else ()
-        tags = Tags()
-        first = next((t for t in fakes.batch.values() if t.dim()), None)
-        if first is not None and not first.shape[0]:
-            raise InputError(f"the example batch is empty: its first tensor has shape {list(first.shape)}")
-        recorder = Recorder(tags, 0 if first is None else first.shape[0], log)
-        recorded = RecordedStep(recorder, name, aliases=other_names(model))
-        for key, tensor in fakes.batch.items():
-            op = recorder.add_source(tensor, key, "", None)
-            recorded.keys[op], recorded.state[op] = ("input", key), tensor
-        states = OPTIMIZER_STATES[optimizer] if training else 0
-        state, parameters = _fake_state(recorded, named_state(model, loss, training=training), states)
-        try:
-            _set_modes(model, training)
-            gradients = _run(recorded, tags, model, state, list(parameters), inputs, targets, loss, training)
-        except Exception as error:
-            raise refusal(error, name, model, recorder.failures) from error
-        for (key, op), gradient in zip(parameters.items(), gradients, strict=True):
-            if gradient is not None:
-                recorded.together.append(_update(recorder, state[key], op, gradient, optimizer))
-                recorded.gradients.append((op, recorded.together[-1][1], gradient))
+        held = None if log is None else Held(model, loss)
+        recorded = _record(model, example_batch, loss, training, optimizer, name, log)
+        changes = [] if held is None else held.changes()
+        if log is not None and changes:
+            with left_as_it_was(example_batch):
+                second = _record(model, example_batch, loss, training, optimizer, name, CallLog())
+            check_steady(recorded.recorder, second.recorder, changes)
         return recorded
+
+
+def _record(
+    model: nn.Module,
+    example_batch: Any,
+    loss: Loss | None,
+    training: bool,
+    optimizer: str,
+    name: str,
+    log: CallLog | None,
+) -> RecordedStep:
+    """Record one step; what it leaves in the model stays there."""
+    inputs, targets = split_batch(example_batch)
+    fakes = _Fakes(runs=log is not None)
+    inputs = fakes.of_batch(inputs, "input")
+    targets = fakes.of_batch(targets, "target") if training else ()
+    tags = Tags()
+    first = next((t for t in fakes.batch.values() if t.dim()), None)
+    if first is not None and not first.shape[0]:
+        raise InputError(f"the example batch is empty: its first tensor has shape {list(first.shape)}")
+    recorder = Recorder(tags, 0 if first is None else first.shape[0], log)
+    recorded = RecordedStep(recorder, name, aliases=other_names(model))
+    for key, tensor in fakes.batch.items():
+        op = recorder.add_source(tensor, key, "", None)
+        recorded.keys[op], recorded.state[op] = ("input", key), tensor
+    states = OPTIMIZER_STATES[optimizer] if training else 0
+    state, parameters = _fake_state(recorded, named_state(model, loss, training=training), states)
+    try:
+        _set_modes(model, training)
+        gradients = _run(recorded, tags, model, state, list(parameters), inputs, targets, loss, training)
+    except Exception as error:
+        raise refusal(error, name, model, recorder.failures) from error
+    for (key, op), gradient in zip(parameters.items(), gradients, strict=True):
+        if gradient is not None:
+            recorded.together.append(_update(recorder, state[key], op, gradient, optimizer))
+            recorded.gradients.append((op, recorded.together[-1][1], gradient))
+    return recorded
 
 
 def _set_modes(model: nn.Module, training: bool) -> None:
@@ -250,7 +273,35 @@ def _run(
     stand_ins = StandIns(real, state, recorded.recorder.failures)
     own_ways = autocast_as_on_its_device(), flex_attention_as_one_op(recorded.recorder)
     with own_ways[0], own_ways[1], stand_ins, recorded.recorder, tags.following(model):
-        return Whole(model, loss if training else None, step).call(state)
+        whole = Whole(model, loss if training else None, step)
+        found = whole.call(state)
+        _carry(recorded, whole.given_anew)
+        return found
+
+
+def _carry(recorded: RecordedStep, given_anew: Mapping[str, torch.Tensor]) -> None:
+    """Note what takes the places of buffers; a parameter stays where it is.
+
+    Raises:
+        InputError: A parameter does not, or a buffer changes its size.
+    """
+    is_run = recorded.recorder.log is not None  # else the graph of one step alone is wanted
+    for op, (kind, key) in recorded.keys.items():
+        moved = kind == "parameter" and not recorded.recorder.is_where_it_was(op, recorded.state[op])
+        if is_run and (moved or (kind == "parameter" and key in given_anew)):
+            raise InputError(
+                f"the step puts another tensor in the place of parameter '{key}'; change it in place, as "
+                "parameter.copy_(...) under torch.no_grad() does"
+            )
+        if kind == "buffer" and key in given_anew:
+            new = given_anew[key]
+            old = recorded.state[op]
+            if is_run and (new.shape, new.dtype) != (old.shape, old.dtype):
+                raise InputError(
+                    f"the step makes buffer '{key}' {new.dtype} of shape {list(new.shape)} where it was {old.dtype} of "
+                    f"shape {list(old.shape)}, so that the next step is another; keep its dtype and shape"
+                )
+            recorded.carried[op] = recorded.recorder.carry(op, new)
 
 
 def _update(recorder: Recorder, parameter: torch.Tensor, op: int, gradient: torch.Tensor, optimizer: str) -> list[int]:

@@ -23,6 +23,9 @@ from torch import nn
 
 _Undo = Callable[[], Any]
 
+Holding = tuple[Any, list[Any]]
+"""An object, and what it holds."""
+
 _LEAVES = (
     *(
         type(None),
@@ -84,6 +87,11 @@ def reachable(root: Any) -> Iterator[Any]:
         seen[id(item)] = item
         yield item
         waiting.extend(_look(item, []))
+
+
+def held_now(item: Any) -> list[Any]:
+    """What an object holds: values of a list, keys and values of a dict or of an object's attributes, in turn."""
+    return _look(item, [])
 
 
 def _snapshot(roots: tuple[Any, ...]) -> list[_Undo]:

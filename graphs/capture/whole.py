@@ -88,7 +88,7 @@ def _sources(recorded: RecordedStep, log: CallLog, position: Mapping[int, int]) 
         if op in recorded.keys:
             kind, key = recorded.keys[op]
             fake = recorded.state[op]
-            final = _dense(log.use(recorder.content, fake))
+            final = _dense(log.use(recorder.content, recorded.carried.get(op, fake)))
             changed = final.pieces != ((first[op], None),)
             sources.append(
                 Source(

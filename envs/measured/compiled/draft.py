@@ -296,7 +296,9 @@ def _is_known_before(call: Any) -> bool:
     if any(tag in function.tags for tag in _NOT_KNOWN_BEFORE) and not _draws_nothing(call):
         return False
     layouts = [use.layout for use in uses((call.args, call.kwargs))] + [made.layout for made in call.made]
-    return not any(layout.dtype.is_complex or layout.negated for layout in layouts) and all(0 not in layout.size for layout in layouts)
+    return not any(layout.dtype.is_complex or layout.negated for layout in layouts) and all(
+        0 not in layout.size for layout in layouts
+    )
 
 
 def _draws_nothing(call: Any) -> bool:
