@@ -10,6 +10,7 @@ from envs.clusters.cluster import Cluster
 from envs.constraints import Asked, make_constraints, reserve_memory
 from envs.problem import PlacementProblem, ProblemNames
 from envs.targets import schedule_for, target_of
+from graphs.after_updates import check_updates_are_last
 from graphs.colocation.rules import colocate
 from graphs.colocation.whole_modules import whole_module_groups
 from graphs.computation_graph import ComputationGraph
@@ -64,6 +65,7 @@ def make_problem(
     loaded_cluster = reserve_memory(loaded_cluster, constraints)
     loaded_graph = load_graph(graph) if isinstance(graph, str) else graph
     if target_of(schedule) == "accelerate":
+        check_updates_are_last(loaded_graph, "run by a device map of Accelerate")
         made_groups = whole_module_groups(loaded_graph)
     else:
         made_groups = divide_groups(

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphs.after_updates import check_updates_are_last
 from graphs.colocation.groups import Groups, make_groups
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError
@@ -42,6 +43,8 @@ KINDS = ("forward", "input_gradient", "weight_gradient", "accumulate", "once")
 """What an op of a step in micro-batches is; `MicroBatches.kind` indexes this tuple."""
 
 _FORWARD, _INPUT_GRADIENT, _WEIGHT_GRADIENT, _ACCUMULATE, _ONCE = range(len(KINDS))
+
+_DOING = "be cut into micro-batches"
 
 ACCUMULATE = "accumulate"
 """Type of the ops that add up the gradients of micro-batches."""
@@ -91,11 +94,12 @@ def microbatch(graph: ComputationGraph, count: int, *, batches: int = 1, made: i
         made: As for `repeat`.
 
     Raises:
-        InputError: `count` is less than 1, or the batch has no such parts.
+        InputError: `count` is less than 1, the batch has no such parts, or the step goes on after updates.
     """
     _check_count(graph, count)
     if count * batches == 1:
         return _one(graph)
+    check_updates_are_last(graph, _DOING)
     parts = find_parts(graph)
     part = scaled_graph(graph, parts, find_scaled(graph, parts), count) if count > 1 else graph
     return _repeat(_rows_of(part, batches), count * batches, made)
@@ -110,11 +114,12 @@ def repeat(graph: ComputationGraph, count: int, *, made: int | None = None) -> M
         made: Make the ops of so many micro-batches only, at least 2: all that it takes to know what each costs.
 
     Raises:
-        InputError: `count` is less than 1.
+        InputError: `count` is less than 1, or the step goes on after updates.
     """
     _check_count(graph, count)
     if count == 1:
         return _one(graph)
+    check_updates_are_last(graph, _DOING)
     return _repeat(_rows_of(graph, count), count, made)
 
 

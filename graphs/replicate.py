@@ -35,6 +35,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from graphs.after_updates import check_not_clipped, check_updates_are_last
 from graphs.computation_graph import (
     DTYPES,
     INPUT,
@@ -70,7 +71,7 @@ def replicate(graph: ComputationGraph, replicas: int, *, bucket_bytes: int = BUC
 
     Raises:
         InputError: `replicas` or `bucket_bytes` is less than 1, or a gradient is sparse: other replicas' rows differ,
-            so it cannot be summed chunk by chunk.
+            so it cannot be summed chunk by chunk; or gradients are clipped, or the step goes on after updates.
     """
     if replicas < 1:
         raise InputError(f"the number of replicas is {replicas}; it must be at least 1")
@@ -78,6 +79,8 @@ def replicate(graph: ComputationGraph, replicas: int, *, bucket_bytes: int = BUC
         raise InputError(f"bucket_bytes is {bucket_bytes}; it must be at least 1")
     if replicas == 1:
         return graph
+    check_updates_are_last(graph, "be replicated")
+    check_not_clipped(graph, "be replicated")
     updates = _updates(graph)
     made = _Made()
     copies = [_copy(graph, updates, made, replica) for replica in range(replicas)]

@@ -35,7 +35,7 @@ _PYTHON_SUFFIX = ".py"
 _SIZE = re.compile(r"(.+?)=(-?[0-9]{1,18}|[0-9]{1,18}(?:x[0-9]{1,18})+)(?:,|$)")
 """A size behind the name of an ONNX file: of one dimension, or of all dimensions of a tensor."""
 
-CAPTURE_OPTIONS = ("loss", "training", "optimizer", "name")
+CAPTURE_OPTIONS = ("loss", "training", "optimizer", "clip_grad_norm", "step", "name")
 """What a dict that such a function returns may hold besides ``model`` and ``example_batch``."""
 
 _READABLE = (
@@ -86,8 +86,8 @@ def load_graph(source: str) -> ComputationGraph:
 
     The function is looked up with the working directory on the path, and is called without arguments. It returns
     ``(model, example_batch)``, ``(model, example_batch, loss)``, or a dict of these and any of ``training``,
-    ``optimizer`` and ``name``: the arguments of `graphs.capture.capture`. Without a name the graph is called as its
-    source.
+    ``optimizer``, ``clip_grad_norm``, ``step`` and ``name``: the arguments of `graphs.capture.capture`. Without a name
+    the graph is called as its source.
 
     Args:
         source: What names the graph.
@@ -338,16 +338,23 @@ def _options(source: str, function_name: str, returned: Any) -> dict[str, Any]:
             f"graph '{source}': the model that '{function_name}' returned is of type {_type(options['model'])}, not "
             "a torch.nn.Module; return (model, example_batch, loss)"
         )
-    if options.get("loss") is not None and not callable(options["loss"]):
-        raise InputError(
-            f"graph '{source}': the loss that '{function_name}' returned is of type {_type(options['loss'])}, not "
-            "a function of the model's output"
-        )
-    for key, kind in (("training", bool), ("optimizer", str), ("name", str)):
+    for key, what in (("loss", "the model's output"), ("step", "the model, a batch and what updates")):
+        if options.get(key) is not None and not callable(options[key]):
+            raise InputError(
+                f"graph '{source}': the {key} that '{function_name}' returned is of type {_type(options[key])}, not "
+                f"a function of {what}"
+            )
+    if options.get("clip_grad_norm") is None:
+        options.pop("clip_grad_norm", None)
+    for key, kind, shown in (
+        ("training", bool, "bool"),
+        ("optimizer", str, "str"),
+        ("clip_grad_norm", int | float, "a number"),
+        ("name", str, "str"),
+    ):
         if key in options and not isinstance(options[key], kind):
             raise InputError(
-                f"graph '{source}': {key} that '{function_name}' returned is of type {_type(options[key])}, not "
-                f"{kind.__name__}"
+                f"graph '{source}': {key} that '{function_name}' returned is of type {_type(options[key])}, not {shown}"
             )
     return options
 

@@ -28,6 +28,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from graphs.after_updates import check_not_clipped, check_updates_are_last
 from graphs.computation_graph import PHASES, ComputationGraph, OpRecord, Shape, TensorRecord, build
 from graphs.errors import InputError, unknown_name
 from graphs.records import op_record, tensor_record
@@ -53,7 +54,8 @@ def split_tables(
             ``{"tables.0": 4}``. It goes before `most_bytes`.
 
     Raises:
-        InputError: There is no such table, a table has fewer rows or columns than parts, or its ops are profiled.
+        InputError: There is no such table, a table has fewer rows or columns than parts, its ops are profiled,
+            gradients are clipped, or the step goes on after updates.
     """
     if by not in get_args(By):
         raise unknown_name("way to split tables", by, get_args(By))
@@ -63,6 +65,8 @@ def split_tables(
     chosen = _chosen(graph, tables, by, most_bytes, dict(parts or {}))
     if not chosen:
         return graph
+    check_updates_are_last(graph, "have its tables split")
+    check_not_clipped(graph, "have its tables split")
     made = _Split(graph, by)
     for table, count in chosen:
         made.cut(table, count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from torch import nn
 
 from envs.measured.engine import Engine, Step
 from envs.measured.machine import RealDevice, parse_devices
-from envs.measured.optimizers import HeldOptimizer, make_optimizer, optimizer_name
+from envs.measured.optimizers import HeldOptimizer, make_optimizer, optimizer_name, state_keys
 from envs.measured.problem import machine_cluster
 from envs.measured.updates import UpdateSettings
 from graphs.capture import batch_tensors, capture_program
+from graphs.capture.own_step import OwnStep
 from graphs.capture.program import Program
 from graphs.capture.state import named_state
 from graphs.capture.step import Loss
@@ -35,20 +36,24 @@ class PlacedStep:
     Attributes:
         engine: What runs the step.
         last: The last step that was run: how long it took, and the peak memory of each device.
-        optimizer: What says learning rates and keeps states; None where the step does not train. Schedulers of
-            `torch.optim.lr_scheduler` work on it, and its ``state_dict`` is as if it had made the steps itself.
+        optimizer: What says learning rates and keeps states; None where the step does not train, or has several.
+            Schedulers of `torch.optim.lr_scheduler` work on it, and its ``state_dict`` is as if it had made the steps
+            itself.
+        optimizers: All of them.
     """
 
-    def __init__(self, engine: Engine, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def __init__(self, engine: Engine, optimizers: tuple[torch.optim.Optimizer, ...] = ()) -> None:
         self.engine = engine
-        self.optimizer = optimizer
+        self.optimizers = optimizers
+        self.optimizer = optimizers[0] if len(optimizers) == 1 else None
         self.last: Step | None = None
 
     def __call__(self, batch: Any) -> Any:
         """Run one step on a batch of the sizes of the example batch.
 
         Returns:
-            In training the loss, and the model's parameters and buffers have been updated; else what the model returns.
+            In training the loss, and the model's parameters and buffers have been updated; of a step of one's own what
+            that returns; else what the model returns.
 
         Raises:
             InputError: The batch is not as the example batch.
@@ -56,7 +61,7 @@ class PlacedStep:
         """
         program = self.engine.program
         self.last = self.engine.step(batch_tensors(batch, program.training, program.batch))
-        return self.last.loss if program.training else self.last.output
+        return self.last.output if program.loss is None else self.last.loss
 
     def write_back(self) -> None:
         """Let the model have what was computed where it is not: weights on GPUs. Closing does this, too."""
@@ -82,7 +87,9 @@ def apply(
     *,
     devices: str | tuple[RealDevice, ...] | None = None,
     training: bool = True,
-    optimizer: str | torch.optim.Optimizer = "adam",
+    optimizer: str | torch.optim.Optimizer | Sequence[torch.optim.Optimizer] = "adam",
+    clip_grad_norm: float | None = None,
+    step: OwnStep | None = None,
     settings: UpdateSettings | None = None,
     name: str | None = None,
     seed: int = 0,
@@ -104,7 +111,10 @@ def apply(
         optimizer: What updates the weights, as when the model was captured: a name, or an optimizer of `torch.optim`
             for all of the model's parameters (SGD, RMSprop, Adam or AdamW). The step then makes the updates, in place
             of ``optimizer.step()``: it goes on from the optimizer's state and keeps it there, and reads the settings
-            of its groups before each step.
+            of its groups before each step. A step of one's own may have several: an update by a name is made by the
+            first one of this kind that has the parameter.
+        clip_grad_norm: As when the model was captured.
+        step: Likewise, instead of a loss; what it returns is what the placed step returns.
         settings: Learning rate and so on where `optimizer` is a name.
         name: The graph's name, of no effect here.
         seed: Of the step's random numbers.
@@ -130,11 +140,20 @@ def apply(
     """
     found = result if isinstance(result, PlacementResult) else read_placement(result)
     real = real_devices(found, devices)
-    does = optimizer if isinstance(optimizer, str) else optimizer_name(optimizer)
-    program = capture_program(model, example_batch, loss, training=training, optimizer=does, name=name)
+    does = optimizer if isinstance(optimizer, str) else optimizer_name(_listed(optimizer)[0])
+    program = capture_program(
+        model,
+        example_batch,
+        loss,
+        training=training,
+        optimizer=does,
+        clip_grad_norm=clip_grad_norm,
+        step=step,
+        name=name,
+    )
     placement = check_placement(found, program.graph, machine_cluster(real, names=found.cluster.devices))
     tensors = named_state(model, loss, training=training)
-    held = _held(program, tensors, optimizer, settings) if training else None
+    held = _held(program, tensors, optimizer, settings) if training else ()
     engine = Engine(
         program,
         real,
@@ -149,24 +168,49 @@ def apply(
     except BaseException:
         engine.close()
         raise
-    return PlacedStep(engine, None if held is None else held.optimizer)
+    return PlacedStep(engine, tuple(each.optimizer for each in held))
 
 
 def _held(
     program: Program,
     tensors: Mapping[str, torch.Tensor],
-    optimizer: str | torch.optim.Optimizer,
+    optimizer: str | torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     settings: UpdateSettings | None,
-) -> HeldOptimizer:
-    """The optimizer of a step that trains, made where only its name is given."""
+) -> tuple[HeldOptimizer, ...]:
+    """The optimizers of a step that trains, made where only their names are given."""
     key_of = {source.op: source.key for source in program.sources}
-    updated = {key_of[update.parameter] for update in program.updates}
-    parameters = {key: tensor for key, tensor in tensors.items() if key in updated}
+    keys = state_keys(program)
+    wanted: dict[str, dict[str, torch.Tensor]] = {}  # by optimizer
+    for update in program.updates:
+        wanted.setdefault(update.optimizer, {})[keys[update.op]] = tensors[key_of[update.parameter]]
     if isinstance(optimizer, str):
-        optimizer = make_optimizer(optimizer, settings or UpdateSettings(), list(parameters.values()))
-    elif settings is not None:
-        raise InputError(f"the settings are those of the {type(optimizer).__name__} that was given; leave out settings")
-    return HeldOptimizer(optimizer, parameters)
+        return tuple(
+            HeldOptimizer(make_optimizer(name, settings or UpdateSettings(), list(updated.values())), updated)
+            for name, updated in wanted.items()
+        )
+    given = _listed(optimizer)
+    if settings is not None:
+        raise InputError(f"the settings are those of the {type(given[0]).__name__} that was given; leave out settings")
+    held: list[HeldOptimizer] = []
+    for name, updated in wanted.items():
+        of_name = [each for each in given if optimizer_name(each) == name]
+        if not of_name:
+            raise InputError(f"the step updates parameters by '{name}', but no such optimizer was given; give one")
+        for each in of_name[:-1]:
+            its = {id(parameter) for group in each.param_groups for parameter in group["params"]}
+            held.append(HeldOptimizer(each, {key: p for key, p in updated.items() if id(p) in its}))
+            updated = {key: p for key, p in updated.items() if id(p) not in its}
+        held.append(HeldOptimizer(of_name[-1], updated))
+    return tuple(held)
+
+
+def _listed(
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+) -> list[torch.optim.Optimizer]:
+    given = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+    if not given:
+        raise InputError("the list of optimizers is empty; give at least one, or a name")
+    return given
 
 
 def real_devices(result: PlacementResult, devices: str | tuple[RealDevice, ...] | None) -> tuple[RealDevice, ...]:

@@ -27,7 +27,7 @@ from envs.measured.compiled.code import CompileError, check_can_compile
 from envs.measured.compiled.segments import RegionCompiler
 from envs.measured.machine import RealDevice
 from envs.measured.ops import Binder, Random
-from envs.measured.optimizers import HeldOptimizer
+from envs.measured.optimizers import HeldOptimizer, state_keys
 from envs.measured.plan import Plan, make_plan
 from envs.measured.template import Template
 from envs.measured.tensors import fed, model_tensor, moved, outside, returned
@@ -74,7 +74,8 @@ class Engine:
         schedule: Which ready op a device runs first.
         remaining_path_s: ``float64[N]``, what the schedule ``priority`` goes by (see `envs.simulator`); by default the
             length of the longest path of ops that follow.
-        settings: Of the optimizer; or an optimizer of PyTorch's, whose settings are read and states kept there.
+        settings: Of the optimizer; or optimizers of PyTorch's for all that is updated, whose settings are read and
+            states kept there.
         seed: Of the step's random numbers (dropout).
         compile_regions: Let PyTorch's compiler compile the regions of steps after the first one of a placement.
 
@@ -82,7 +83,7 @@ class Engine:
         plan: The placement that is run; None before `place`.
         steps: How many steps were run.
         compile_s: Seconds that compiling the regions of the placement has taken.
-        states: What the optimizer keeps, by the parameter's name.
+        states: What the optimizers keep, by the names of `envs.measured.optimizers.state_keys`.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Engine:
         *,
         schedule: str = "priority",
         remaining_path_s: NDArray[np.float64] | None = None,
-        settings: UpdateSettings | HeldOptimizer | None = None,
+        settings: UpdateSettings | Sequence[HeldOptimizer] | None = None,
         seed: int = 0,
         compile_regions: bool = False,
     ) -> None:
@@ -108,7 +109,8 @@ class Engine:
         self._compiles = compile_regions
         self._schedule = schedule
         self._remaining = _path_lengths(program) if remaining_path_s is None else remaining_path_s
-        self._optimizer = settings if isinstance(settings, HeldOptimizer) else None
+        self._optimizers = () if settings is None or isinstance(settings, UpdateSettings) else tuple(settings)
+        self._optimizer_of = {key: held for held in self._optimizers for key in held.keys}
         self._settings = settings if isinstance(settings, UpdateSettings) else UpdateSettings()
         self._seed = seed
         self._torch_devices = [_torch_device(device) for device in self.devices]
@@ -118,6 +120,7 @@ class Engine:
         for source in program.sources:
             if source.kind != "input":
                 self._own[source.op] = model_tensor(source, tensors)
+        self._state_keys = state_keys(program)
         self._threads_before = torch.get_num_threads()
         self._done: SimpleQueue[Done] = SimpleQueue()
         self._workers = [_make_worker(i, device, self._done) for i, device in enumerate(self.devices)]
@@ -165,10 +168,10 @@ class Engine:
             held = {plan.home[s.value]: self._held[s.op] for s in self.program.sources if s.op in self._held}
             updates = {}
             for update in self.program.updates:
-                key = self.program.sources[self._source_number[update.parameter]].key
+                key = self._state_keys[update.op]
                 parameter = self._held[update.parameter]
-                settings = self._settings if self._optimizer is None else self._optimizer.current(key)
-                updates[update.op] = make_update(self.program.optimizer, settings, parameter, self.states[key])
+                settings = self._optimizer_of[key].current(key) if self._optimizers else self._settings
+                updates[update.op] = make_update(update.optimizer, settings, parameter, self.states[key])
             binder = Binder(plan, held, self._torch_devices, self._randoms, updates)
             runs = [binder.op(i) if plan.tasks[i] is not None else None for i in range(num_ops)]
             runs += [binder.copy(copy) for copy in plan.copies]
@@ -204,8 +207,8 @@ class Engine:
             raise StepError("the engine has no placement to run" if not self._broken else "the engine is closed")
         slots = self._slots_at_start.copy()
         with torch.inference_mode():
-            if self._optimizer is not None:
-                self._optimizer.begin_step(self.states)
+            for optimizer in self._optimizers:
+                optimizer.begin_step(self.states)
             for source in self.program.sources:
                 if source.kind == "input":
                     place = self.plan.home[source.value]
@@ -226,8 +229,8 @@ class Engine:
                 gc.enable()
         with torch.inference_mode():
             self._put_finals(slots)
-            if self._optimizer is not None:
-                self._optimizer.end_step(self.states)
+            for optimizer in self._optimizers:
+                optimizer.end_step(self.states)
         self.steps += 1
         if not job.members:
             self._make_regions(job)
@@ -357,7 +360,6 @@ class Engine:
 
     def _hold(self, plan: Plan) -> None:
         """Have every parameter, buffer and constant on the device of its op, and the optimizer's state with it."""
-        self._source_number = {s.op: i for i, s in enumerate(self.program.sources)}
         for source in self.program.sources:
             if source.kind == "input":
                 continue
@@ -372,13 +374,13 @@ class Engine:
                 held = moved(held, source.layout, device)
             self._held[source.op] = held
         for update in self.program.updates:
-            key = self.program.sources[self._source_number[update.parameter]].key
+            key = self._state_keys[update.op]
             parameter = self._held[update.parameter]
             if key not in self.states:
-                self.states[key] = ParameterState(self.program.optimizer, parameter)
+                self.states[key] = ParameterState(update.optimizer, parameter)
             self.states[key].move(parameter.device)
-        if self._optimizer is not None:
-            self._optimizer.take(self.states)
+        for optimizer in self._optimizers:
+            optimizer.take(self.states)
 
 
 def _path_lengths(program: Program) -> NDArray[np.float64]:

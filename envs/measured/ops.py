@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from envs.measured.layouts import as_seen, elements, flat, is_dense, look, mapped, unit_of
-from envs.measured.plan import Copy, Plan
+from envs.measured.plan import Copy, Plan, program_uses
 from graphs.capture.program import SHAPE, WRITE, Call, Layout, SparseUse, TensorUse, Update, uses
 from graphs.capture.slices import slice_bytes
 
@@ -98,7 +98,10 @@ class Binder:
         for source in plan.program.sources:
             self._layouts[plan.home[source.value]] = source.layout
         for call in plan.program.calls:
-            self._note_layouts(call)
+            for made in call.made:
+                self._layouts[plan.home[made.value]] = made.layout
+        for op, used in program_uses(plan.program):
+            self._note_written(op, used)
         self._updates_by_op = {update.op: update for update in plan.program.updates}
         self._calls_by_op = {call.op: call for call in plan.program.calls}
 
@@ -289,7 +292,15 @@ class Binder:
         device = int(self._plan.op_device[update.op])
         apply = self._updates[update.op]
         gradient = self._argument(update.op, update.gradient, device)
-        return lambda slots: apply(gradient(slots) if callable(gradient) else gradient)
+        # The parameter is in the memory that the function updates; what reads it later finds it in its new place.
+        take = self._argument(update.op, update.content, device) if update.content.role == WRITE else None
+
+        def run(slots: Slots) -> None:
+            if take is not None:
+                take(slots)
+            apply(gradient(slots) if callable(gradient) else gradient)
+
+        return run
 
     def _call(self, call: Call) -> Run:
         device = int(self._plan.op_device[call.op])
@@ -331,14 +342,13 @@ class Binder:
         named_late = {key: _as_made(arg, call.kwargs.get(key)) for key, arg in kwargs.items()}
         return _with_parts(found, Parts(call, function, made_late, named_late, stores, relaid))
 
-    def _note_layouts(self, call: Call) -> None:
+    def _note_written(self, op: int, used: list[TensorUse]) -> None:
+        """Note how the new tensors look at their memory that an op makes by writing in place."""
         plan = self._plan
-        for made in call.made:
-            self._layouts[plan.home[made.value]] = made.layout
-        for use in uses((call.args, call.kwargs)):
+        for use in used:
             if use.role != WRITE:
                 continue
-            new, old = plan.home[use.written], plan.taken.get((call.op, use.written))
+            new, old = plan.home[use.written], plan.taken.get((op, use.written))
             part = plan.program.value_part[use.written]
             if old is not None:
                 self._layouts[new] = self.layout(old)

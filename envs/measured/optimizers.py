@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from envs.measured.updates import STATES, Current, ParameterState, UpdateSettings
+from graphs.capture.program import Program
 from graphs.errors import InputError
 
 _KINDS: dict[type[torch.optim.Optimizer], str] = {
@@ -74,12 +75,28 @@ def make_optimizer(name: str, settings: UpdateSettings, parameters: list[Tensor]
     return torch.optim.SGD(parameters, lr, its.momentum if name == "momentum" else 0.0, weight_decay=decay)
 
 
+def state_keys(program: Program) -> dict[int, str]:
+    """By op of an update, what the optimizer's state of its parameter is called.
+
+    That is the parameter's name; where several optimizers update a parameter in a step of one's own, both names,
+    ``"weight/adam"``.
+    """
+    names = {source.op: source.key for source in program.sources}
+    optimizers: dict[int, set[str]] = {}
+    for update in program.updates:
+        optimizers.setdefault(update.parameter, set()).add(update.optimizer)
+    return {
+        update.op: names[update.parameter] + (f"/{update.optimizer}" if len(optimizers[update.parameter]) > 1 else "")
+        for update in program.updates
+    }
+
+
 class HeldOptimizer:
     """An optimizer as the engine sees it.
 
     Args:
         optimizer: Whose settings and states are used.
-        parameters: The parameters that the step updates, by name.
+        parameters: The parameters that the step updates by it, by what their states are called (`state_keys`).
 
     Raises:
         InputError: It lacks one of them, or it is of no kind that can be run.
@@ -87,11 +104,13 @@ class HeldOptimizer:
     Attributes:
         optimizer: It.
         name: What it does, a key of `STATES`.
+        keys: What the states of its parameters are called.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> None:
         self.optimizer = optimizer
         self.name = optimizer_name(optimizer)
+        self.keys = tuple(parameters)
         self._parameters = dict(parameters)
         self._group_of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         for key, parameter in parameters.items():
@@ -117,7 +136,7 @@ class HeldOptimizer:
 
     def take(self, states: Mapping[str, ParameterState]) -> None:
         """Let the engine's states be those that the optimizer has, and the optimizer have these."""
-        for key, state in states.items():
+        for key, state in self._own(states):
             found = self.optimizer.state.get(self._parameters[key], {})
             for name, tensor in state.tensors.items():
                 if found.get(name) is not None and found[name] is not tensor:
@@ -131,7 +150,7 @@ class HeldOptimizer:
 
     def give(self, states: Mapping[str, ParameterState]) -> None:
         """Let the optimizer have the states of the engine, as if it had made the steps."""
-        for key, state in states.items():
+        for key, state in self._own(states):
             if not state.tensors or (self.name == "momentum" and not state.updates):
                 continue
             kept: dict[str, Any] = dict(state.tensors)
@@ -141,9 +160,13 @@ class HeldOptimizer:
 
     def end_step(self, states: Mapping[str, ParameterState]) -> None:
         """After a step: schedulers ask whether there was one."""
-        if self.name == "momentum" and len(self.optimizer.state) < len(states):
+        if self.name == "momentum" and len(self.optimizer.state) < len(self._parameters):
             self.give(states)
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def _own(self, states: Mapping[str, ParameterState]) -> list[tuple[str, ParameterState]]:
+        """The states of its parameters."""
+        return [(key, states[key]) for key in self._parameters]
 
     def _read_settings(self) -> None:
         self._settings[:] = [self._settings_of(group) for group in self.optimizer.param_groups]

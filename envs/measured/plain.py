@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_map_only
 
 from envs.measured.machine import RealDevice
 from envs.measured.updates import has_fused_kernel
-from graphs.capture.batches import split_batch
+from graphs.capture.batches import joined_batch, split_batch
+from graphs.capture.own_step import OwnStep, parameters_in
 from graphs.capture.state import named_state
 from graphs.errors import InputError
 
@@ -30,6 +31,8 @@ def make_plain_step(
     *,
     training: bool = True,
     optimizer: str = "adam",
+    clip_grad_norm: float | None = None,
+    step: OwnStep | None = None,
     is_compiled: bool = False,
     device: str | None = None,
 ) -> Callable[[], Any]:
@@ -41,6 +44,8 @@ def make_plain_step(
         loss: Likewise.
         training: Likewise.
         optimizer: Likewise.
+        clip_grad_norm: Likewise.
+        step: Likewise; the function then gives back what this one does.
         is_compiled: Let `torch.compile` compile the model and its loss, without changing shapes.
         device: Where to, ``"cuda:0"``; by default the model stays where it is.
     """
@@ -56,6 +61,11 @@ def make_plain_step(
     if not training or not any(module.training for module in model.modules()):
         model.train(training)
 
+    if step is not None:
+        batch, update = joined_batch(example_batch, inputs, targets), _PlainUpdate(model, optimizer, clip_grad_norm)
+        own = torch.compile(step, dynamic=False) if is_compiled else step
+        return lambda: own(model, batch, update)
+
     def forward() -> Any:
         output = model(*listed, **named)
         return output if not training else _loss_of(output, targets, loss)
@@ -69,12 +79,15 @@ def make_plain_step(
 
         return infer
     updates = _optimizers(optimizer, model, loss)
+    trained = [tensor for tensor in named_state(model, loss).values() if tensor.requires_grad]
 
     def train() -> torch.Tensor:
         for update in updates:
             update.zero_grad()
         found = run()
         found.backward()
+        if clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(trained, clip_grad_norm)
         for update in updates:
             update.step()
         return found
@@ -120,6 +133,40 @@ def timed(step: Callable[[], Any]) -> float:
     return perf_counter() - started_s
 
 
+class _PlainUpdate:
+    """What a step of one's own calls, by PyTorch's optimizers: one of each name, for all parameters of the model."""
+
+    def __init__(self, model: nn.Module, optimizer: str, clip_grad_norm: float | None) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._clip_grad_norm = clip_grad_norm
+        self._made: dict[str, list[torch.optim.Optimizer]] = {}
+
+    @torch.compiler.disable
+    def __call__(
+        self,
+        loss: torch.Tensor,
+        parameters: nn.Module | Iterable[torch.Tensor],
+        optimizer: str | None = None,
+        *,
+        clip_grad_norm: float | None = None,
+    ) -> None:
+        """See `graphs.capture.own_step.Update`."""
+        name = self._optimizer if optimizer is None else optimizer
+        if name not in self._made:
+            self._made[name] = _optimizers(name, self._model, None, frozen=True)
+        leaves = [parameter for parameter in parameters_in(parameters) if parameter.requires_grad]
+        for each in self._made[name]:
+            each.zero_grad()
+        loss.backward(inputs=leaves)
+        clip = self._clip_grad_norm if clip_grad_norm is None else clip_grad_norm
+        if clip is not None:
+            nn.utils.clip_grad_norm_(leaves, clip)
+        for each in self._made[name]:
+            each.step()
+        torch.autograd.graph.increment_version(leaves)  # which fused optimizers do not
+
+
 def _loss_of(output: Any, targets: Sequence[Any], loss: Callable[..., torch.Tensor] | None) -> torch.Tensor:
     if loss is not None:
         return loss(output, *targets)
@@ -128,13 +175,16 @@ def _loss_of(output: Any, targets: Sequence[Any], loss: Callable[..., torch.Tens
     return getattr(output, "loss", output)
 
 
-def _optimizers(name: str, model: nn.Module, loss: Any) -> list[torch.optim.Optimizer]:
+def _optimizers(name: str, model: nn.Module, loss: Any, *, frozen: bool = False) -> list[torch.optim.Optimizer]:
     """What updates the parameters that are trained; rows of embeddings with sparse gradients by an optimizer for these.
+
+    Parameters that require no gradient now are among them only if `frozen`.
 
     Raises:
         InputError: The optimizer is unknown.
     """
-    trained = {key: tensor for key, tensor in named_state(model, loss).items() if tensor.requires_grad}
+    state = named_state(model, loss).items()
+    trained = {key: t for key, t in state if t.requires_grad or (frozen and isinstance(t, nn.Parameter))}
     rows = {
         f"{path}.weight" if path else "weight"
         for path, module in model.named_modules()

@@ -144,12 +144,14 @@ def _check_together(program: Program, op_device: NDArray[np.integer]) -> None:
 
 def _reads(program: Program) -> dict[int, list[Piece]]:
     """For each op that does something, the pieces of values that it reads."""
-    reads: dict[int, list[Piece]] = {}
-    for call in program.calls:
-        reads[call.op] = _pieces(uses((call.args, call.kwargs)))
-    for update in program.updates:
-        reads[update.op] = _pieces([update.content, *uses(update.gradient)])
-    return reads
+    return {op: _pieces(used) for op, used in program_uses(program)}
+
+
+def program_uses(program: Program) -> list[tuple[int, list[TensorUse]]]:
+    """What each op that does something is given, in program order."""
+    used = [(call.op, uses((call.args, call.kwargs))) for call in program.calls]
+    used += [(update.op, [update.content, *uses(update.gradient)]) for update in program.updates]
+    return sorted(used, key=lambda pair: pair[0])
 
 
 def _pieces(used: Iterable[TensorUse]) -> list[Piece]:
@@ -211,9 +213,12 @@ def _find_taken(plan: Plan, reads: dict[int, list[Piece]]) -> None:
             users[plan.local[int(plan.op_device[op])][piece]].append((op, piece[1]))
     for copy in plan.copies:
         users[copy.source].append((-1, copy.part))
-    for call in program.calls:
-        device = int(plan.op_device[call.op])
-        for use in uses((call.args, call.kwargs)):
+    updated = {update.op: update.parameter for update in program.updates}
+    for op, used in program_uses(program):
+        device = int(plan.op_device[op])
+        if op in updated:
+            _check_is_at_home(plan, updated[op], used[0])
+        for use in used:
             if use.role != WRITE or len(use.pieces) != 1 or use.pieces[0][0] in outside:
                 continue
             old, new = plan.local[device][use.pieces[0]], plan.home[use.written]
@@ -221,20 +226,30 @@ def _find_taken(plan: Plan, reads: dict[int, list[Piece]]) -> None:
             if part is None and (use.pieces[0][1] is not None or program.value_part[use.pieces[0][0]] is not None):
                 continue
             if part is None or plan.place_part[old] == part or program.value_part[plan.place_value[old]] == part:
-                plan.writer[old] = call.op
-            elif plan.place_part[old] is not None or not _alone(plan, old, users[old], reads, call.op, part):
+                plan.writer[old] = op
+            elif plan.place_part[old] is not None or not _alone(plan, old, users[old], reads, op, part):
                 continue
-            plan.taken[call.op, use.written] = old
+            plan.taken[op, use.written] = old
             plan.place_part[new], plan.span[new] = plan.place_part[old], plan.span[old]
             plan.memory[new] = plan.memory[old]
-    for update in program.updates:
-        ((value, part),) = update.content.pieces or ((-1, None),)
-        if len(update.content.pieces) != 1 or part is not None:
-            raise InputError(
-                f"parameter '{program.source(update.parameter).key}' is written in parts by the step itself, which "
-                "cannot be run by a placement"
-            )
-        plan.writer[plan.home[value]] = update.op
+        if op in updated:
+            plan.writer[plan.home[used[0].pieces[0][0]]] = op
+
+
+def _check_is_at_home(plan: Plan, parameter: int, content: TensorUse) -> None:
+    """Refuse an update of a parameter whose content is not in the parameter's own memory.
+
+    Raises:
+        InputError: The step itself has written it otherwise than all of it at once, in place.
+    """
+    source = plan.program.source(parameter)
+    pieces = content.pieces
+    is_whole = len(pieces) == 1 and pieces[0][1] is None
+    if not is_whole or plan.memory[plan.home[pieces[0][0]]] != plan.memory[plan.home[source.value]]:
+        raise InputError(
+            f"parameter '{source.key}' is written in parts, or copied over, by the step itself before its update, "
+            "which cannot be run by a placement"
+        )
 
 
 def _alone(
@@ -282,16 +297,18 @@ def _link(plan: Plan, reads: dict[int, list[Piece]]) -> None:
     for number, copy in enumerate(plan.copies):
         makers[copy.place] = num_ops + number
         _task(plan, num_ops + number).made_bytes = plan.place_bytes[copy.place]
-    for call in program.calls:
-        written = [use.written for use in uses((call.args, call.kwargs)) if use.role == WRITE]
-        for value in dict.fromkeys([*(made.value for made in call.made), *written]):
-            makers[plan.home[value]] = call.op
-            old = plan.taken.get((call.op, value), -1)
-            if old >= 0 and plan.writer.get(old) == call.op:
+    made = {call.op: [made.value for made in call.made] for call in program.calls}
+    for op, used in program_uses(program):
+        written = [use.written for use in used if use.role == WRITE]
+        for value in dict.fromkeys([*made.get(op, []), *written]):
+            makers[plan.home[value]] = op
+            old = plan.taken.get((op, value), -1)
+            if old >= 0 and plan.writer.get(old) == op:
                 plan.place_bytes[plan.home[value]] = 0 if old in at_start else plan.place_bytes[old]
                 plan.place_bytes[old] = 0
             else:
-                _task(plan, call.op).made_bytes += plan.place_bytes[plan.home[value]]
+                _task(plan, op).made_bytes += plan.place_bytes[plan.home[value]]
+    for call in program.calls:
         for before in call.after:
             _task(plan, before).readies.append(call.op)
             _task(plan, call.op).waits += 1

@@ -24,10 +24,13 @@ from numpy.typing import NDArray
 from envs.clusters.cluster import Cluster
 from envs.cost_model import op_times_s
 from envs.pipelines.segments import Segments, Tied
+from graphs.after_updates import check_not_clipped, check_updates_are_last
 from graphs.colocation.whole_modules import is_loss, prefixes
 from graphs.computation_graph import INPUT, RESIDENT_PARTS, ComputationGraph
 from graphs.errors import InputError
 from graphs.microbatch import KINDS, MicroBatches
+
+_DOING = "be cut into stages by the target torch_pipeline"
 
 _FORWARD, _INPUT_GRADIENT, _WEIGHT_GRADIENT, _ACCUMULATE, _ONCE = range(len(KINDS))
 
@@ -40,11 +43,13 @@ def find_segments(micro: MicroBatches, cluster: Cluster) -> Segments:
         cluster: Where to.
 
     Raises:
-        InputError: The step is not one of training, or has no modules.
+        InputError: The step is not one of training, has no modules, clips gradients or goes on after updates.
     """
     graph = micro.graph
     if not (micro.kind == _WEIGHT_GRADIENT).any():
         raise InputError(f"graph '{graph.name}' has no gradients of parameters; a pipeline is for a step of training")
+    check_updates_are_last(graph, _DOING)
+    check_not_clipped(graph, _DOING)
     segment, starts = _segment_of_op(micro)
     count = len(starts)
     op_s: dict[str, NDArray[np.float64]] = {}

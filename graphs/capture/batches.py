@@ -48,6 +48,11 @@ def split_batch(batch: Any) -> tuple[Any, tuple[Any, ...]]:
     return (dict(batch) if isinstance(batch, Mapping) else batch), ()
 
 
+def joined_batch(batch: Any, inputs: Any, targets: tuple[Any, ...]) -> Any:
+    """What `split_batch` made of a batch as one again, a tuple where it was a tuple or a list."""
+    return (inputs, *targets) if isinstance(batch, (tuple, list)) else inputs
+
+
 def map_tensors(value: Any, path: str, function: Callable[[str, torch.Tensor], Any]) -> Any:
     """A part of a batch with each tensor replaced; the function is given its path and the tensor.
 

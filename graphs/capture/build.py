@@ -1,4 +1,4 @@
-"""From recorded ops to a `ComputationGraph`: names, slices as tensors of their own, updates, constraints."""
+"""From recorded ops to a `ComputationGraph`: names, slices as tensors of their own, constraints."""
 
 from __future__ import annotations
 
@@ -15,52 +15,12 @@ OPTIMIZER_STATES = {"sgd": 0, "momentum": 1, "rmsprop": 1, "adam": 2, "adamw": 2
 ``sgd`` is plain; ``momentum`` is SGD with momentum; ``rmsprop`` is without momentum, not centered; ``adamw`` is Adam
 with decoupled weight decay. Its updates cost what Adam's do, and the graphs of both are the same."""
 
-_SUMS = {"add", "add_", "cat"}
-"""Ops by which autograd sums gradients; sparse ones by concatenating their entries."""
+_PREFIXES = {"forward": "", "backward": "bwd/", "update": "update/"}
 
 
 def update_bytes(size: int, optimizer: str) -> int:
     """Bytes a fused update accesses: it reads parameter, gradient and states, and writes parameter and states."""
     return size * (3 + 2 * OPTIMIZER_STATES[optimizer])
-
-
-def add_update(recorder: Recorder, parameter: int, gradient: Sequence[int], accessed: int, optimizer: str) -> list[int]:
-    """Record the optimizer's update of one parameter, as one fused op.
-
-    Args:
-        recorder: What was recorded so far; the op is added to it.
-        parameter: The op that stands for the parameter.
-        gradient: The values that its gradient consists of.
-        accessed: Bytes that the update reads and writes.
-        optimizer: A key of `OPTIMIZER_STATES`.
-
-    Returns:
-        The ops that must share the parameter's device: itself, the adds that accumulate its gradient, the update.
-    """
-    source = recorder.ops[parameter]
-    assert source.tag is not None
-    update = len(recorder.ops)
-    kind = "adam" if optimizer == "adamw" else optimizer
-    recorder.ops.append(
-        RawOp(
-            f"{kind}_update",
-            source.tag,
-            "update",
-            name=f"{source.name}/{kind}_update",
-            bytes_accessed=accessed,
-            dtype=source.dtype,
-            output_shapes=list(source.output_shapes),
-        )
-    )
-    together = [parameter, update]
-    waiting = list(gradient)
-    while waiting:
-        op = recorder.values[waiting.pop()].producer
-        if recorder.ops[op].tag is None and recorder.ops[op].type in _SUMS:
-            recorder.ops[op].tag = source.tag
-            together.append(op)
-            waiting.extend(recorder.ops[op].reads)
-    return together
 
 
 def to_graph(
@@ -105,7 +65,9 @@ def _tag_leftovers(recorder: Recorder) -> None:
 def _order(recorder: Recorder) -> list[int]:
     """Program order, with each parameter, buffer and input right before the first op that reads it."""
     first: dict[int, int] = {}
-    last_of_step = next((i for i, op in enumerate(recorder.ops) if op.phase == "update"), len(recorder.ops))
+    last_of_step = len(recorder.ops)  # where the last updates begin
+    while last_of_step and recorder.ops[last_of_step - 1].phase == "update":
+        last_of_step -= 1
     for index, op in enumerate(recorder.ops):
         for value in op.reads:
             first.setdefault(recorder.values[value].producer, index)
@@ -119,7 +81,10 @@ def _order(recorder: Recorder) -> list[int]:
 
 
 def _names(ops: Sequence[RawOp]) -> list[str]:
-    """A unique name for each op: its own, or ``module/type_number``, with ``bwd/`` before the type in the backward."""
+    """A unique name for each op: its own, or ``module/type_number``, with the phase before the type after the forward.
+
+    Those are ``bwd/`` and, of what is done with gradients, ``update/``.
+    """
     counts: dict[str, int] = {}
     used = {op.name for op in ops if op.name}
     names = []
@@ -128,7 +93,7 @@ def _names(ops: Sequence[RawOp]) -> list[str]:
             names.append(op.name)
             continue
         assert op.tag is not None
-        prefix = f"{op.tag[0] or '.'}/{'bwd/' if op.phase == 'backward' else ''}{op.type}"
+        prefix = f"{op.tag[0] or '.'}/{_PREFIXES[op.phase]}{op.type}"
         candidate = ""
         while not candidate or candidate in used:
             candidate = f"{prefix}_{counts.get(prefix, 0)}"

@@ -30,6 +30,17 @@ class RawCall:
     after: tuple[int, ...]
 
 
+@dataclass(slots=True)
+class RawUpdate:
+    """An update as recorded, likewise; the attributes are those of `Update`."""
+
+    op: int
+    parameter: int
+    optimizer: str
+    content: TensorUse
+    gradient: TensorUse | SparseUse
+
+
 class CallLog:
     """Beside a `Recorder`, what its graph leaves out.
 
@@ -37,11 +48,13 @@ class CallLog:
 
     Attributes:
         calls: In program order.
+        updates: Likewise.
         constants: The content of each constant, by the op that stands for it.
     """
 
     def __init__(self) -> None:
         self.calls: list[RawCall] = []
+        self.updates: list[RawUpdate] = []
         self.constants: dict[int, torch.Tensor] = {}
         self._storages: dict[int, int] = {}
         self._last_hidden_write: dict[int, int] = {}
@@ -135,6 +148,21 @@ class CallLog:
             self._last_hidden_write[key] = op
         results = [Made(_path_of(tensor, out), value, Layout.of(tensor)) for tensor, value in made]
         self.calls.append(RawCall(op, func, args, kwargs, tuple(results), tuple(sorted(set(after)))))
+
+    def add_update(
+        self,
+        op: int,
+        parameter: int,
+        optimizer: str,
+        content: TensorUse | SparseUse,
+        gradient: TensorUse | SparseUse,
+        written: int,
+    ) -> None:
+        """Note an update; `written` is the new value of the parameter, -1 where nothing reads it."""
+        assert isinstance(content, TensorUse)
+        if written >= 0:
+            content = replace(content, role=WRITE, written=written)
+        self.updates.append(RawUpdate(op, parameter, optimizer, content, gradient))
 
     def in_sparse_bag(self, args: Sequence[Any]) -> None:
         """The next gather stands for the gradient of a bag of embeddings, called with these arguments."""

@@ -116,12 +116,14 @@ class Update:
     Attributes:
         op: Its position in the graph.
         parameter: The op that stands for the parameter.
-        content: The parameter as the step has left it.
+        optimizer: A key of `graphs.capture.build.OPTIMIZER_STATES`.
+        content: The parameter as the step has left it; a `WRITE` where the step goes on and may read the new content.
         gradient: What it reads beside the parameter.
     """
 
     op: int
     parameter: int
+    optimizer: str
     content: TensorUse
     gradient: TensorUse | SparseUse
 

@@ -284,7 +284,7 @@ class Recorder(TorchDispatchMode):
             )
         )
         self.read(index, list(pieces))
-        writes = [self._write(index, tensor, depends) for tensor in written]
+        writes = [self.write(index, tensor, depends=depends) for tensor in written]
         values = []
         for tensor in made:
             storage = tensor.untyped_storage()
@@ -305,10 +305,16 @@ class Recorder(TorchDispatchMode):
         """Whether a tensor is not computed from parameters and buffers alone."""
         return any(self.values[number].from_data for number, _ in self.content(tensor))
 
-    def _write(
-        self, op: int, tensor: torch.Tensor, depends: bool
+    def write(
+        self, op: int, tensor: torch.Tensor, *, depends: bool, resident: bool = False
     ) -> tuple[torch.Tensor, int, list[tuple[int, Slice | None]]]:
         """Make the new value of what an op writes in place.
+
+        Args:
+            op: What writes.
+            tensor: What it writes.
+            depends: Whether the new value is not computed from parameters and buffers alone.
+            resident: Whether it is where a parameter was, and so needs no memory.
 
         Returns:
             The tensor, the value, and what of the storage's old content it keeps where it is more than the tensor.
@@ -324,7 +330,7 @@ class Recorder(TorchDispatchMode):
             self.read(op, kept)
             part = None
         if part is None:
-            state.base = self._new_value(op, state.bytes, from_data=depends)
+            state.base = self._new_value(op, state.bytes, from_data=depends, resident=resident)
             state.overlays = {}
             state.overlay_bytes = 0
             return tensor, state.base, kept

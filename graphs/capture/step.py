@@ -7,7 +7,7 @@ module that it was called in. Nothing is compiled or fused; the optimizer's upda
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,18 +17,20 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphs.capture.autocast import autocast_as_on_its_device
-from graphs.capture.batches import map_tensors, split_batch
-from graphs.capture.build import OPTIMIZER_STATES, add_update, to_graph, update_bytes
+from graphs.capture.batches import joined_batch, map_tensors, split_batch
+from graphs.capture.build import OPTIMIZER_STATES, to_graph
 from graphs.capture.calls import CallLog
 from graphs.capture.fakes import stand_in
 from graphs.capture.flex import flex_attention_as_one_op
+from graphs.capture.own_step import OwnStep, RecordedUpdate, check_loss
 from graphs.capture.recorder import Recorder
 from graphs.capture.refusals import quiet, refusal
-from graphs.capture.sparse import is_sparse, stored_bytes
+from graphs.capture.sparse import stored_bytes
 from graphs.capture.state import StandIns, Whole, named_state, other_names
 from graphs.capture.steady import Held, check_steady
 from graphs.capture.tags import Tags
 from graphs.capture.untouched import left_as_it_was
+from graphs.capture.updates import Trained, Updates, check_clip_grad_norm
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
 
@@ -42,6 +44,8 @@ def capture(
     *,
     training: bool = True,
     optimizer: str = "adam",
+    clip_grad_norm: float | None = None,
+    step: OwnStep | None = None,
     name: str | None = None,
 ) -> ComputationGraph:
     """Capture the graph of one step of a model.
@@ -98,6 +102,11 @@ def capture(
             frozen), but a model that is in evaluation mode as a whole is put into training mode. Otherwise capture the
             forward pass alone, in evaluation mode and without gradients; targets are then no part of the graph.
         optimizer: ``"sgd"``, ``"momentum"``, ``"rmsprop"``, ``"adam"`` or ``"adamw"``.
+        clip_grad_norm: What the norm of all gradients together is clipped to before the updates, as by
+            `torch.nn.utils.clip_grad_norm_`; None leaves them.
+        step: Instead of a loss, the whole step as a function ``step(model, batch, update)``, which calls
+            ``update(loss, parameters)`` as often as it likes: a backward and an optimizer's update of these parameters,
+            at once, so that what follows reads the new ones. See `graphs.capture.own_step.Update`.
         name: The graph's name, by default the name of the model's class.
 
     Raises:
@@ -112,8 +121,40 @@ def capture(
         >>> graph.total_flops == 2 * 32 * (8 * 16 * 2 + 16 * 4 * 3)  # no gradient of the input is needed
         True
     """
-    recorded = record_step(model, example_batch, loss, training=training, optimizer=optimizer, name=name)
+    how = How(loss, training, optimizer, clip_grad_norm, step)
+    recorded = record_step(model, example_batch, how, name=name)
     return to_graph(recorded.recorder, recorded.name, recorded.together, recorded.aliases)
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a model is to be captured, see `capture`."""
+
+    loss: Loss | None
+    training: bool
+    optimizer: str
+    clip_grad_norm: float | None = None
+    step: OwnStep | None = None
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            InputError: One of these is not valid, or a step of one's own has a loss or does not train.
+        """
+        if self.optimizer not in OPTIMIZER_STATES:
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZER_STATES)
+        check_clip_grad_norm(self.clip_grad_norm)
+        if self.step is None:
+            return
+        if not callable(self.step):
+            raise InputError(
+                f"step is of type {type(self.step).__name__}, not a function; give step(model, batch, update)"
+            )
+        if self.loss is not None:
+            raise InputError("both loss and step are given, and a step computes its losses itself; leave loss out")
+        if not self.training:
+            raise InputError("a step is given with training=False, but it updates parameters; leave one of both out")
 
 
 @dataclass(slots=True)
@@ -123,9 +164,8 @@ class RecordedStep:
     Attributes:
         recorder: All ops and values.
         name: The graph's name.
-        together: Sets of ops that must share a device: parameters and their updates.
+        together: Sets of ops that must share a device, see `Updates`.
         keys: For each op that stands for a tensor of the model or the batch, its kind (a kind of `Source`) and name.
-        gradients: For each parameter that is updated its op and the update's, and its gradient.
         state: The stand-ins of parameters, buffers and inputs, by op.
         loss: The loss, None where there is none.
         output: What the model returned.
@@ -137,7 +177,6 @@ class RecordedStep:
     name: str
     together: list[list[int]] = field(default_factory=list)
     keys: dict[int, tuple[str, str]] = field(default_factory=dict)
-    gradients: list[tuple[int, int, torch.Tensor]] = field(default_factory=list)
     state: dict[int, torch.Tensor] = field(default_factory=dict)
     loss: torch.Tensor | None = None
     output: Any = None
@@ -146,22 +185,15 @@ class RecordedStep:
 
 
 def record_step(
-    model: nn.Module,
-    example_batch: Any,
-    loss: Loss | None,
-    *,
-    training: bool,
-    optimizer: str,
-    name: str | None,
-    log: CallLog | None = None,
+    model: nn.Module, example_batch: Any, how: How, *, name: str | None, log: CallLog | None = None
 ) -> RecordedStep:
     """Run a step on fake tensors and record it; the arguments are those of `capture`.
 
     Raises:
         InputError: As `capture`.
     """
-    if optimizer not in OPTIMIZER_STATES:
-        raise unknown_name("optimizer", optimizer, OPTIMIZER_STATES)
+    how.check()
+    loss, training = how.loss, how.training
     name = name or type(model).__name__
     _check_model(model, name)
     if training:
@@ -169,28 +201,22 @@ def record_step(
             _check_model(loss, type(loss).__name__, kind="loss")
         if not any(p.requires_grad for p in named_state(model, loss).values()):
             raise InputError(f"no parameter of model '{name}' requires a gradient; capture it with training=False")
-    with _settings(training), left_as_it_was(model, loss, example_batch), FakeTensorMode(allow_non_fake_inputs=True):
+    as_it_was = left_as_it_was(model, loss, how.step, example_batch)
+    with _settings(training), as_it_was, FakeTensorMode(allow_non_fake_inputs=True):
         held = None if log is None else Held(model, loss)
-        recorded = _record(model, example_batch, loss, training, optimizer, name, log)
+        recorded = _record(model, example_batch, how, name, log)
         changes = [] if held is None else held.changes()
         if log is not None and changes:
             with left_as_it_was(example_batch):
-                second = _record(model, example_batch, loss, training, optimizer, name, CallLog())
+                second = _record(model, example_batch, how, name, CallLog())
             check_steady(recorded.recorder, second.recorder, changes)
         return recorded
 
 
-def _record(
-    model: nn.Module,
-    example_batch: Any,
-    loss: Loss | None,
-    training: bool,
-    optimizer: str,
-    name: str,
-    log: CallLog | None,
-) -> RecordedStep:
+def _record(model: nn.Module, example_batch: Any, how: How, name: str, log: CallLog | None) -> RecordedStep:
     """Record one step; what it leaves in the model stays there."""
     inputs, targets = split_batch(example_batch)
+    training, loss = how.training, how.loss
     fakes = _Fakes(runs=log is not None)
     inputs = fakes.of_batch(inputs, "input")
     targets = fakes.of_batch(targets, "target") if training else ()
@@ -203,17 +229,13 @@ def _record(
     for key, tensor in fakes.batch.items():
         op = recorder.add_source(tensor, key, "", None)
         recorded.keys[op], recorded.state[op] = ("input", key), tensor
-    states = OPTIMIZER_STATES[optimizer] if training else 0
-    state, parameters = _fake_state(recorded, named_state(model, loss, training=training), states)
+    states = OPTIMIZER_STATES[how.optimizer] if training and how.step is None else 0
+    state, trained = _fake_state(recorded, named_state(model, loss, training=training), states)
     try:
         _set_modes(model, training)
-        gradients = _run(recorded, tags, model, state, list(parameters), inputs, targets, loss, training)
+        recorded.together = _run(recorded, tags, model, state, trained, (inputs, targets, example_batch), how)
     except Exception as error:
         raise refusal(error, name, model, recorder.failures) from error
-    for (key, op), gradient in zip(parameters.items(), gradients, strict=True):
-        if gradient is not None:
-            recorded.together.append(_update(recorder, state[key], op, gradient, optimizer))
-            recorded.gradients.append((op, recorded.together[-1][1], gradient))
     return recorded
 
 
@@ -237,46 +259,71 @@ def _run(
     tags: Tags,
     model: nn.Module,
     state: Mapping[str, torch.Tensor],
-    trained: Sequence[str],
-    inputs: Any,
-    targets: Sequence[Any],
-    loss: Loss | None,
-    training: bool,
-) -> Sequence[torch.Tensor | None]:
-    """Run the step and record it; returns the gradients of the parameters named in `trained`."""
+    trained: Mapping[str, int],
+    batch: tuple[Any, tuple[Any, ...], Any],
+    how: How,
+) -> list[list[int]]:
+    """Run the step and record it.
+
+    Args:
+        recorded: What is to be filled.
+        tags: Where ops belong.
+        model: The model itself.
+        state: The stand-ins of its tensors.
+        trained: The ops of the parameters that require a gradient.
+        batch: Inputs and targets on fake tensors, and the batch that they were made of.
+        how: See there.
+
+    Returns:
+        Sets of ops that must share a device.
+    """
+    inputs, targets, example = batch
     args: tuple[Any, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
     kwargs: dict[str, Any] = {}
     if isinstance(inputs, dict):
         args, kwargs = (), inputs
+    recorder, loss = recorded.recorder, how.loss
+    updates = Updates(recorder, tags, goes_on=how.step is not None)
+    real = named_state(model, loss, training=how.training)
 
-    def step(model: nn.Module) -> Sequence[torch.Tensor | None]:
-        output = model(*args, **kwargs)
-        recorded.output = output
-        if not training:
-            return [None] * len(trained)
+    def step(model: nn.Module) -> None:
+        recorded.output = model(*args, **kwargs)
+        if not how.training:
+            return
         tags.set(("loss", 0))
-        value = loss(output, *targets) if loss is not None else _own_loss(output)
-        if not isinstance(value, torch.Tensor) or value.numel() != 1:
-            shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise InputError(f"the loss must be a tensor of one number, not {shape}; reduce it, for example by .mean()")
-        if value.grad_fn is None:
-            raise InputError(
-                "the loss does not depend on any parameter that requires a gradient; capture with training=False"
-            )
+        value = loss(recorded.output, *targets) if loss is not None else _own_loss(recorded.output)
+        check_loss(value)
         recorded.loss = value
         tags.begin_backward(value)
-        leaves = [state[key] for key in trained if state[key].requires_grad]  # the model may have frozen some meanwhile
-        found = iter(torch.autograd.grad(value, leaves, allow_unused=True))
-        return [next(found) if state[key].requires_grad else None for key in trained]
+        leaves = [key for key in trained if state[key].requires_grad]  # the model may have frozen some meanwhile
+        found = torch.autograd.grad(value, [state[key] for key in leaves], allow_unused=True)
+        gradients = zip(leaves, found, strict=True)
+        updates.add(
+            [Trained(trained[key], state[key], gradient) for key, gradient in gradients if gradient is not None],
+            how.optimizer,
+            how.clip_grad_norm,
+        )
 
-    real = named_state(model, loss, training=training)
-    stand_ins = StandIns(real, state, recorded.recorder.failures)
-    own_ways = autocast_as_on_its_device(), flex_attention_as_one_op(recorded.recorder)
-    with own_ways[0], own_ways[1], stand_ins, recorded.recorder, tags.following(model):
-        whole = Whole(model, loss if training else None, step)
-        found = whole.call(state)
+    def own_step(model: nn.Module) -> None:
+        assert how.step is not None
+        ops = {key: op for op, (kind, key) in recorded.keys.items() if kind == "parameter"}
+        update = RecordedUpdate(
+            ops, real, state, tags, updates, optimizer=how.optimizer, clip_grad_norm=how.clip_grad_norm
+        )
+        tags.set(("loss", 0))
+        recorded.output = how.step(model, joined_batch(example, inputs, targets), update)
+        if not updates.count:
+            raise InputError("the step updates nothing; let it call update(loss, parameters)")
+        if isinstance(recorded.output, torch.Tensor) and recorded.output.numel() == 1:
+            recorded.loss = recorded.output
+
+    stand_ins = StandIns(real, state, recorder.failures)
+    own_ways = autocast_as_on_its_device(), flex_attention_as_one_op(recorder)
+    with own_ways[0], own_ways[1], stand_ins, recorder, tags.following(model):
+        whole = Whole(model, loss if how.training else None, step if how.step is None else own_step)
+        whole.call(state)
         _carry(recorded, whole.given_anew)
-        return found
+    return updates.together
 
 
 def _carry(recorded: RecordedStep, given_anew: Mapping[str, torch.Tensor]) -> None:
@@ -302,19 +349,6 @@ def _carry(recorded: RecordedStep, given_anew: Mapping[str, torch.Tensor]) -> No
                     f"shape {list(old.shape)}, so that the next step is another; keep its dtype and shape"
                 )
             recorded.carried[op] = recorded.recorder.carry(op, new)
-
-
-def _update(recorder: Recorder, parameter: torch.Tensor, op: int, gradient: torch.Tensor, optimizer: str) -> list[int]:
-    """Add the update of one parameter, which reads the parameter and its gradient."""
-    pieces = recorder.content(gradient)
-    if is_sparse(gradient):
-        indices, values = gradient._indices(), gradient._values()
-        accessed = indices.nbytes + update_bytes(values.nbytes, optimizer)
-    else:
-        accessed = update_bytes(parameter.nbytes, optimizer)
-    together = add_update(recorder, op, [value for value, _ in pieces], accessed, optimizer)
-    recorder.read(together[1], [*recorder.content(parameter), *pieces])
-    return together
 
 
 def _fake_state(

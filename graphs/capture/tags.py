@@ -65,6 +65,7 @@ class Tags:
         """
         self.phase = "backward"
         self.tag = None
+        self._calls_again = {}
         seen = {loss.grad_fn}
         waiting = [loss.grad_fn]
         while waiting:

@@ -11,8 +11,9 @@ from torch import nn
 from graphs.capture.batches import batch_form
 from graphs.capture.build import names_of, to_graph
 from graphs.capture.calls import CallLog, output_uses
+from graphs.capture.own_step import OwnStep
 from graphs.capture.program import Call, Layout, Program, Source, TensorUse, Update
-from graphs.capture.step import Loss, RecordedStep, record_step
+from graphs.capture.step import How, Loss, RecordedStep, record_step
 from graphs.errors import InputError
 
 
@@ -23,6 +24,8 @@ def capture_program(
     *,
     training: bool = True,
     optimizer: str = "adam",
+    clip_grad_norm: float | None = None,
+    step: OwnStep | None = None,
     name: str | None = None,
 ) -> Program:
     """Capture one step of a model so that it can be run op by op.
@@ -43,7 +46,8 @@ def capture_program(
         (2, './addmm_0')
     """
     log = CallLog()
-    recorded = record_step(model, example_batch, loss, training=training, optimizer=optimizer, name=name, log=log)
+    how = How(loss, training, optimizer, clip_grad_norm, step)
+    recorded = record_step(model, example_batch, how, name=name, log=log)
     recorder = recorded.recorder
     graph = to_graph(recorder, recorded.name, recorded.together, recorded.aliases)
     index = {op_name: i for i, op_name in enumerate(graph.op_names)}
@@ -56,13 +60,7 @@ def capture_program(
             for c in log.calls
         ),
         updates=tuple(
-            Update(
-                position[op],
-                position[parameter],
-                _dense(log.use(recorder.content, recorded.state[parameter])),
-                log.use(recorder.content, gradient),
-            )
-            for parameter, op, gradient in recorded.gradients
+            Update(position[u.op], position[u.parameter], u.optimizer, u.content, u.gradient) for u in log.updates
         ),
         sources=tuple(_sources(recorded, log, position)),
         value_op=tuple(position[v.producer] for v in recorder.values),

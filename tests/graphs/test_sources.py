@@ -30,6 +30,9 @@ def make_dict():
 def make_sgd():
     return {"model": model(), "example_batch": BATCH, "loss": nn.CrossEntropyLoss(), "optimizer": "sgd"}
 
+def make_clipped():
+    return make_sgd() | {"clip_grad_norm": 1}
+
 def with_late_import():
     import beside
     return make()
@@ -42,6 +45,8 @@ def misspelt(): return {"model": model(), "example_batch": BATCH, "los": None}
 def no_loss(): return model(), BATCH, 3
 def bad_training(): return {"model": model(), "example_batch": BATCH, "training": "yes"}
 def bad_optimizer(): return {"model": model(), "example_batch": BATCH, "optimizer": "adamm"}
+def bad_clip(): return make_sgd() | {"clip_grad_norm": "1"}
+def negative_clip(): return make_sgd() | {"clip_grad_norm": -1}
 def raises(): raise RuntimeError("the data is\\nnot here")
 def leaves(): raise SystemExit(1)
 def untraceable():
@@ -97,6 +102,7 @@ def test_a_function_returns_a_model(here: Path) -> None:
     assert load_graph("package/inner.py:make").name == "python:package.inner:make"
     assert load_graph("python:user_models:with_late_import").sha256 == graph.sha256
     assert "sgd_update" in load_graph("python:user_models:make_sgd").type_names
+    assert "linalg_vector_norm" in load_graph("python:user_models:make_clipped").type_names
     forward = load_graph("python:user_models:make_dict")
     assert forward.name == "mine"
     assert forward.total_flops == 2 * 5 * (4 * 3 + 3 * 2)
@@ -132,6 +138,8 @@ def test_a_function_returns_a_model(here: Path) -> None:
         ("python:user_models:no_loss", "the loss that 'no_loss' returned is of type int, not a function"),
         ("python:user_models:bad_training", "training that 'bad_training' returned is of type str, not bool"),
         ("python:user_models:bad_optimizer", "unknown optimizer 'adamm' (did you mean 'adam'?)"),
+        ("python:user_models:bad_clip", "clip_grad_norm that 'bad_clip' returned is of type str, not a number"),
+        ("python:user_models:negative_clip", "clip_grad_norm is -1; give the largest norm"),
         ("python:user_models:raises", "function 'raises' raised RuntimeError: the data is not here ("),
         ("python:user_models:leaves", "function 'leaves' raised SystemExit: 1 ("),
         ("python:user_models:untraceable", "cannot be traced"),

@@ -18,6 +18,7 @@ from envs.measured.engine import Engine, Step
 from envs.measured.machine import parse_devices, usable_cores
 from graphs import zoo
 from graphs.capture import Program, batch_tensors, capture_program
+from graphs.capture.own_step import OwnStep
 from graphs.capture.step import Loss
 from graphs.colocation.rules import colocate
 from graphs.computation_graph import ComputationGraph
@@ -84,17 +85,21 @@ def run_placed(
     training: bool = True,
     optimizer: str = "sgd",
     loss: Loss | None = None,
+    clip_grad_norm: float | None = None,
+    step: OwnStep | None = None,
     schedule: str = "priority",
     seed: int = 0,
 ) -> list[Step]:
     """Capture a model and run a step of it under each placement; the model's own tensors are updated."""
-    program = capture_program(model, batch, loss, training=training, optimizer=optimizer)
+    program = capture_program(
+        model, batch, loss, training=training, optimizer=optimizer, clip_grad_norm=clip_grad_norm, step=step
+    )
     with Engine(program, parse_devices(NAMES), tensors_of(model), schedule=schedule, seed=seed) as engine:
-        steps = []
+        ran = []
         for placement in placements:
             engine.place(placement)
-            steps.append(engine.step(batch_tensors(batch, training), time_limit_s=60))
-        return steps
+            ran.append(engine.step(batch_tensors(batch, training), time_limit_s=60))
+        return ran
 
 
 def run_eager(

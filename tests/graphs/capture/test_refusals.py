@@ -143,7 +143,7 @@ REFUSED = {
         ["cond runs functions that a graph of ops cannot hold", "choose by torch.where"],
     ),
     "map": (
-        lambda: Step(lambda s, y: torch._higher_order_ops.map(lambda row: row.sin(), y)),
+        lambda: Step(lambda s, y: torch._higher_order_ops.map(torch.sin, y)),  # type: ignore[arg-type]
         lambda: Step(lambda s, y: torch.func.vmap(torch.sin)(y)),
         ["map runs functions", "use torch.func.vmap"],
     ),
