@@ -17,11 +17,12 @@ def bce(logits: torch.Tensor, is_real: bool) -> torch.Tensor:
 
 
 def networks() -> nn.ModuleDict:
+    """A generator and a discriminator; no batch norm takes a bias away, whose gradient would be noise to Adam."""
     torch.manual_seed(0)
     return nn.ModuleDict(
         {
             "generator": nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6)),
-            "discriminator": nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.LeakyReLU(0.2), nn.Linear(8, 1)),
+            "discriminator": nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.BatchNorm1d(8), nn.Linear(8, 1)),
         }
     )
 
@@ -137,7 +138,7 @@ def follower(model: Any, batch: Any, update: Update) -> tuple[torch.Tensor, torc
     update(first, model["generator"], "momentum")
     second = model["generator"](noise).abs().mean()
     update(second, [model["generator"][0].weight], "adam")
-    _follow(model, noise)
+    _follow(model)
     return first, second
 
 
@@ -147,7 +148,7 @@ def follower_by_hand(model: Any, batch: Any, by: ByHand) -> tuple[torch.Tensor, 
     by.go("all", _momentum, first, model["generator"].parameters())
     second = model["generator"](noise).abs().mean()
     by.go("one", torch.optim.Adam, second, [model["generator"][0].weight])
-    _follow(model, noise)
+    _follow(model)
     return first, second
 
 
@@ -155,7 +156,7 @@ def _momentum(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, momentum=0.9)
 
 
-def _follow(model: Any, noise: torch.Tensor) -> None:
+def _follow(model: Any) -> None:
     with torch.no_grad():
         pairs = zip(model["discriminator"][0].parameters(), model["generator"][2].parameters(), strict=True)
         for mine, theirs in pairs:
