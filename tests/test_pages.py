@@ -59,6 +59,14 @@ def test_the_model_of_ones_own_is_captured(
     assert weights <= set(load_graph_file("m.graph.json.gz").op_names)
 
 
+def test_the_step_of_ones_own_is_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("gan_of_the_page.py").write_text(next(b for b in blocks(OWN_MODEL, "python") if "def make_gan():" in b))
+    assert main(["import", "gan_of_the_page.py:make_gan", "--out", "m.graph.json.gz"]) == 0
+    updated = {n for n in load_graph_file("m.graph.json.gz").op_names if n.endswith("/adam_update")}
+    assert {"generator.0.weight/adam_update", "discriminator.2.bias/adam_update"} <= updated
+
+
 def test_the_files_are_of_their_formats(tmp_path: Path) -> None:
     page = ROOT / "docs" / "reference" / "formats.md"
     placement, comparison, config, graph = blocks(page, "json")

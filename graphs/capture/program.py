@@ -161,7 +161,7 @@ class Program:
     Attributes:
         graph: Its graph, the same as `graphs.capture.capture` gives.
         calls: In program order.
-        updates: In program order; they come after all calls.
+        updates: In program order; they come after all calls, save in a step of one's own.
         sources: Parameters, buffers, inputs and constants.
         value_op: For each value the op that makes it, by its position in the graph.
         value_bytes: For each value its size.

@@ -74,9 +74,10 @@ def capture(
       A tied weight is one parameter. Every input tensor is an op of type `INPUT`.
     - Gradients are activations: they live from the op that makes them to the update (as after
       ``zero_grad(set_to_none=True)``). A gradient with several contributions is summed by a chain of ``add`` ops, in
-      the order in which autograd does it. A parameter, that chain and its update share a device by constraint.
+      the order in which autograd does it. A parameter, that chain and its update share a device by constraint, and
+      with them the norm and the product by which a gradient is clipped. What makes one factor of all norms is small.
     - Backward ops, and the sums of activations' gradients, carry the module and call of the forward op that they
-      belong to. Ops of the loss have the module ``"loss"``.
+      belong to. Ops of the loss, and those of a step of one's own outside of modules, have the module ``"loss"``.
     - A slice that is read (of a split, a concatenation's gradient, ...) is a tensor of its own where slices do not
       overlap; it may be freed before the rest, which eager PyTorch would keep.
     - FLOPs are those of products, convolutions and attention, and of what consists of products (`graphs.capture.flops`:

@@ -29,7 +29,7 @@ def networks() -> nn.ModuleDict:
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(1)
-    return torch.randn(5, 6), torch.randn(5, 4)
+    return torch.randn(6, 6), torch.randn(6, 4)
 
 
 class ByHand:
