@@ -1,13 +1,14 @@
 """How fast the step simulator is, against tight event loops in plain Python and in C in the same run.
 
-    python scripts/benchmark_simulator.py [--quick] [--json FILE]
+    python scripts/benchmark_simulator.py [--quick] [--json FILE] [--page docs/results/speed.md]
 
 An event is the end of an op or of a transfer. Times are the least of several rounds, in which the simulators take
 turns, because other work on the machine can only add to them. Absolute times are this machine's; compare ratios: how
 many times faster than Python, and how many times as long as `scripts/event_loop.c` takes, which is compiled where there
 is a C compiler. That loop knows ``fifo`` alone, to whose step times it must agree to the last digit, so under other
 schedules its step is another, though nearly as many events.
-`--quick` measures only the 10,000-op cases. Without it there are also 1,000 and 100,000 ops with growth exponents,
+`--quick` measures only the 10,000-op cases; `--page` measures what the page holds, graphs of a million ops, too, and
+writes it there. Without it there are also 1,000 and 100,000 ops with growth exponents,
 memory, the first user's compile time, and what checkpoints and bounds save a search (which captures `nmt` and
 `inception_v3`, once).
 """
@@ -39,7 +40,9 @@ from envs.simulator.workspace import available_cores, workspace
 from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
 from scripts.c_event_loop import compile_loop, compiler, loop_in_c
+from scripts.many_workers.page import fill
 from scripts.plain_event_loop import as_lists, simulate_in_a_loop
+from scripts.simulator_page import bytes_an_entry, grow, page_text, placements_of
 
 CLUSTER = "k80x4"  # four GPUs and a CPU: five devices
 
@@ -48,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only the 10,000-op cases, in under 40 s")
     parser.add_argument("--json", type=Path, help="write the cases to this file")
+    parser.add_argument("--page", type=Path, help="fill the tables between this page's markers; needs a C compiler")
     options = parser.parse_args()
     sizes = (10_000,) if options.quick else (1_000, 10_000, 100_000)
     cores = available_cores()
@@ -61,12 +65,16 @@ def main() -> None:
         for num_ops in sizes:
             for schedule in SCHEDULES:
                 cases += measure(num_ops, schedule, sorted({1, cores}), library)
+        if options.page:
+            if library is None:
+                parser.error("--page compares with C, and there is no C compiler here; install one, for example gcc")
+            fill(options.page, Path(__file__).name, page_text(cases, grow(CLUSTER, library, fastest_s, print)))
     ratios = [case["ratio_to_c"] for case in cases if "ratio_to_c" in case]
     if ratios:
         print(
             f"\nof C, one thread: {min(ratios):.2f} to {max(ratios):.2f}, geometric mean {geometric_mean(ratios):.2f}"
         )
-    if not options.quick:
+    if not options.quick and not options.page:
         print_growth(cases)
         print_memory()
         print_compile_time()
@@ -88,7 +96,7 @@ def measure(num_ops: int, schedule: str, thread_counts: list[int], library: ctyp
     Args:
         num_ops: Of a random graph.
         schedule: One of `SCHEDULES`.
-        thread_counts: Threads of the simulator, each a case.
+        thread_counts: Threads of the simulator, rising, each a case; time of several is wall-clock time.
         library: The loop in C; None leaves it out.
 
     Raises:
@@ -98,14 +106,9 @@ def measure(num_ops: int, schedule: str, thread_counts: list[int], library: ctyp
     problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster(CLUSTER), schedule)
     given, lists = problem.simulator_input, as_lists(problem.simulator_input)
     devices = problem.num_devices
-    placements = {
-        "random": np.random.default_rng(0).integers(0, devices, size=num_ops),
-        "blocks": np.arange(num_ops) * devices // num_ops,
-        "one_device": np.ones(num_ops, dtype=np.int64),
-    }
     cases = []
     in_c = None if library is None else loop_in_c(library, given)
-    for kind, placement in placements.items():
+    for kind, placement in placements_of(num_ops, devices).items():
         as_list = placement.tolist()
         step_time_s, peak, transfers = simulate_in_a_loop(lists, as_list)
         batch = np.tile(placement, (max(20_000 // num_ops, 1) * max(thread_counts), 1)).astype(np.int32)
@@ -113,14 +116,17 @@ def measure(num_ops: int, schedule: str, thread_counts: list[int], library: ctyp
         if (answers[0][0], answers[1][0].tolist()) != (step_time_s, peak):
             raise RuntimeError(f"the simulators disagree on {num_ops} ops, {kind}, {schedule}")
         runs: list[Callable[[], object]] = [lambda a=as_list: simulate_in_a_loop(lists, a)]  # type: ignore[misc]
-        runs += [lambda b=batch, t=t: simulate_batch(given, b, threads=t) for t in thread_counts]  # type: ignore[misc]
+        runs.append(lambda b=batch: simulate_batch(given, b, threads=1))  # type: ignore[misc]
+        threaded = [lambda b=batch, t=t: simulate_batch(given, b, threads=t) for t in thread_counts if t > 1]  # type: ignore[misc]
         if in_c is not None:
             if schedule == "fifo" and in_c(batch[:1])[0][0] != step_time_s:
                 raise RuntimeError(f"the loop in C disagrees on {num_ops} ops, {kind}")
             part = batch[: len(batch) // max(thread_counts)]
             runs.append(lambda b=part: in_c(b))  # type: ignore[misc]
-        plain_s, *batch_s = fastest_s(runs, rounds=4 if num_ops >= 100_000 else 15)
-        c_s = batch_s.pop() / len(part) if in_c is not None else np.nan
+        rounds = 4 if num_ops >= 100_000 else 15
+        plain_s, one_thread_s, *c_s = fastest_s(runs, rounds=rounds)
+        batch_s = [one_thread_s] * thread_counts.count(1)
+        batch_s += fastest_s(threaded, rounds=rounds, clock=time.perf_counter)
         for threads, seconds in zip(thread_counts, batch_s, strict=True):
             one_s = seconds / len(batch)
             case = {"ops": num_ops, "edges": graph.num_edges, "devices": devices, "placement": kind}
@@ -128,7 +134,7 @@ def measure(num_ops: int, schedule: str, thread_counts: list[int], library: ctyp
             case |= {"ns_per_event": one_s * 1e9 / (num_ops + transfers), "ratio_to_plain": plain_s / one_s}
             of_c = ""
             if in_c is not None and threads == 1:
-                case["ratio_to_c"] = one_s / c_s
+                case["ratio_to_c"] = one_s / (c_s[0] / len(part))
                 of_c = f"{case['ratio_to_c']:>7.2f}"
             cases.append(case)
             print(
@@ -138,14 +144,16 @@ def measure(num_ops: int, schedule: str, thread_counts: list[int], library: ctyp
     return cases
 
 
-def fastest_s(runs: list[Callable[[], object]], *, rounds: int) -> list[float]:
-    """The least seconds of each, over rounds in which they take turns."""
+def fastest_s(
+    runs: list[Callable[[], object]], *, rounds: int, clock: Callable[[], float] = time.process_time
+) -> list[float]:
+    """The least seconds of each, over rounds in which they take turns; of this process, whatever else runs."""
     least = [np.inf] * len(runs)
     for _ in range(rounds):
         for i, run in enumerate(runs):
-            started = time.perf_counter()
+            started = clock()
             run()
-            least[i] = min(least[i], time.perf_counter() - started)
+            least[i] = min(least[i], clock() - started)
     return least
 
 
@@ -163,11 +171,7 @@ def print_growth(cases: list[dict[str, Any]]) -> None:
 def print_memory() -> None:
     graph = random_graph(100_000, seed=0)
     problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster(CLUSTER))
-    given = problem.simulator_input
-    with workspace(given) as work:
-        arrays = [a for part in (vars(given).values(), work) for a in part if isinstance(a, np.ndarray)]
-    size = sum(a.nbytes for a in {id(a): a for a in arrays}.values())
-    print(f"\nmemory at 100,000 ops, one thread: {size / (graph.num_ops + graph.num_edges):.0f} bytes an op plus edge")
+    print(f"\nmemory at 100,000 ops, one thread: {bytes_an_entry(problem.simulator_input):.0f} bytes an op plus edge")
 
 
 def print_compile_time() -> None:

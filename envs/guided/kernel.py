@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.compiling import called, compiled
 from envs.guided.fields import (
     ALLOWED,
     CODE_BITS,
@@ -38,7 +39,6 @@ from envs.guided.fields import (
     TRANSFER,
     VOTES,
 )
-from envs.simulator.choosing_kernel import called, compiled
 
 STEEPNESS = 20.0
 """A group that changes the outlook by one part in so many moves the field ``outlook`` half way to its end."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from envs.simulator.choosing_kernel import cached
+from envs.compiling import cached
 
 _F, _B, _I, _W = 0, 1, 2, 3
 _NEVER = np.inf

@@ -46,7 +46,7 @@ that is in use between any two instants.
 **Restrictions.** An op may be restricted to kinds of device. The simulator runs any placement; `envs.problem` calls one
 infeasible that puts an op where it may not be, or whose peaks exceed a device's memory or one that devices share.
 
-`envs.simulator.choosing_kernel`, `in_order` and `sequential` say how this is made fast; they differ in no bit from
+`envs.simulator.choosing`, `in_order` and `sequential` say how this is made fast; they differ in no bit from
 `envs.simulator.plain`.
 
 Letters: ``B`` placements in a batch, ``N`` ops, ``E`` edges, ``T`` tensors, ``D`` devices, ``S`` distinct device specs.

@@ -1,7 +1,7 @@
 """A simulated step with its state at some instants, from which placements that differ little are simulated on.
 
 A search moves one group at a time. Until the first thing that a move changes, the step is the one that was simulated
-before, so it is resumed from a copy of the simulator's state there (`choosing_kernel.resume_many`). The answer is
+before, so it is resumed from a copy of the simulator's state there (`choosing.resumed.resume_many`). The answer is
 that of a whole simulation, to the last bit. How much it spares depends on the graph: see docs/concepts/simulator.md.
 
 Letters: ``B`` placements in a batch, ``N`` ops, ``D`` devices.
@@ -12,7 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator import choosing_kernel, choosing_work
+from envs.compiling import Packed
+from envs.simulator.choosing import resumed
+from envs.simulator.choosing.work import make_checkpoints, make_work
 from envs.simulator.input import SimulatorInput
 from envs.simulator.simulate import as_placements, limits_s, simulate_batch
 
@@ -43,8 +45,8 @@ class StepCheckpoints:
         self.resumed_s = np.zeros(0)
         self._resumes = given.schedule in ("priority", "fifo") and not given.receives
         if self._resumes:
-            self._work = choosing_work.make_work(given)
-            self._kept = choosing_work.make_checkpoints(self._work, CHECKPOINTS)
+            work = make_work(given)
+            self._work, self._kept = Packed(work), Packed(make_checkpoints(work, CHECKPOINTS))
         self.restart(op_placement)
 
     def restart(self, op_placement: NDArray[np.integer]) -> None:
@@ -52,7 +54,7 @@ class StepCheckpoints:
         placements = as_placements(self.given, np.asarray(op_placement)[None])
         if self._resumes:
             peak = np.empty(self.given.num_devices, dtype=np.int64)
-            simulate = choosing_kernel.simulate_with_checkpoints
+            simulate = resumed.simulate_with_checkpoints
             self.step_time_s = float(simulate(self._work, self._kept, placements[0], peak))
         else:
             self.step_time_s = float(simulate_batch(self.given, placements, threads=1)[0][0])
@@ -72,7 +74,7 @@ class StepCheckpoints:
         if not self._resumes:
             return simulate_batch(self.given, placements, threads=1, abort_above_s=abort_above_s)
         step_time_s, peak = np.empty(count), np.empty((count, self.given.num_devices), dtype=np.int64)
-        choosing_kernel.resume_many(
+        resumed.resume_many(
             self._work, self._kept, placements, limits_s(abort_above_s, count), step_time_s, peak, self.resumed_s
         )
         return step_time_s, peak

@@ -1,4 +1,4 @@
-"""The compiled step simulator for ``program_order``, where far less can happen than in `choosing_kernel`.
+"""The compiled step simulator for ``program_order``, where far less can happen than in `envs.simulator.choosing`.
 
 Each device runs its ops in the order of their indices, so what it does next is never a choice, and:
 
@@ -22,15 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.choosing_kernel import compiled, inlined
+from envs.compiling import compiled, inlined
+from envs.simulator.choosing.ready import NONE
+from envs.simulator.choosing.step import EPSILON
 
 if TYPE_CHECKING:
     from envs.simulator.input import SimulatorInput
 
-# This file holds a copy of each constant and small function that it shares with `choosing_kernel`: numba's cache
-# notices changes only to the file of the function that it cached.
-NONE = np.uint32(2**32 - 1)
-EPSILON = 2.0**-52
 _0, _1 = np.uint64(0), np.uint64(1)
 
 OP = np.dtype(
@@ -429,10 +427,15 @@ def _add_up_memory(tensor_bytes, local_bytes, output_bytes, ops, tensors, transf
 
 @inlined
 def _simulate(work, place, limit_s, peak):
-    """Simulate one placement ``[N]``; as in `envs.simulator.choosing_kernel`."""
-    (op_time_s, remaining_s, resident_bytes, output_bytes, first_tensor, first_edge, readers, tensor_bytes, local_bytes,
-     routes, route_directions, into_offsets, into, out_offsets, out, ops, tensors, transfers, devices, directions,
-     destinations, slot_s, woken, counts) = work  # fmt: skip
+    """Simulate one placement ``[N]``; as in `envs.simulator.choosing`."""
+    op_time_s, remaining_s, resident_bytes = work.op_time_s, work.remaining_s, work.resident_bytes
+    output_bytes, first_tensor, first_edge = work.output_bytes, work.first_tensor, work.first_edge
+    readers, tensor_bytes, local_bytes = work.readers, work.tensor_bytes, work.local_bytes
+    routes, route_directions, into_offsets = work.routes, work.route_directions, work.into_offsets
+    into, out_offsets, out = work.into, work.out_offsets, work.out
+    ops, tensors, transfers = work.ops, work.tensors, work.transfers
+    devices, directions, destinations = work.devices, work.directions, work.destinations
+    slot_s, woken, counts = work.slot_s, work.woken, work.counts
     counts[_0] = 0
     counts[_1] = 0
     _reset(op_time_s, first_tensor, first_edge, readers, local_bytes, ops, tensors, devices, directions, place, limit_s)

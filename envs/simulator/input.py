@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster
-from envs.simulator import choosing_kernel
+from envs.simulator.remaining import remaining_paths
 from graphs.colocation.module_visits import ModuleVisits, module_visits
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
@@ -230,9 +230,7 @@ def make_input(
     tensor_offsets = graph.tensor_offsets.astype(np.int32)
     consumer_offsets = graph.consumer_offsets.astype(np.int32)
     remaining_path_s = np.empty(graph.num_ops)
-    choosing_kernel.remaining_paths(
-        fastest, tensor_offsets, consumer_offsets, np.array(graph.consumers), remaining_path_s
-    )
+    remaining_paths(fastest, tensor_offsets, consumer_offsets, np.array(graph.consumers), remaining_path_s)
     return SimulatorInput(
         schedule=schedule,
         op_time_s=np.array(times, dtype=np.float64, order="C"),

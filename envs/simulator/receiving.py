@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.choosing_kernel import compiled
+from envs.compiling import compiled
 
 if TYPE_CHECKING:
     from envs.simulator.input import SimulatorInput

@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.choosing_kernel import compiled, inlined
+from envs.compiling import compiled, inlined
+from envs.simulator.choosing.step import EPSILON
 
 if TYPE_CHECKING:
     from envs.simulator.input import SimulatorInput
 
-# This file holds a copy of each constant that it shares with `choosing_kernel`: numba's cache notices changes only to
-# the file of the function that it cached.
-EPSILON = 2.0**-52
 _0, _1 = np.uint64(0), np.uint64(1)
 
 OP = np.dtype([("start_s", np.float64), ("end_s", np.float64)], align=True)
@@ -188,9 +186,14 @@ def _visit(op, module, call, calls, first_visit, entry):
 @inlined
 def _choose_copies(work, place):
     """Find which copy each edge reads, and count the readers and the departures."""
-    (_, _, _, _, _, edge_tensor, _, first_edge, readers, producer, _, _, _, _, _, parent, calls, first_visit, module,
-     call, decides, by_visit, sum_offsets, sum_edges, _, _, module_device, entry, stamp, first_copy, copy, readers_left,
-     arrived, readers_at_home, departures, _, _) = work  # fmt: skip
+    edge_tensor, first_edge, readers = work.edge_tensor, work.first_edge, work.readers
+    producer, parent, calls = work.producer, work.parent, work.calls
+    first_visit, module, call = work.first_visit, work.module, work.call
+    decides, by_visit, sum_offsets = work.decides, work.by_visit, work.sum_offsets
+    sum_edges, module_device, entry = work.sum_edges, work.module_device, work.entry
+    stamp, first_copy, copy = work.stamp, work.first_copy, work.copy
+    readers_left, arrived, readers_at_home = work.readers_left, work.arrived, work.readers_at_home
+    departures = work.departures
     _find_entries(parent, calls, module, decides, place, module_device, entry)
     copy[:] = HOME
     stamp[:] = -1
@@ -229,9 +232,14 @@ def _choose_copies(work, place):
 @inlined
 def _simulate(work, place, limit_s, peak):
     """Simulate one placement ``[N]``; return its step time, or infinity where it is proven longer than the limit."""
-    (op_time_s, spec, resident_bytes, first_input, input_edges, edge_tensor, first_tensor, _, _, producer, tensor_bytes,
-     local_bytes, priced_as, latency_s, bytes_per_s, _, _, _, _, _, _, _, _, _, ops, transfers, _, _, _, _, copy,
-     readers_left, arrived, readers_at_home, departures, used, counts) = work  # fmt: skip
+    op_time_s, spec, resident_bytes = work.op_time_s, work.spec, work.resident_bytes
+    first_input, input_edges, edge_tensor = work.first_input, work.input_edges, work.edge_tensor
+    first_tensor, producer, tensor_bytes = work.first_tensor, work.producer, work.tensor_bytes
+    local_bytes, priced_as, latency_s = work.local_bytes, work.priced_as, work.latency_s
+    bytes_per_s, ops, transfers = work.bytes_per_s, work.ops, work.transfers
+    copy, readers_left, arrived = work.copy, work.readers_left, work.arrived
+    readers_at_home, departures, used = work.readers_at_home, work.departures, work.used
+    counts = work.counts
     counts[_0] = 0
     for d in range(np.uint64(len(used))):
         used[d] = 0

@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator import choosing_kernel, choosing_work, in_order, receiving, sequential
+from envs.compiling import Packed
+from envs.simulator import in_order, receiving, sequential
+from envs.simulator.choosing import step
+from envs.simulator.choosing import work as choosing_work
 from envs.simulator.input import SimulatorInput
 
 
@@ -35,7 +38,7 @@ def _ops(work: Any) -> NDArray[Any]:
 
 _CHOOSING = Kernel(
     choosing_work.make_work,
-    choosing_kernel.simulate_many,
+    step.simulate_many,
     choosing_work.spans_of,
     choosing_work.transfers_of,
     _one_a_device,
@@ -80,22 +83,35 @@ def workspace(problem: SimulatorInput) -> Iterator[Any]:
         work = kernel_of(problem).make_work(problem)
         if problem.receives:
             work = receiving.lowered(problem, work)
+        work = Packed(work)
     yield work
     problem.idle_workspaces.append(work)
 
 
-def make_workspace(problem: SimulatorInput) -> tuple[Any, tuple[NDArray[Any], ...], NDArray[np.float64]]:
-    """A workspace for compiled code that calls the simulator itself, by the link model, and views of it.
+class Workspace(NamedTuple):
+    """A workspace for compiled code that calls the simulator itself, by the link model.
 
-    The views are of what a step leaves: start and end of each op, ``float64[N]``; of each transfer the tensor and the
-    destination, ``uint32``, and the end, ``float64``; and how many transfers there were, ``uint32[1]``. Behind them are
-    the position of each op in what goes by op, ``uint32[N]``, and the tensor that a number of a transfer's tensor
-    means, ``uint32[T]``. The last view, ``float64[N]`` by position, is of what the simulator takes for the least
-    seconds from each op's start to the end of the step, and may be changed to larger ones that are true; it is empty
-    where the schedule asks for none.
+    Attributes:
+        simulate_many: The simulator.
+        work: What it works on.
+        views: Of what a step leaves: start and end of each op, ``float64[N]``; of each transfer the tensor and the
+            destination, ``uint32``, and the end, ``float64``; and how many transfers there were, ``uint32[1]``. Behind
+            them are the position of each op in what goes by op, ``uint32[N]``, and the tensor that a number of a
+            transfer's tensor means, ``uint32[T]``.
+        left_s: ``float64[N]`` by position: what the simulator takes for the least seconds from each op's start to the
+            end of the step. They may be changed to larger ones that are true. Empty where the schedule asks for none.
     """
+
+    simulate_many: Callable[..., None]
+    work: Packed
+    views: tuple[NDArray[Any], ...]
+    left_s: NDArray[np.float64]
+
+
+def make_workspace(problem: SimulatorInput) -> Workspace:
+    """A workspace of one's own."""
     kernel = kernel_of(problem)
-    work = kernel.make_work(problem)
+    work = Packed(kernel.make_work(problem))
     sent, left_s = work.transfers, np.zeros(0)
     if kernel is _CHOOSING:
         ops, count, left_s = work.spans, work.state["transfers"], work.ops["remaining_s"][: problem.num_ops]
@@ -107,7 +123,7 @@ def make_workspace(problem: SimulatorInput) -> tuple[Any, tuple[NDArray[Any], ..
         if kernel is _IN_ORDER:
             left_s = work.remaining_s
     views = ops["start_s"], ops["end_s"], sent["tensor"], sent["destination"], sent["end_s"], count, position, tensors
-    return work, views, left_s
+    return Workspace(kernel.simulate_many, work, views, left_s)
 
 
 def available_cores() -> int:

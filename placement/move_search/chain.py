@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.compiling import Packed, address_of, compile_for
 from envs.problem import PlacementProblem
-from envs.simulator.workspace import make_workspace
+from envs.simulator.workspace import Workspace, make_workspace
 from placement.move_search import kernel
 from placement.move_search.config import MoveConfig
 from placement.move_search.field import Field
@@ -112,9 +113,12 @@ class Walker:
 
     def __init__(self, problem: PlacementProblem, config: MoveConfig, seed: Sequence[int]) -> None:
         self.problem = problem
-        self._work: Any = None
-        self._traced: Traced | None = None
+        self._simulator: Workspace | None = None
+        self._simulate_at: int | None = None  # address of its code
+        self._traced: Any = None  # these and `field` and `chain` are packed, for compiled code
         self._paths: Any = None
+        self._field: Any = None
+        self._chain: Any = None
         self.weights = FIRST_WEIGHTS.copy()
         self.kinds = np.zeros(kernel.NUM_KINDS)
         self.scalars = np.zeros(kernel.NUM_SCALARS)
@@ -134,10 +138,11 @@ class Walker:
     def begin(self, cycle: Cycle, field: Field, ops: Ops, log_probability: NDArray[np.float32] | None) -> None:
         """Go on from a placement of ops, ``int32[N]``, by moves of a field's units."""
         problem = self.problem
-        if self._traced is None:  # where chains walk elsewhere, it is not needed here
-            self._work, traced, left_s = make_workspace(problem.simulator_input)
-            self._traced = Traced(*traced)
-            self._paths = make_paths(problem, left_s, self._traced.position)
+        if self._simulator is None:  # where chains walk elsewhere, it is not needed here
+            self._simulator = make_workspace(problem.simulator_input)
+            traced = Traced(*self._simulator.views)
+            self._traced = Packed(traced)
+            self._paths = Packed(make_paths(problem, self._simulator.left_s, traced.position))
         units, devices = field.allowed.shape
         ops_in, tensors = problem.graph.num_ops, problem.graph.num_tensors
         placed = field.from_ops(ops)
@@ -180,6 +185,7 @@ class Walker:
             bucket=np.zeros(ops_in, dtype=np.int32),
             next_in_bucket=np.zeros(ops_in, dtype=np.int32),
         )
+        self._field, self._chain = Packed(field), Packed(self.chain)
         self.advise(log_probability)
 
     def advise(self, log_probability: NDArray[np.float32] | None) -> None:
@@ -253,4 +259,19 @@ class Walker:
 
     def walk(self, moves: int, temperature_s: float) -> None:
         """Make some moves at a temperature."""
-        kernel.walk(self._work, self.field, self.chain, self._traced, self._paths, moves, temperature_s)
+        assert self._simulator is not None and self.chain is not None
+        if self._simulate_at is None:
+            chain = self.chain
+            simulated = chain.simulated, chain.bounds_s, chain.step_time_s, chain.peak
+            self._simulate_at = address_of(self._simulator.simulate_many, self._simulator.work, *simulated)
+        kernel.walk(*self._arguments(self._simulate_at, moves, temperature_s))
+
+    def compile_walk(self) -> None:
+        """Compile what `walk` calls, but for the simulator; nothing is moved."""
+        compile_for(kernel.walk, *self._arguments(0, 0, 0.0))
+
+    def _arguments(self, simulate_at: int, moves: int, temperature_s: float) -> tuple[Any, ...]:
+        assert self._simulator is not None
+        in_turn = self.problem.simulator_input.schedule == "sequential"
+        places = self._field, self._chain, self._traced, self._paths
+        return simulate_at, self._simulator.work.address, in_turn, *places, moves, temperature_s

@@ -1,25 +1,19 @@
 """The compiled part of `placement.move_search`: a chain of moves, the simulator called after each, and what it learns.
 
 One call walks a chain of placements through a number of moves and never returns to Python between them, so two chains
-use two cores. Nothing is allocated here.
+use two cores. Nothing is allocated here. `field`, `chain`, `traced` and `paths` are `envs.compiling.Packed` tuples of
+`placement.move_search.field`, `chain` and `paths`.
 
 Letters: ``N`` ops, ``U`` units, ``D`` devices, ``F`` features of a move, ``K`` kinds of move.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-from numba.extending import overload
 
-from envs.simulator import choosing_kernel, in_order, sequential
-from envs.simulator.choosing_kernel import called, compiled, inlined
+from envs.compiling import call_simulator, called, compiled, inlined
 from placement.move_search import paths as longest_paths
-from placement.placers import best
+from placement.move_search.critical import sum_up
 from placement.placers.best import INFEASIBLE_RATIO
 
 CRITICAL, TRANSFER, WAITED, DELAYED, AFFINITY, LOAD, SLOWER, ALIKE, APART, REJECTED, POLICY = range(11)
@@ -75,127 +69,16 @@ def _random(rng):
 
 
 @called
-def _trace_back(
-    unit_of_op, input_offsets, input_tensors, producer, op_device, start_s, end_s,
-    sent_tensor, tensors, sent_to, sent_end_s, num_sent, arrival_s, bucket, next_in_bucket, critical_s, transfer_s,
-    waited_s, delayed_s,
-):  # fmt: skip
-    """Walk the critical path back from the last op and add up, by unit, what it spends where.
-
-    Computing goes to the unit. Where an op waited for a copy, the time from its producer's end goes half each to the
-    two units, under the other's device. Where an op that was ready waited for its device, the time that the op before
-    it took goes as *delayed* to that op's unit and as *waited* to the waiting one.
-    """
-    num_ops, num_devices = len(unit_of_op), transfer_s.shape[1]
-    critical_s[:] = 0.0
-    transfer_s[:] = 0.0
-    waited_s[:] = 0.0
-    delayed_s[:] = 0.0
-    step_s, op = 0.0, 0
-    for i in range(num_ops):
-        if end_s[i] > step_s:
-            step_s, op = end_s[i], i
-    if step_s <= 0.0:
-        return
-    # Ops by when they end, in about as many buckets as ops: finds what a device ran before.
-    scale = (num_ops - 1) / step_s
-    bucket[:] = -1
-    for i in range(num_ops):
-        if end_s[i] > start_s[i]:
-            b = int(end_s[i] * scale)
-            next_in_bucket[i] = bucket[b]
-            bucket[b] = i
-    for k in range(num_sent):
-        arrival_s[np.int64(tensors[sent_tensor[k]]) * num_devices + sent_to[k]] = sent_end_s[k]
-    for _ in range(num_ops):
-        device, unit = op_device[op], unit_of_op[op]
-        critical_s[unit] += end_s[op] - start_s[op]
-        if start_s[op] <= 0.0:
-            break
-        latest_s, cause = -1.0, -1
-        for i in range(input_offsets[op], input_offsets[op + 1]):
-            tensor = input_tensors[i]
-            maker = producer[tensor]
-            at_s = end_s[maker]
-            if op_device[maker] != device:
-                at_s = arrival_s[np.int64(tensor) * num_devices + device]
-            if at_s > latest_s:
-                latest_s, cause = at_s, np.int64(maker)
-        before = -1
-        if latest_s < start_s[op]:
-            i = np.int64(bucket[int(start_s[op] * scale)])
-            while i >= 0:
-                if end_s[i] == start_s[op] and op_device[i] == device:
-                    before = i
-                    break
-                i = np.int64(next_in_bucket[i])
-        if before >= 0:
-            waited_s[unit] += end_s[before] - start_s[before]
-            delayed_s[unit_of_op[before]] += end_s[before] - start_s[before]
-            cause = before
-        elif cause >= 0 and op_device[cause] != device:
-            half_s = 0.5 * (latest_s - end_s[cause])
-            transfer_s[unit, op_device[cause]] += half_s
-            transfer_s[unit_of_op[cause], device] += half_s
-        if cause < 0:
-            break
-        op = cause
-
-
-@called
-def _sum_up_in_turn(
-    unit_of_op, input_offsets, input_tensors, producer, op_device, start_s, end_s,
-    sent_tensor, tensors, sent_to, sent_end_s, num_sent, arrival_s, bucket, next_in_bucket, critical_s, transfer_s,
-    waited_s, delayed_s,
-):  # fmt: skip
-    """As `_trace_back`, under the schedule ``sequential``: all that happens is on the critical path, nothing waits."""
-    critical_s[:] = 0.0
-    transfer_s[:] = 0.0
-    waited_s[:] = 0.0
-    delayed_s[:] = 0.0
-    before_s, k = 0.0, 0
-    for op in range(len(unit_of_op)):
-        device, unit = op_device[op], unit_of_op[op]
-        while k < num_sent and sent_end_s[k] <= start_s[op]:  # sent for this op; others later, or in no time
-            maker = producer[tensors[sent_tensor[k]]]
-            half_s = 0.5 * (sent_end_s[k] - before_s)
-            transfer_s[unit, op_device[maker]] += half_s
-            transfer_s[unit_of_op[maker], device] += half_s
-            before_s = sent_end_s[k]
-            k += 1
-        critical_s[unit] += end_s[op] - start_s[op]
-        before_s = end_s[op]
-
-
-def _sum_up(work, *columns):
-    """What the step that was simulated last spends on its critical path, by unit."""
-    raise NotImplementedError("only compiled")
-
-
-@overload(_sum_up)
-def _sum_up_compiled(work, *columns):
-    if work.instance_class is sequential.Sequence:
-
-        def sum_up(work, *columns):
-            _sum_up_in_turn(*columns)
-    else:
-
-        def sum_up(work, *columns):
-            _trace_back(*columns)
-
-    return sum_up
-
-
-@called
-def _features(
-    x, near_on_s, unit, placed, step_s, time_s, log_time, busy_s, near_offsets, near, near_s, orders, rank,
-    critical_s, transfer_s, waited_s, delayed_s, rejected, log_probability,
-):  # fmt: skip
-    """Fill `x` ``[D, F]`` for moving a unit to each device; shares of the step time, brought to about -3 to 3."""
+def _features(field, chain, unit, step_s):
+    """Fill `Chain.x` ``[D, F]`` for moving a unit to each device; shares of the step time, brought to about -3 to 3."""
+    x, near_on_s, placed, busy_s = chain.x, chain.near_on_s, chain.placed, chain.busy_s
+    near_offsets, near, near_s = field.near_offsets, field.near, field.near_s
+    orders, rank, time_s, log_time = field.orders, field.rank, field.time_s, field.log_time
+    transfer_s, rejected, log_probability = chain.transfer_s, chain.rejected, chain.log_probability
     here, devices, count = placed[unit], len(near_on_s), len(placed)
-    critical = 3.0 * np.sqrt(critical_s[unit] / step_s)
-    waited = 3.0 * np.sqrt(waited_s[unit] / step_s)
-    delayed = 3.0 * np.sqrt(delayed_s[unit] / step_s)
+    critical = 3.0 * np.sqrt(chain.critical_s[unit] / step_s)
+    waited = 3.0 * np.sqrt(chain.waited_s[unit] / step_s)
+    delayed = 3.0 * np.sqrt(chain.delayed_s[unit] / step_s)
     near_on_s[:] = 0.0
     for i in range(near_offsets[unit], near_offsets[unit + 1]):
         near_on_s[placed[near[i]]] += near_s[i]
@@ -218,15 +101,15 @@ def _features(
         x[d, POLICY] = min(max(log_probability[unit, d] - log_probability[unit, here], -3.0), 3.0)
 
 
-@compiled
-def _refresh(
-    active, shares, expected, x, near_on_s, placed, allowed, step_s, time_s, log_time, busy_s, near_offsets, near,
-    near_s, orders, rank, critical_s, transfer_s, waited_s, delayed_s, rejected, log_probability, weights,
-):  # fmt: skip
+@called
+def refresh(field, chain, step_s):
     """Fill `shares`, the running sum of the softmax over moves of `active` units, and `expected`, their mean features.
 
     A unit is active where it adds to the critical path, waits on it or lets others wait. Returns how many there are.
     """
+    shares, expected, x, placed, allowed = chain.shares, chain.expected, chain.x, chain.placed, field.allowed
+    critical_s, transfer_s, waited_s, delayed_s = chain.critical_s, chain.transfer_s, chain.waited_s, chain.delayed_s
+    weights = chain.weights
     units, devices = allowed.shape
     count, total = 0, 0.0
     expected[:] = 0.0
@@ -236,10 +119,7 @@ def _refresh(
             spent_s += transfer_s[u, d]
         if spent_s <= 0.0:
             continue
-        _features(
-            x, near_on_s, u, placed, step_s, time_s, log_time, busy_s, near_offsets, near, near_s, orders, rank,
-            critical_s, transfer_s, waited_s, delayed_s, rejected, log_probability,
-        )  # fmt: skip
+        _features(field, chain, u, step_s)
         for d in range(devices):
             if allowed[u, d] and placed[u] != d:
                 logit = 0.0
@@ -250,7 +130,7 @@ def _refresh(
                 for f in range(NUM_FEATURES):
                     expected[f] += share * x[d, f]
             shares[count * devices + d] = total
-        active[count] = u
+        chain.active[count] = u
         count += 1
     for f in range(NUM_FEATURES):
         expected[f] /= max(total, 1e-300)
@@ -282,13 +162,15 @@ def _take(moved, kept, count, unit, device, placed, allowed):
 
 
 @called
-def _select(kind, unit, device, order, u1, u2, moved, kept, placed, allowed, orders, rank):
-    """Apply a move to `placed` ``[U]``; returns how many units it moves, which are in `moved`, and were at `kept`.
+def _select(field, chain, kind, unit, device, order, u1, u2):
+    """Apply a move to `Chain.placed`; returns how many units it moves, which are in `moved`, and were at `kept`.
 
     A run gives some units around the drawn one, along one of the two orders, the drawn device; a segment all the
     units around it that are on its device; a swap trades devices with another unit; a boundary gives the units up to
     the next change of device along the order what is behind the change.
     """
+    moved, kept, placed = chain.moved, chain.kept, chain.placed
+    allowed, orders, rank = field.allowed, field.orders, field.rank
     count, units = np.int64(0), len(placed)  # not a literal, for which `_take` would be compiled once more
     here, at = placed[unit], rank[order, unit]
     if kind == SWAP:
@@ -331,27 +213,11 @@ def _select(kind, unit, device, order, u1, u2, moved, kept, placed, allowed, ord
     return count
 
 
-def _simulate(work, op_device, bounds_s, step_time_s, peak):
-    """Simulate one placement of ops, ``[1, N]``, by the simulator that the workspace is of."""
-    raise NotImplementedError("only compiled")
-
-
-@overload(_simulate)
-def _simulate_compiled(work, op_device, bounds_s, step_time_s, peak):
-    if work.instance_class is in_order.Work:
-
-        def simulate(work, op_device, bounds_s, step_time_s, peak):
-            in_order.simulate_many(work, op_device, bounds_s, step_time_s, peak)
-    elif work.instance_class is sequential.Sequence:
-
-        def simulate(work, op_device, bounds_s, step_time_s, peak):
-            sequential.simulate_many(work, op_device, bounds_s, step_time_s, peak)
-    else:
-
-        def simulate(work, op_device, bounds_s, step_time_s, peak):
-            choosing_kernel.simulate_many(work, op_device, bounds_s, step_time_s, peak)
-
-    return simulate
+@inlined
+def _simulate(simulator, work, chain, limit_s):
+    """Simulate the chain's placement: fill `Chain.step_time_s` and `Chain.peak`."""
+    chain.bounds_s[0] = limit_s
+    call_simulator(simulator, work, chain.simulated, chain.bounds_s, chain.step_time_s, chain.peak)
 
 
 @inlined
@@ -373,9 +239,11 @@ def _charged_s(step_s, missing, reference_s):
 
 
 @called
-def _learn(weights, kinds, kind_share, kind, x, device, expected, reward, baseline, learning_rate, kind_rate):
+def _learn(chain, kind, device, reward):
     """One step of REINFORCE on the softmax over moves and on the softmax over kinds of move."""
-    advantage = reward - baseline
+    weights, kinds, kind_share, x, expected = chain.weights, chain.kinds, chain.kind_share, chain.x, chain.expected
+    learning_rate, kind_rate = chain.scalars[LEARNING_RATE], chain.scalars[KIND_RATE]
+    advantage = reward - chain.scalars[BASELINE]
     for f in range(NUM_FEATURES):
         weight = weights[f] + learning_rate * advantage * (x[device, f] - expected[f])
         weights[f] = min(max(weight, -_WEIGHT_LIMIT), _WEIGHT_LIMIT)
@@ -400,165 +268,121 @@ def _draw_kind(kinds, kind_share, u):
     return drawn
 
 
-def _make_walk(simulator_code: str) -> Callable[..., Any]:
-    """Compile the walk.
+@compiled
+def walk(simulator, work, in_turn, field, chain, traced, paths, moves, temperature_s):
+    """Walk a chain through `moves` moves at a temperature in seconds.
 
-    Args:
-        simulator_code: What the simulator and the charge were compiled from. It is part of the key of numba's cache,
-            which would not notice by itself that a function in another file has changed.
+    `simulator` and `work` are addresses (`envs.compiling.call_simulator`), `in_turn` says whether one thing happens
+    after another, under ``sequential``.
     """
-
-    def walk(work, field, chain, traced, paths, moves, temperature_s):
-        """Walk a chain through `moves` moves at a temperature in seconds."""
-        scalars, counts, rng, step_time_s = chain.scalars, chain.counts, chain.rng, chain.step_time_s
-        units, devices = field.allowed.shape
-        shares = chain.shares
-        count_active, still, accepted = -1, 0, 0
-        # What is known of the placement may be some moves old. A block of moves begins with what is true.
-        counts[TRACED] = min(counts[TRACED], RESTORED)
-        # A better feasible step may be known by now than when the chain walked before.
-        reference_s = scalars[REFERENCE]
-        scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
-        scalars[BEST] = _charged_s(scalars[BEST_STEP], scalars[BEST_MISSING], reference_s)
-        # Added up anew, so that rounding does not depend on how long the chain has walked.
-        chain.busy_s[:] = 0.0
-        for u in range(units):
-            chain.busy_s[chain.placed[u]] += field.time_s[u, chain.placed[u]]
-        follows = longest_paths.begin(paths, chain.op_device[0], scalars[COST])
-        for _ in range(moves):
-            if counts[TRACED] <= RESTORED:
-                chain.bounds_s[0] = np.inf
-                _simulate(work, chain.simulated, chain.bounds_s, step_time_s, chain.peak)
-                counts[EVALUATIONS] += counts[TRACED] == UNKNOWN
+    scalars, counts, rng, step_time_s = chain.scalars, chain.counts, chain.rng, chain.step_time_s
+    units, devices = field.allowed.shape
+    shares = chain.shares
+    count_active, still, accepted = -1, 0, 0
+    # What is known of the placement may be some moves old. A block of moves begins with what is true.
+    counts[TRACED] = min(counts[TRACED], RESTORED)
+    # A better feasible step may be known by now than when the chain walked before.
+    reference_s = scalars[REFERENCE]
+    scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
+    scalars[BEST] = _charged_s(scalars[BEST_STEP], scalars[BEST_MISSING], reference_s)
+    # Added up anew, so that rounding does not depend on how long the chain has walked.
+    chain.busy_s[:] = 0.0
+    for u in range(units):
+        chain.busy_s[chain.placed[u]] += field.time_s[u, chain.placed[u]]
+    follows = longest_paths.begin(paths, chain.op_device[0], scalars[COST])
+    for _ in range(moves):
+        if counts[TRACED] <= RESTORED:
+            _simulate(simulator, work, chain, np.inf)
+            counts[EVALUATIONS] += counts[TRACED] == UNKNOWN
+            counts[TRACED] = SIMULATED
+            scalars[STEP] = step_time_s[0]
+            scalars[MISSING] = _missing_share(
+                chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users
+            )
+            scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
+        if counts[TRACED] == SIMULATED:
+            # The workspace still holds the trace of the placement that was accepted last.
+            sum_up(field, chain, traced, in_turn)
+            counts[TRACED] = SUMMED
+            count_active = -1
+            accepted = 0
+        if count_active < 0 or still >= _REFRESH:
+            still = 0
+            count_active = refresh(field, chain, scalars[STEP])
+        total = 0.0
+        if count_active > 0:
+            total = shares[count_active * devices - 1]
+        uniform = _random(rng) < scalars[UNIFORM_SHARE] or total <= 0.0
+        kind = _draw_kind(chain.kinds, chain.kind_share, _random(rng))
+        u = _random(rng)
+        if uniform:
+            if _random(rng) < _UNIFORM_KINDS:
+                kind = min(int(_random(rng) * NUM_KINDS), NUM_KINDS - 1)
+            index = min(int(u * len(shares)), len(shares) - 1)
+            unit = index // devices
+        else:
+            index = _first_above(shares, count_active * devices, u * total)
+            unit = chain.active[index // devices]
+        device = index % devices
+        if not field.allowed[unit, device] or chain.placed[unit] == device:
+            continue
+        _features(field, chain, unit, scalars[STEP])
+        order = 0 if _random(rng) < 0.5 else 1
+        count = _select(field, chain, kind, unit, device, order, _random(rng), _random(rng))
+        if count == 0:
+            continue
+        for i in range(count):
+            moved = chain.moved[i]
+            there = chain.placed[moved]
+            chain.busy_s[chain.kept[i]] -= field.time_s[moved, chain.kept[i]]
+            chain.busy_s[there] += field.time_s[moved, there]
+            for j in range(field.op_offsets[moved], field.op_offsets[moved + 1]):
+                chain.op_device[0, field.ops_of_unit[j]] = there
+        # Metropolis' rule with its random number drawn first: what is proven slower than that is not simulated on.
+        limit_s = scalars[COST] - temperature_s * np.log(1.0 - _random(rng))
+        # So it is before it is simulated at all where a device has too much to do, or a path is too long.
+        too_long = False
+        for d in range(devices):
+            too_long |= chain.busy_s[d] * (1.0 - _BUSY_ERROR) > limit_s
+        num_changed = 0
+        if follows and not too_long:
+            num_changed, too_long = longest_paths.follow(
+                paths, chain.op_device[0], field.op_offsets, field.ops_of_unit, chain.moved, count, limit_s
+            )  # fmt: skip
+        if too_long:
+            step_time_s[0] = np.inf
+        else:
+            _simulate(simulator, work, chain, limit_s)
+        counts[EVALUATIONS] += 1
+        missing = _missing_share(chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users)
+        cost_s = _charged_s(step_time_s[0], missing, reference_s)
+        reward = 0.0
+        if cost_s <= limit_s:
+            reward = min(max((scalars[COST] - cost_s) / temperature_s, -1.0), 1.0)
+            counts[ACCEPTED] += 1
+            accepted += 1
+            if accepted > count_active // _ACTIVE_AN_ACCEPTANCE:
                 counts[TRACED] = SIMULATED
-                scalars[STEP] = step_time_s[0]
-                scalars[MISSING] = _missing_share(
-                    chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users
-                )
-                scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
-            if counts[TRACED] == SIMULATED:
-                # The workspace still holds the trace of the placement that was accepted last.
-                for i in range(len(chain.start_s)):
-                    chain.start_s[i] = traced.start_s[traced.position[i]]
-                    chain.end_s[i] = traced.end_s[traced.position[i]]
-                _sum_up(
-                    work, field.unit_of_op, field.input_offsets, field.input_tensors, field.producer,
-                    chain.op_device[0],
-                    chain.start_s, chain.end_s, traced.sent_tensor, traced.tensors, traced.sent_to, traced.sent_end_s,
-                    np.int64(traced.num_sent[0]), chain.arrival_s, chain.bucket, chain.next_in_bucket,
-                    chain.critical_s, chain.transfer_s, chain.waited_s, chain.delayed_s,
-                )  # fmt: skip
-                counts[TRACED] = SUMMED
-                count_active = -1
-                accepted = 0
-            if count_active < 0 or still >= _REFRESH:
-                still = 0
-                count_active = _refresh(
-                    chain.active, shares, chain.expected, chain.x, chain.near_on_s, chain.placed, field.allowed,
-                    scalars[STEP], field.time_s, field.log_time, chain.busy_s, field.near_offsets, field.near,
-                    field.near_s, field.orders, field.rank, chain.critical_s, chain.transfer_s, chain.waited_s,
-                    chain.delayed_s, chain.rejected, chain.log_probability, chain.weights,
-                )  # fmt: skip
-            total = 0.0
-            if count_active > 0:
-                total = shares[count_active * devices - 1]
-            uniform = _random(rng) < scalars[UNIFORM_SHARE] or total <= 0.0
-            kind = _draw_kind(chain.kinds, chain.kind_share, _random(rng))
-            u = _random(rng)
-            if uniform:
-                if _random(rng) < _UNIFORM_KINDS:
-                    kind = min(int(_random(rng) * NUM_KINDS), NUM_KINDS - 1)
-                index = min(int(u * len(shares)), len(shares) - 1)
-                unit = index // devices
-            else:
-                index = _first_above(shares, count_active * devices, u * total)
-                unit = chain.active[index // devices]
-            device = index % devices
-            if not field.allowed[unit, device] or chain.placed[unit] == device:
-                continue
-            _features(
-                chain.x, chain.near_on_s, unit, chain.placed, scalars[STEP], field.time_s, field.log_time,
-                chain.busy_s, field.near_offsets, field.near, field.near_s, field.orders, field.rank,
-                chain.critical_s, chain.transfer_s, chain.waited_s, chain.delayed_s, chain.rejected,
-                chain.log_probability,
-            )  # fmt: skip
-            order = 0 if _random(rng) < 0.5 else 1
-            count = _select(
-                kind, unit, device, order, _random(rng), _random(rng), chain.moved, chain.kept, chain.placed,
-                field.allowed, field.orders, field.rank,
-            )  # fmt: skip
-            if count == 0:
-                continue
+            scalars[STEP], scalars[MISSING], scalars[COST] = step_time_s[0], missing, cost_s
             for i in range(count):
+                for d in range(devices):
+                    chain.rejected[chain.moved[i], d] *= np.float32(0.5)
+            if cost_s < scalars[BEST]:
+                scalars[BEST_STEP], scalars[BEST_MISSING], scalars[BEST] = step_time_s[0], missing, cost_s
+                for i in range(len(chain.best_ops)):
+                    chain.best_ops[i] = chain.op_device[0, i]
+        else:
+            still += 1
+            longest_paths.put_back(paths, num_changed)
+            chain.rejected[unit, device] += np.float32(1.0)
+            for i in range(count):
+                back, there = chain.kept[i], chain.placed[chain.moved[i]]
                 moved = chain.moved[i]
-                there = chain.placed[moved]
-                chain.busy_s[chain.kept[i]] -= field.time_s[moved, chain.kept[i]]
-                chain.busy_s[there] += field.time_s[moved, there]
+                chain.busy_s[there] -= field.time_s[moved, there]
+                chain.busy_s[back] += field.time_s[moved, back]
+                chain.placed[moved] = back
                 for j in range(field.op_offsets[moved], field.op_offsets[moved + 1]):
-                    chain.op_device[0, field.ops_of_unit[j]] = there
-            # Metropolis' rule with its random number drawn first: what is proven slower than that is not simulated on.
-            limit_s = scalars[COST] - temperature_s * np.log(1.0 - _random(rng))
-            # So it is before it is simulated at all where a device has too much to do, or a path is too long.
-            too_long = False
-            for d in range(devices):
-                too_long |= chain.busy_s[d] * (1.0 - _BUSY_ERROR) > limit_s
-            num_changed = 0
-            if follows and not too_long:
-                num_changed, too_long = longest_paths.follow(
-                    paths, chain.op_device[0], field.op_offsets, field.ops_of_unit, chain.moved, count, limit_s
-                )  # fmt: skip
-            if too_long:
-                step_time_s[0] = np.inf
-            else:
-                chain.bounds_s[0] = limit_s
-                _simulate(work, chain.simulated, chain.bounds_s, step_time_s, chain.peak)
-            counts[EVALUATIONS] += 1
-            missing = _missing_share(chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users)
-            cost_s = _charged_s(step_time_s[0], missing, reference_s)
-            reward = 0.0
-            if cost_s <= limit_s:
-                reward = min(max((scalars[COST] - cost_s) / temperature_s, -1.0), 1.0)
-                counts[ACCEPTED] += 1
-                accepted += 1
-                if accepted > count_active // _ACTIVE_AN_ACCEPTANCE:
-                    counts[TRACED] = SIMULATED
-                scalars[STEP], scalars[MISSING], scalars[COST] = step_time_s[0], missing, cost_s
-                for i in range(count):
-                    for d in range(devices):
-                        chain.rejected[chain.moved[i], d] *= np.float32(0.5)
-                if cost_s < scalars[BEST]:
-                    scalars[BEST_STEP], scalars[BEST_MISSING], scalars[BEST] = step_time_s[0], missing, cost_s
-                    for i in range(len(chain.best_ops)):
-                        chain.best_ops[i] = chain.op_device[0, i]
-            else:
-                still += 1
-                longest_paths.put_back(paths, num_changed)
-                chain.rejected[unit, device] += np.float32(1.0)
-                for i in range(count):
-                    back, there = chain.kept[i], chain.placed[chain.moved[i]]
-                    moved = chain.moved[i]
-                    chain.busy_s[there] -= field.time_s[moved, there]
-                    chain.busy_s[back] += field.time_s[moved, back]
-                    chain.placed[moved] = back
-                    for j in range(field.op_offsets[moved], field.op_offsets[moved + 1]):
-                        chain.op_device[0, field.ops_of_unit[j]] = back
-            if not uniform:
-                _learn(
-                    chain.weights, chain.kinds, chain.kind_share, kind, chain.x, device, chain.expected, reward,
-                    scalars[BASELINE], scalars[LEARNING_RATE], scalars[KIND_RATE],
-                )  # fmt: skip
-            scalars[BASELINE] += 0.01 * (reward - scalars[BASELINE])
-        if len(simulator_code) == 0:
-            scalars[BASELINE] = 0.0
-
-    return compiled(walk)
-
-
-def _code_compiled_in() -> str:
-    digest = hashlib.sha256()
-    for module in (choosing_kernel, in_order, sequential, longest_paths, best):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    return digest.hexdigest()
-
-
-walk = _make_walk(_code_compiled_in())
+                    chain.op_device[0, field.ops_of_unit[j]] = back
+        if not uniform:
+            _learn(chain, kind, device, reward)
+        scalars[BASELINE] += 0.01 * (reward - scalars[BASELINE])

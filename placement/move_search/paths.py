@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.compiling import called, inlined, trailing_zeros
 from envs.problem import PlacementProblem
-from envs.simulator.choosing_kernel import called, inlined, trailing_zeros
+from envs.simulator.choosing.step import EPSILON
 
-EPSILON = 2.0**-52  # as in the simulator: numba's cache would not notice a change there
 _0, _1, _6, _63 = np.uint64(0), np.uint64(1), np.uint64(6), np.uint64(63)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.choosing_kernel import called, compiled
+from envs.compiling import called, compiled
 
 
 class Picture(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs import task_graph
+from envs.compiling import Packed
 from envs.problem import PlacementProblem
 from envs.task_graph import TaskGraph
 from placement.placers.base import Placed, Search
@@ -230,8 +231,8 @@ def _read_only(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
     return view
 
 
-def _pictures(problem: PlacementProblem, tasks: TaskGraph) -> tuple[Picture, State]:
-    """What the compiled loops read, and what they write, before anything is placed."""
+def _pictures(problem: PlacementProblem, tasks: TaskGraph) -> tuple[Packed, Packed]:
+    """What the compiled loops read, a `Picture`, and what they write, a `State`, before anything is placed."""
     in_offsets, inputs = tasks.inputs
     out_offsets, outputs = tasks.outputs
     routes = problem.cluster.routes
@@ -272,4 +273,4 @@ def _pictures(problem: PlacementProblem, tasks: TaskGraph) -> tuple[Picture, Sta
         ready=np.empty(tasks.num_tasks, dtype=np.int64),
         kept_for=np.full(count, -1, dtype=np.int64),
     )
-    return picture, state
+    return Packed(picture), Packed(state)

@@ -8,8 +8,8 @@ import numba
 import numpy as np
 import pytest
 
+from envs.compiling import compiled
 from envs.problem import PlacementProblem
-from envs.simulator.choosing_kernel import compiled
 from envs.simulator.input import SCHEDULES
 from envs.simulator.plain import simulate_plain
 from envs.simulator.simulate import simulate, simulate_batch
@@ -66,9 +66,7 @@ def test_without_any_place_for_a_cache_it_compiles_all_the_same(monkeypatch: pyt
 
 def test_a_cache_directory_that_cannot_be_made_is_passed_over() -> None:
     """Installed packages and home directories may be read-only, or not there."""
-    code = (
-        "from envs.simulator.choosing_kernel import compiled; from tests.envs.simulator.test_simulator import _double; "
-    )
+    code = "from envs.compiling import compiled; from tests.envs.simulator.test_simulator import _double; "
     code += "print(compiled(_double)(21))"
     environment = {**os.environ, "NUMBA_CACHE_DIR": "/dev/null/nowhere", "PYTHONPATH": str(Path(__file__).parents[3])}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

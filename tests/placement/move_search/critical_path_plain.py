@@ -1,4 +1,4 @@
-"""The plain version of `placement.move_search.kernel._trace_back`: written to be read, and to compare with.
+"""The plain version of `placement.move_search.critical._trace_back`: written to be read, and to compare with.
 
 Letters: ``N`` ops, ``U`` units, ``D`` devices.
 """

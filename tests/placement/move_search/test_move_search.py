@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from envs.clusters.catalog import load_cluster
+from envs.compiling import Packed, compiled
 from envs.problem import PlacementProblem
 from envs.simulator.input import SCHEDULES
 from graphs import zoo
@@ -316,6 +317,12 @@ def plain_features(problem: PlacementProblem, field: Field, chain: Chain, step_s
     return x
 
 
+@compiled
+def refresh(field: Any, chain: Any, step_s: float) -> int:
+    """As the walk does; from Python there is no way in."""
+    return kernel.refresh(field, chain, step_s)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_shares_are_the_softmax_of_scores_and_expected_their_mean_features(seed: int) -> None:
     graph = random_graph(80, seed=seed, locality=15)
@@ -331,12 +338,7 @@ def test_shares_are_the_softmax_of_scores_and_expected_their_mean_features(seed:
     chain.log_probability[:] = np.log(rng.dirichlet(np.ones(devices), size=units))
     chain.weights[:] = rng.normal(size=kernel.NUM_FEATURES)
     step_s = problem.trace(ops).step_time_s
-    count = kernel._refresh(
-        chain.active, chain.shares, chain.expected, chain.x, chain.near_on_s, chain.placed, field.allowed, step_s,
-        field.time_s, field.log_time, chain.busy_s, field.near_offsets, field.near, field.near_s, field.orders,
-        field.rank, chain.critical_s, chain.transfer_s, chain.waited_s, chain.delayed_s, chain.rejected,
-        chain.log_probability, chain.weights,
-    )  # fmt: skip
+    count = refresh(Packed(field), Packed(chain), step_s)
     on_path = chain.critical_s + chain.waited_s + chain.delayed_s + chain.transfer_s.sum(axis=1) > 0
     assert chain.active[:count].tolist() == np.flatnonzero(on_path).tolist()
     assert 0 < count < units

@@ -1,4 +1,4 @@
-"""What `envs.simulator.choosing_kernel` works on: the problem and the state of a step as records, and their making.
+"""What the other modules work on: the problem and the state of a step as records, and their making.
 
 Nothing here is compiled. Letters: ``B`` placements in a batch, ``N`` ops, ``E`` edges, ``T`` tensors, ``D`` devices,
 ``S`` distinct device specs.
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.choosing_kernel import BLOCK, FIFO, PRIORITY
+from envs.simulator.choosing.events import BLOCK
+from envs.simulator.choosing.ready import FIFO, PRIORITY
 
 if TYPE_CHECKING:
     from envs.simulator.input import SimulatorInput
