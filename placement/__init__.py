@@ -2,10 +2,10 @@
 
 Every verb of the command is a function here: `train`, `train_measured`, `train_pipeline`, `place`, `pretrain`,
 `compare`, `what_if`, `simulate`, `explain`, `run`, `profile`, `machine`, `import_graph`, `export` and `export_stages`.
-`make_problem` makes what most of them take, `load_problem` takes it from a run, and `heuristic_placements` are the votes
-that environments take; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, `apply`, which runs a model
-by its placement, and `pipeline`, which runs one in stages on several processes. They are imported when they are first
-asked for; only training and running load torch.
+`make_problem` makes what most of them take, `load_problem` takes it from a run, and `heuristic_placements` are the
+votes that environments take; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`,
+`apply`, which runs a model by its placement, and `pipeline`, which runs one in stages on several processes. They are
+imported when they are first asked for; only training and running load torch.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def read(problem: PlacementProblem, placements: Sequence[NDArray[np.integer]]) -
         votes_s=np.zeros(0),
     )
     rows = guide.picture.votes
-    return _voted(known, rows, _charged_s(problem, rows, step_limit_s(problem)))
+    return voted(known, rows, _charged_s(problem, rows, step_limit_s(problem)))
 
 
 def joined(known: Known, placements: NDArray[np.integer], charged: NDArray[np.float64]) -> Known:
@@ -99,11 +99,17 @@ def joined(known: Known, placements: NDArray[np.integer], charged: NDArray[np.fl
         charged: ``float64[B]``, by `Known.charged_s`.
     """
     rows = np.concatenate([known.guide.picture.votes, placements.astype(np.int64)])
-    return _voted(known, rows, np.concatenate([known.votes_s, charged]))
+    return voted(known, rows, np.concatenate([known.votes_s, charged]))
 
 
-def _voted(known: Known, rows: IntArray, charged: NDArray[np.float64]) -> Known:
-    """The best of the rows, each once, as votes."""
+def voted(known: Known, rows: IntArray, charged: NDArray[np.float64]) -> Known:
+    """The same problem with the best of some placements, each once, as its votes, and the best as its reference.
+
+    Args:
+        known: The problem; its own votes are forgotten.
+        rows: ``int64[B, G]``.
+        charged: ``float64[B]``.
+    """
     kept: list[int] = []
     for i in np.argsort(charged, kind="stable"):
         if all((rows[i] != rows[k]).any() for k in kept):

@@ -1,8 +1,8 @@
 """Trains the pretrained policy: a fresh problem every update, imitation briefly, then REINFORCE.
 
 An update draws a problem that was never seen, asks the quick list schedulers, and goes through the rounds that an
-answer has, too: the policy samples placements, the simulator times them, the policy learns, and the best of them join what is known
-of the problem before the next round.
+answer has, too: the policy samples placements, the simulator times them, the policy learns, and the best of them join
+what is known of the problem before the next round.
 
 References:
     Williams, "Simple statistical gradient-following algorithms", 1992.
@@ -60,6 +60,7 @@ class PretrainConfig:
         clip_norm: The gradient is scaled down to this norm where it is larger.
         imitation_updates: Updates at the start that imitate what a short search finds.
         imitation_evaluations: Placements that this search evaluates.
+        contiguous_evaluations: Placements that the heuristic of contiguous runs may evaluate; the others evaluate none.
         groups: Wanted numbers of groups; each problem has one of them.
         validation_problems: Problems of families that are trained on, by which the best weights are chosen.
         validate_every: Updates between two looks at them.
@@ -73,6 +74,7 @@ class PretrainConfig:
     clip_norm: float = 1.0
     imitation_updates: int = 60
     imitation_evaluations: int = 300
+    contiguous_evaluations: int = 100
     groups: tuple[int, ...] = (24, 32, 48, 64, 64, 96)
     validation_problems: int = 24
     validate_every: int = 100
@@ -140,8 +142,8 @@ class Pretrainer:
         config = self.config
         number = FIRST_TRAINING_SEED + (self.seed * _SEEDS_A_TRAINING + self.updates) % FIRST_VALIDATION_SEED
         family, problem = self._drawn(number)
-        known = read(problem, list(quick_placements(problem).values()))
-        heuristic_s = best_s = known.best_s
+        known = self._known(problem, number)
+        heuristic_s = known.best_s
         target = self._searched(problem, number) if self.updates < config.imitation_updates else None
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * 0.5 ** (self.updates / config.half_life)
@@ -197,6 +199,13 @@ class Pretrainer:
         drawn = draw(number, families=TRAINED_ON, groups=groups)
         return drawn.family, drawn.problem
 
+    def _known(self, problem: PlacementProblem, number: int) -> Known:
+        """A problem with what the quick heuristics answer."""
+        budget = Budget(evaluations=self.config.contiguous_evaluations)
+        rng = np.random.default_rng([number, 3])
+        runs = HEURISTICS["contiguous"].function(problem, budget=budget, rng=rng).placement
+        return read(problem, [*quick_placements(problem).values(), runs])
+
     def _searched(self, problem: PlacementProblem, number: int) -> NDArray[np.int64]:
         """``int64[G]``: what a short search finds, for the policy to imitate."""
         budget = Budget(evaluations=self.config.imitation_evaluations)
@@ -209,7 +218,7 @@ class Pretrainer:
         made = []
         for number in range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + self.config.validation_problems):
             _, problem = self._drawn(number)
-            made.append(read(problem, list(quick_placements(problem).values())))
+            made.append(self._known(problem, number))
         return made
 
     def _validate(self) -> float:
