@@ -83,16 +83,22 @@ def _cells(asked: argparse.Namespace) -> Iterator[tuple[str, str, str, Any]]:
     for number in range(asked.problems):
         for place_of, family in enumerate(HELD_OUT):
             seed = FIRST_TEST_SEED + number * len(HELD_OUT) + place_of
-            yield "held out", family, f"{family}, seed {seed}", lambda seed=seed, family=family: draw(
-                seed, families=[family], groups=asked.groups
-            ).problem
+            yield (
+                "held out",
+                family,
+                f"{family}, seed {seed}",
+                lambda seed=seed, family=family: draw(seed, families=[family], groups=asked.groups).problem,
+            )
     for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + asked.trained):
         drawn = draw(seed, families=TRAINED_ON, groups=asked.groups)
         yield "trained", drawn.family, f"{drawn.family}, seed {seed}", lambda drawn=drawn: drawn.problem
     for name in asked.captured:
         graph, _, cluster = name.partition("/")
-        yield "captured", graph, name, lambda graph=graph, cluster=cluster: make_problem(
-            graph, cluster, groups=asked.groups
+        yield (
+            "captured",
+            graph,
+            name,
+            lambda graph=graph, cluster=cluster: make_problem(graph, cluster, groups=asked.groups),
         )
 
 

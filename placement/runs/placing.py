@@ -16,36 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
-from graphs.colocation.coarsening import coarsen
 from graphs.errors import InputError
 from placement.placers import HEURISTICS
 from placement.placers.base import Budget
-from placement.placers.best import BestKnown, nearest_groups
+from placement.placers.best import BestKnown
 from placement.placers.quick_lists import quick_placements
-from placement.placers.searching.moves import first_ops
 from placement.placers.searching.starts import ASKED_FIRST
 from placement.placers.single_device import single_device_placements
 from placement.pretrained import network
-from placement.pretrained.decode import decode, gumbel
-from placement.pretrained.features import Known, joined, read
+from placement.pretrained.answering import SAMPLES, written
 from placement.pretrained.network import Weights
 from placement.results.placement_file import PlacementResult, make_result
 from placement.results.simulated import Simulated, encode_simulated, simulate_ops
 
-ROUNDS = 4
-"""Rounds of sampling: what a round finds is known to the next."""
-
-SAMPLES = 64
-"""Placements that the policy writes at most."""
-
 MANY_OPS = 3000
 """On graphs of more ops the heuristics that schedule single ops, or try many placements, would take a second alone."""
-
-MOST_GROUPS = 96
-"""Groups that the policy places one by one; more are placed as that many units."""
-
-_MOST_LOOKS = 8_000_000
-"""Parts of groups that are scheduled in all while the policy looks at what its choices come to: a part of a second."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +72,15 @@ def place(problem: PlacementProblem, *, weights: Weights, seed: int = 0, samples
         if heuristics.keep(placement[None], problem.evaluate_one(placement)) or not best_heuristic:
             best_heuristic = name
         found.append(placement)
-    policy = BestKnown(problem)
-    written = _ask_policy(problem, policy, found, weights, seed, samples) if samples > 0 else 0
+    policy, count = BestKnown(problem), 0
+    for rows, evaluation in written(problem, found, weights, rng=np.random.default_rng([seed, 3]), samples=samples):
+        policy.keep(rows, evaluation)
+        count += len(rows)
     assert heuristics.placement is not None
     best, made_by = heuristics, f"{best_heuristic}, the best of the heuristics"
     lacks_less = heuristics.step_time_s == np.inf and policy.least_overflow < heuristics.least_overflow
     if policy.placement is not None and (policy.step_time_s < heuristics.step_time_s or lacks_less):
-        best, made_by = policy, f"the pretrained policy, the best of {written} placements"
+        best, made_by = policy, f"the pretrained policy, the best of {count} placements"
     assert best.placement is not None
     simulated = simulate_ops(problem, problem.to_ops(best.placement), made_by=made_by)
     return Answer(
@@ -101,7 +88,7 @@ def place(problem: PlacementProblem, *, weights: Weights, seed: int = 0, samples
         best_heuristic=best_heuristic,
         best_heuristic_s=heuristics.step_time_s,
         policy_s=policy.step_time_s,
-        policy_placements=written,
+        policy_placements=count,
         weights=network.digest(weights),
     )
 
@@ -117,45 +104,6 @@ def _heuristics(problem: PlacementProblem, seed: int) -> Iterator[tuple[str, NDA
         except InputError:  # for example: no expert's rule for this graph
             continue
         yield name, placed.placement
-
-
-def _ask_policy(
-    problem: PlacementProblem,
-    best: BestKnown,
-    placements: list[NDArray[np.int64]],
-    weights: Weights,
-    seed: int,
-    samples: int,
-) -> int:
-    """Let the policy write placements in rounds, keep the best in `best`, and return how many they are."""
-    units = _units(problem)
-    unit_of_group = units.groups.group_of_op[first_ops(problem.groups)]
-    known = read(units, [nearest_groups(units, problem.to_ops(placement)) for placement in placements])
-    rng = np.random.default_rng([seed, 3])
-    count = max(min(samples, _MOST_LOOKS // looks(known)) // ROUNDS, 1)
-    written = 0
-    for _ in range(min(ROUNDS, samples)):
-        encoded = network.encode(weights, known.groups, known.pairs)
-        noise = gumbel(rng, count, known)
-        noise[0] = 0.0  # the likeliest device at each step
-        rows = decode(weights, known, encoded, noise).placements
-        best.keep(rows[:, unit_of_group], units.evaluate(rows))
-        written += len(rows)
-        known = joined(known, rows, known.charged_s(rows))
-    return written
-
-
-def looks(known: Known) -> int:
-    """About how many parts of groups are scheduled while one placement is written."""
-    picture = known.guide.picture
-    return picture.group_time_s.size * len(picture.order)
-
-
-def _units(problem: PlacementProblem) -> PlacementProblem:
-    """The same problem in no more than `MOST_GROUPS` groups."""
-    if problem.num_groups <= MOST_GROUPS:
-        return problem
-    return problem.with_groups(problem.part(coarsen(problem.graph, problem.groups, MOST_GROUPS), by_group=True))
 
 
 def result_of(answer: Answer, *, seed: int) -> PlacementResult:
