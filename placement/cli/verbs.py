@@ -144,8 +144,9 @@ class Train:
     """Updates in all, those before --resume included; the same seed then gives the same placement."""
     seed: Annotated[int, arg(metavar="K")] = 0
     """Seeds all random numbers."""
-    preset: Literal["default", "paper", "uniform"] = "default"
-    """How to learn: our best; as published in 2017; or our best with uniform moves and no learning, for ablations."""
+    preset: Literal["default", "pretrained", "paper", "uniform"] = "default"
+    """How to learn: our best; the shipped policy alone, from its weights; as published in 2017; or our best with
+    uniform moves and no learning, for ablations."""
     groups: GroupsArg = 256
     pin: PinArg = ()
     forbid: ForbidArg = ()

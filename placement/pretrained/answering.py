@@ -57,7 +57,7 @@ def written(
     """
     if samples == 0:
         return
-    units = _units(problem)
+    units = units_of(problem)
     unit_of_group = units.groups.group_of_op[first_ops(problem.groups)]
     known = read(units, [nearest_groups(units, problem.to_ops(placement)) for placement in placements])
     count = max(min(samples, _MOST_LOOKS // _looks(known)) // ROUNDS, 1)
@@ -78,8 +78,8 @@ def _looks(known: Known) -> int:
     return picture.group_time_s.size * len(picture.order)
 
 
-def _units(problem: PlacementProblem) -> PlacementProblem:
-    """The same problem in about `MOST_GROUPS` groups at most."""
+def units_of(problem: PlacementProblem) -> PlacementProblem:
+    """The same problem in about `MOST_GROUPS` groups at most: what the policy places."""
     if problem.num_groups <= MOST_GROUPS:
         return problem
     return problem.with_groups(problem.part(coarsen(problem.graph, problem.groups, MOST_GROUPS), by_group=True))
