@@ -67,12 +67,12 @@ class PretrainConfig:
     """
 
     samples: int = 16
-    rounds: int = 2
+    rounds: int = 3
     learning_rate: float = 1e-3
-    half_life: int = 1500
+    half_life: int = 700
     entropy_bonus: float = 2e-3
     clip_norm: float = 1.0
-    imitation_updates: int = 60
+    imitation_updates: int = 40
     imitation_evaluations: int = 300
     contiguous_evaluations: int = 100
     groups: tuple[int, ...] = (24, 32, 48, 64, 64, 96)
