@@ -140,7 +140,7 @@ def pretrain(
             trainer.restore(_load(run_dir, trainer))
         else:
             trainer = Pretrainer(config, seed=seed)
-            settings = Settings(seed=seed, config=trainer.config, version=__version__, torch=torch.__version__)
+            settings = Settings(seed=seed, config=trainer.config, version=__version__, torch=str(torch.__version__))
             write_atomically(run_dir / SETTINGS, msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
             _save(run_dir, trainer)
         return _train(run_dir, trainer, updates, time_limit_s, on_update)

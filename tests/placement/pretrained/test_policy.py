@@ -74,7 +74,7 @@ def test_devices_that_are_alike_may_change_names(seed: int) -> None:
 
 
 def test_a_group_goes_where_its_residents_fit_as_long_as_there_is_such_a_device() -> None:
-    placed = problem(3, resident_bytes=10**9, memory_bytes=7 * 10**9)
+    placed = problem(3, resident_bytes=10**9, memory_bytes=2 * 10**9)
     resident, room = placed.group_resident_bytes, placed.cluster.memory_bytes
     seen = known(placed)
     crowded = 0
@@ -129,7 +129,7 @@ def test_features_have_no_scale() -> None:
                         device.spec,
                         peak_flops_per_s={name: 1e3 * rate for name, rate in device.spec.peak_flops_per_s.items()},
                         memory_bytes_per_s=1e3 * device.spec.memory_bytes_per_s,
-                        launch_s=device.spec.launch_s / 1e3,
+                        launch_overhead_s=device.spec.launch_overhead_s / 1e3,
                     ),
                 )
                 for device in slow.cluster.devices
