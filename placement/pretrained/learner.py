@@ -107,10 +107,10 @@ class PretrainedLearner:
         assert self._decoded is not None
         charged_s = known.charged_s(evaluation)
         log_probabilities = self._policy.score(encoded[1], self._decoded)
-        advantages = advantage(charged_s, self._decoded.outlook_s)
+        advantages = torch.from_numpy(advantage(charged_s).astype(np.float32))
         picked = chosen(log_probabilities, self._decoded.placements)
         randomness = entropy(log_probabilities).mean()
-        loss = -(torch.from_numpy(advantages.astype(np.float32)) * picked).mean() - self._entropy_bonus * randomness
+        loss = -(advantages[:, None] * picked).mean() - self._entropy_bonus * randomness
         self._optimizer.zero_grad()
         loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self._clip_norm))

@@ -41,10 +41,14 @@ from placement.pretrained.split import FIRST_TRAINING_SEED, FIRST_VALIDATION_SEE
 _SEEDS_A_TRAINING = 10_000_019
 """How far apart the seeds of two trainings' problems are: a prime, so that long trainings hardly meet."""
 
-_LEAST_SPREAD = 0.01
-"""Advantages are divided by their spread, or by this share of a step time where the samples are more alike."""
+_LEAST_SPREAD = 0.005
+"""Differences are counted in their spread, or in this share of a step time where the samples are more alike."""
 
-_MOST_ADVANTAGE = 4.0
+_MOST_SPREADS = 2.5
+"""A sample that is ahead of the mean by more spreads counts as if by so many."""
+
+_ENTROPY_PACE, _ENTROPY_RANGE = 1.02, (1e-3, 0.1)
+"""By which factor an update changes the entropy's weight, and how small and large that may become."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class PretrainConfig:
         rounds: Rounds an update: after each the best samples are known to the next.
         learning_rate: Of Adam, at first.
         half_life: Updates in which it halves.
-        entropy_bonus: Weight of the mean entropy of a decision in the loss.
+        entropy_bonus: Weight of the mean entropy of a decision in the loss, at first.
+        wanted_entropy: Nats a decision: the weight rises where the policy decides more surely, and falls otherwise.
         clip_norm: The gradient is scaled down to this norm where it is larger.
         imitation_updates: Updates at the start that imitate what a short search finds.
         imitation_evaluations: Placements that this search evaluates.
@@ -69,8 +74,9 @@ class PretrainConfig:
     samples: int = 16
     rounds: int = 3
     learning_rate: float = 1e-3
-    half_life: int = 700
-    entropy_bonus: float = 2e-3
+    half_life: int = 500
+    entropy_bonus: float = 0.01
+    wanted_entropy: float = 0.25
     clip_norm: float = 1.0
     imitation_updates: int = 40
     imitation_evaluations: int = 300
@@ -136,6 +142,7 @@ class Pretrainer:
         self.policy = PretrainedPolicy(self.best)
         self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate)
         self._rng = np.random.default_rng([seed, 1])
+        self._entropy_weight = self.config.entropy_bonus
 
     def update(self) -> PretrainStats:
         """Learn from a fresh problem."""
@@ -161,8 +168,8 @@ class Pretrainer:
                 loss = imitation_loss(log_probabilities, aimed)
             else:
                 log_probabilities = self.policy.score(encoded, decoded)
-                advantages = torch.from_numpy(advantage(charged_s, decoded.outlook_s).astype(np.float32))
-                loss = -(advantages * chosen(log_probabilities, decoded.placements)).mean()
+                advantages = torch.from_numpy(advantage(charged_s).astype(np.float32))
+                loss = -(advantages[:, None] * chosen(log_probabilities, decoded.placements)).mean()
             numbers = self._stepped(loss, log_probabilities)
             known = joined(known, decoded.placements, charged_s)
         self.updates += 1
@@ -180,9 +187,11 @@ class Pretrainer:
         """Make a step of Adam, with the bonus for entropy."""
         randomness = entropy(log_probabilities).mean()
         self._optimizer.zero_grad()
-        (loss - self.config.entropy_bonus * randomness).backward()
+        (loss - self._entropy_weight * randomness).backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_norm))
         self._optimizer.step()
+        factor = _ENTROPY_PACE if randomness.item() < self.config.wanted_entropy else 1 / _ENTROPY_PACE
+        self._entropy_weight = min(max(factor * self._entropy_weight, _ENTROPY_RANGE[0]), _ENTROPY_RANGE[1])
         return {"loss": loss.item(), "entropy": randomness.item(), "grad_norm": norm}
 
     def _decoded(
@@ -239,6 +248,7 @@ class Pretrainer:
             "updates": self.updates,
             "weights": _tensors(self.policy.weights()),
             "optimizer": self._optimizer.state_dict(),
+            "entropy_weight": self._entropy_weight,
             "rng": json.dumps(self._rng.bit_generator.state),  # integers of 128 bits
             "best": _tensors(self.best),
             "best_validation": self.best_validation,
@@ -257,6 +267,7 @@ class Pretrainer:
         self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate)
         self._optimizer.load_state_dict(state["optimizer"])
         self._rng.bit_generator.state = json.loads(state["rng"])
+        self._entropy_weight = float(state["entropy_weight"])
         self.updates, self.best, self.best_validation = state["updates"], best, state["best_validation"]
 
 
@@ -275,22 +286,22 @@ def answered_s(weights: Weights, known: Known, *, samples: int, rounds: int, see
     return best_s
 
 
-def advantage(charged_s: NDArray[np.float64], outlook_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``float64[B, G]``: how much better each decision of a sample went than those of the other samples.
+def advantage(charged_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``float64[B]``: how much better each sample is than the others, where the best of them is what counts.
 
-    The return of a decision is minus the log of the step time. Its baseline is minus the log of the outlook before the
-    decision, which says what the decisions before it were worth, and the mean of what the *other* samples have over
-    theirs: neither depends on the decision, so the gradient's expectation stays REINFORCE's.
+    An answer is the best of many samples. A policy that raises the mean soon writes one placement only, the best that
+    it was shown; so the reward is a utility that seeks risk, the exponential of how many spreads the log of a sample's
+    step time is below the mean (Howard and Matheson, "Risk-sensitive Markov decision processes", 1972). The baseline is
+    the mean utility of the *other* samples.
 
     Args:
-        charged_s: ``float64[B]``, what the finished placements are charged.
-        outlook_s: ``float64[B, G]``, of `placement.pretrained.decode.Decoded`.
+        charged_s: ``float64[B]``, what the placements are charged.
     """
-    over = np.log(np.maximum(outlook_s, 1e-12)) - np.log(np.maximum(charged_s, 1e-12))[:, None]  # [B, G]
-    count = len(over)
-    others = (over.sum(axis=0) - over) / (count - 1)
-    raw = over - others
-    return np.clip(raw / (raw.std() + _LEAST_SPREAD), -_MOST_ADVANTAGE, _MOST_ADVANTAGE)
+    times = np.log(np.maximum(charged_s, 1e-12))
+    ahead = (times.mean() - times) / (times.std() + _LEAST_SPREAD)
+    utility = np.exp(np.minimum(ahead, _MOST_SPREADS))
+    others: NDArray[np.float64] = (utility.sum() - utility) / (len(utility) - 1)
+    return utility - others
 
 
 def imitation_loss(log_probabilities: Tensor, aimed: Decoded) -> Tensor:

@@ -3,7 +3,7 @@
 | file | what |
 |---|---|
 | `weights.safetensors` | the best weights so far, by problems kept from the training |
-| `pretrain.json` | seed, settings, versions |
+| `pretrain.json` | seed, settings, PyTorch's version |
 | `checkpoint.pt` | all that the rest of the training depends on |
 | `events.out.tfevents.*` | curves for TensorBoard |
 
@@ -30,7 +30,6 @@ from torch.utils.tensorboard import SummaryWriter
 from graphs.errors import InputError
 from graphs.files import write_atomically
 from graphs.reading import exists, read_file
-from placement import __version__
 from placement.learning.threads import deferred_interrupt, one_torch_thread
 from placement.pretrained import network
 from placement.pretrained.training import PretrainConfig, Pretrainer, PretrainStats
@@ -59,13 +58,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     Attributes:
         seed: Of the weights, problems and samples.
         config: How the policy is trained.
-        version: Of this package.
         torch: Of PyTorch: another one may round otherwise.
     """
 
     seed: int
     config: PretrainConfig
-    version: str
     torch: str
 
 
@@ -140,7 +137,7 @@ def pretrain(
             trainer.restore(_load(run_dir, trainer))
         else:
             trainer = Pretrainer(config, seed=seed)
-            settings = Settings(seed=seed, config=trainer.config, version=__version__, torch=str(torch.__version__))
+            settings = Settings(seed=seed, config=trainer.config, torch=str(torch.__version__))
             write_atomically(run_dir / SETTINGS, msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
             _save(run_dir, trainer)
         return _train(run_dir, trainer, updates, time_limit_s, on_update)

@@ -21,19 +21,25 @@ def test_ten_families_are_kept_from_the_training() -> None:
 
 
 def test_an_advantage_is_worked_by_hand() -> None:
-    """Two samples of two decisions: the first decision cost the second sample a doubling, and nothing else differed."""
-    charged_s = np.array([1.0, 2.0])
-    found = advantage(charged_s, np.array([[1.0, 1.0], [1.0, 2.0]]))
-    raw = np.log(2.0) * np.array([[1.0, 0.0], [-1.0, 0.0]])
-    np.testing.assert_allclose(found, raw / (raw.std() + 0.01))
+    """Two samples, one of half the other's step time: each is a spread from the mean."""
+    found = advantage(np.array([1.0, 2.0]))
+    half = np.log(2.0) / 2
+    spreads = half / (half + 0.005)
+    utility = np.exp([spreads, -spreads])
+    np.testing.assert_allclose(found, [utility[0] - utility[1], utility[1] - utility[0]])
 
 
-def test_an_advantage_has_no_scale_and_adds_to_nothing() -> None:
-    rng = np.random.default_rng(0)
-    charged_s, outlook_s = rng.uniform(1, 2, size=6), rng.uniform(1, 2, size=(6, 9))
-    found = advantage(charged_s, outlook_s)
-    np.testing.assert_allclose(found.sum(axis=0), 0.0, atol=1e-9)
-    np.testing.assert_allclose(advantage(1e-3 * charged_s, 1e-3 * outlook_s), found, atol=1e-9)
+def test_an_advantage_has_no_scale_adds_to_nothing_and_counts_the_best_for_most() -> None:
+    charged_s = np.random.default_rng(0).uniform(1, 2, size=6)
+    found = advantage(charged_s)
+    assert abs(found.sum()) < 1e-9
+    np.testing.assert_allclose(advantage(1e-3 * charged_s), found)
+    np.testing.assert_array_equal(np.argsort(found), np.argsort(-charged_s))
+    mostly_alike = np.ones(16)
+    lucky, unlucky = mostly_alike.copy(), mostly_alike.copy()
+    lucky[3], unlucky[3] = 0.9, 1 / 0.9
+    assert advantage(lucky)[3] > 5 * -advantage(unlucky)[3] > 0
+    np.testing.assert_array_equal(advantage(mostly_alike), 0.0)
 
 
 def test_a_training_that_is_resumed_comes_to_the_same_weights() -> None:
