@@ -40,6 +40,8 @@ def compile_for(placers: Iterable[PlacerInfo], schedule: str) -> None:
     compile_heuristics(schedule)
     for info in placers:
         info.function  # noqa: B018 (imports its module)
+        if info.target.startswith("placement.pretrained"):
+            compile_placing(schedule)
         if info.learns:
             compile_search(schedule)
 
