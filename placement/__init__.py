@@ -1,11 +1,11 @@
 """Placers, learned and not; training, results, comparison, and the command `placement`.
 
-Every verb of the command is a function here: `train`, `train_measured`, `train_pipeline`, `compare`, `what_if`,
-`simulate`, `explain`, `run`, `profile`, `machine`, `import_graph`, `export` and `export_stages`. `make_problem` makes
-what most of them take, `load_problem` takes it from a run, and `heuristic_placements` are the votes that environments
-take; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`, `apply`, which runs a model
-by its placement, and `pipeline`, which runs one in stages on several processes. They are imported when they are first
-asked for; only training and running load torch.
+Every verb of the command is a function here: `train`, `train_measured`, `train_pipeline`, `place`, `pretrain`,
+`compare`, `what_if`, `simulate`, `explain`, `run`, `profile`, `machine`, `import_graph`, `export` and `export_stages`.
+`make_problem` makes what most of them take, `load_problem` takes it from a run, and `heuristic_placements` are the
+votes that environments take; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`,
+`apply`, which runs a model by its placement, and `pipeline`, which runs one in stages on several processes. They are
+imported when they are first asked for; only training and running load torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         import_graph,
         load_problem,
         machine,
+        place,
+        pretrain,
         profile,
         run,
         simulate,
@@ -52,6 +54,8 @@ _HOME = {
     "make_problem": "envs.make_problem",
     "make_result": "placement.results.placement_file",
     "pipeline": "placement.pipelines.run",
+    "place": "placement.api",
+    "pretrain": "placement.api",
     "profile": "placement.api",
     "read_placement": "placement.results.placement_file",
     "run": "placement.api",
@@ -78,6 +82,8 @@ __all__ = [
     "make_problem",
     "make_result",
     "pipeline",
+    "place",
+    "pretrain",
     "profile",
     "read_placement",
     "run",

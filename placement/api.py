@@ -1,4 +1,4 @@
-"""The verbs of the command as functions: train, compare, simulate, explain, run, profile, machine, and so on.
+"""The verbs of the command as functions: train, place, compare, simulate, explain, run, profile, machine, and so on.
 
 The whole job::
 
@@ -48,7 +48,13 @@ from placement.placers.base import Budget, Granularity, SearchOptions, StartAt
 from placement.registry import PLACERS, get_placer
 from placement.results.comparison import Comparison, Row, ask, check_seed, compare_placers
 from placement.results.comparison_file import encode_comparison, read_finished
-from placement.results.placement_file import PlacementResult, check_placement, named_cluster, read_placement
+from placement.results.placement_file import (
+    PlacementResult,
+    check_placement,
+    named_cluster,
+    read_placement,
+    write_placement,
+)
 from placement.results.reasons import explain as explaining
 from placement.results.reasons.explanation import Explanation
 from placement.results.reasons.remedies import TRIES
@@ -62,7 +68,10 @@ from placement.workers import Workers, open_workers
 
 if TYPE_CHECKING:
     from placement.learning.stats import UpdateStats
+    from placement.pretrained.training import PretrainStats
     from placement.runs.measured import MeasuredRun
+    from placement.runs.placing import Answer
+    from placement.runs.pretraining import Pretrained
     from placement.runs.training import TrainedRun
 
 __all__ = [
@@ -73,6 +82,8 @@ __all__ = [
     "load_problem",
     "machine",
     "make_problem",
+    "place",
+    "pretrain",
     "profile",
     "run",
     "simulate",
@@ -239,6 +250,82 @@ def train_measured(
             observer=observer,
             workers=held,
         )
+
+
+def place(
+    problem: PlacementProblem,
+    *,
+    seed: int = 0,
+    samples: int | None = None,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+) -> Answer:
+    """Place a graph at once: the best of the quick heuristics' placements and the pretrained policy's.
+
+    Nothing is trained or searched; it takes about a second, and is never behind the heuristics that it asks.
+
+    Args:
+        problem: From `make_problem`.
+        seed: Seeds the policy's samples.
+        samples: Placements that the policy writes, fewer on large problems; by default 64, and 0 asks the heuristics
+            only.
+        weights: The policy's weights, a file from `pretrain`; by default those that are shipped.
+        out: The placement file to write.
+
+    Returns:
+        The placement with its simulated step, as of `simulate`; `made_by` says what made it, and `best_heuristic_s` and
+        `policy_s` what the heuristics and the policy came to.
+
+    Raises:
+        InputError: The weights cannot be read, or the file cannot be written.
+        NoFeasiblePlacementError: Nothing fits; the message says which memory is short by how much.
+    """
+    from placement.pretrained.network import load
+    from placement.runs import placing
+    from placement.runs.compile_ahead import compile_placing
+
+    check_seed(seed)
+    if samples is not None and samples < 0:
+        raise InputError(f"samples is {samples}; it must not be negative")
+    path = None if out is None else Path(out)
+    check_can_write(path)
+    arrays = load(weights)
+    compile_placing(problem.schedule)
+    answer = placing.place(problem, weights=arrays, seed=seed, samples=placing.SAMPLES if samples is None else samples)
+    answer.check_feasible()
+    if path is not None:
+        write_placement(path, placing.result_of(answer, seed=seed))
+    return answer
+
+
+def pretrain(
+    out: str | Path,
+    *,
+    time_limit_s: float | None = None,
+    updates: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    on_update: Callable[[PretrainStats], None] | None = None,
+) -> Pretrained:
+    """Train the policy that `place` asks, on problems made from seeds; its best weights go into a run directory.
+
+    Args:
+        out: The directory.
+        time_limit_s: Seconds; by default half an hour where `updates` is None, too.
+        updates: Updates in all, those before included. Where they alone limit the training the same seed gives the
+            same weights.
+        seed: Of the first weights, the problems and the samples.
+        resume: Go on with the training in `out`, whose seed holds.
+        on_update: Called with `placement.pretrained.training.PretrainStats` after each update.
+
+    Raises:
+        InputError: Bad input, or a file cannot be written.
+    """
+    from placement.runs import pretraining
+
+    return pretraining.pretrain(
+        Path(out), seed=seed, updates=updates, time_limit_s=time_limit_s, resume=resume, on_update=on_update
+    )
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""Every placer by name, the learned one included, for whoever lets a user choose."""
+"""Every placer by name, the learned ones included, for whoever lets a user choose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ LEARNED = PlacerInfo(
     searches=True,
 )
 
-PLACERS: dict[str, PlacerInfo] = {**HEURISTICS, LEARNED.name: LEARNED}
+PRETRAINED = PlacerInfo(
+    "pretrained",
+    "placement.pretrained.placer:place",
+    "the policy that is shipped with its weights, asked at once: nothing is trained or searched",
+)
+
+PLACERS: dict[str, PlacerInfo] = {**HEURISTICS, PRETRAINED.name: PRETRAINED, LEARNED.name: LEARNED}
 """Every placer, by name."""
 
 

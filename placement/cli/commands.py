@@ -29,7 +29,7 @@ def run(verb: verbs.Verb) -> int:
             from placement.cli.train import train_stages
 
             return train_stages(verb)
-    if isinstance(verb, verbs.Train | verbs.Compare | verbs.Simulate) and verb.target != "engine":
+    if isinstance(verb, verbs.Train | verbs.Place | verbs.Compare | verbs.Simulate) and verb.target != "engine":
         given = None if verb.schedule == verbs.DEFAULT_SCHEDULE else verb.schedule
         schedule_for(verb.target, given)
         verb = replace(verb, schedule="sequential")
@@ -37,6 +37,14 @@ def run(verb: verbs.Verb) -> int:
         from placement.cli.train import train
 
         return train(verb)
+    if isinstance(verb, verbs.Place):
+        from placement.cli.place import place
+
+        return place(verb)
+    if isinstance(verb, verbs.Pretrain):
+        from placement.cli.pretrain import pretrain
+
+        return pretrain(verb)
     if isinstance(verb, verbs.Compare):
         from placement.cli.compare import compare
 

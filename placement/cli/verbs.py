@@ -144,8 +144,9 @@ class Train:
     """Updates in all, those before --resume included; the same seed then gives the same placement."""
     seed: Annotated[int, arg(metavar="K")] = 0
     """Seeds all random numbers."""
-    preset: Literal["default", "paper", "uniform"] = "default"
-    """How to learn: our best; as published in 2017; or our best with uniform moves and no learning, for ablations."""
+    preset: Literal["default", "pretrained", "paper", "uniform"] = "default"
+    """How to learn: our best; the shipped policy alone, from its weights; as published in 2017; or our best with
+    uniform moves and no learning, for ablations."""
     groups: GroupsArg = 256
     pin: PinArg = ()
     forbid: ForbidArg = ()
@@ -172,6 +173,47 @@ class Train:
     """Run directory to make; by default runs/GRAPH-CLUSTER-1, or the next number that is free."""
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Run directory to go on with, whoever made it; GRAPH, --cluster and the settings are then read from it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Place a graph at once, by the quick heuristics and the pretrained policy: nothing is trained or searched."""
+
+    graph: GraphArg
+    cluster: OptionalClusterArg = None
+    topology: TopologyArg = None
+    schedule: ScheduleArg = "priority"
+    target: TargetArg = "engine"
+    seed: Annotated[int, arg(metavar="K")] = 0
+    """Seeds the policy's samples."""
+    samples: Annotated[int, arg(metavar="N")] = 64
+    """Placements that the policy writes, fewer on large graphs; 0 asks the heuristics only."""
+    groups: GroupsArg = 256
+    pin: PinArg = ()
+    forbid: ForbidArg = ()
+    reserve: ReserveArg = ()
+    weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(those of this release)")] = None
+    """The policy's weights, as placement pretrain leaves them."""
+    out: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="")] = None
+    """Write the placement there, for placement simulate, explain, run and export."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the figures there as JSON."""
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Train the policy that placement place asks, on problems made from seeds."""
+
+    time_limit_s: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
+    """Seconds; by default half an hour without --updates. With --resume: more."""
+    updates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Updates in all, those before --resume included; the same seed then gives the same weights."""
+    seed: Annotated[int, arg(metavar="K")] = 0
+    """Seeds the first weights, the problems and the samples."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Run directory to make; by default runs/pretrain-1, or the next number that is free."""
+    resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Run directory to go on with; the seed is then read from it."""
 
 
 @dataclass(frozen=True)
@@ -401,10 +443,14 @@ class List:
     """Only what has this in its name (rtx_40, p4d) or is like it (*x8); of few, also where the figures are from."""
 
 
-Verb = Train | Compare | WhatIf | Simulate | Explain | Run | Profile | Machine | Import | Export | List
+Verb = (
+    Train | Place | Pretrain | Compare | WhatIf | Simulate | Explain | Run | Profile | Machine | Import | Export | List
+)
 
 VERBS: dict[str, Callable[..., Verb]] = {
     "train": Train,
+    "place": Place,
+    "pretrain": Pretrain,
     "compare": Compare,
     "what-if": WhatIf,
     "simulate": Simulate,

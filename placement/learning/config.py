@@ -162,6 +162,21 @@ PRESETS = {
     "fixed": LearningConfig(preset="fixed", search=replace(_CHAINS, learning_rate=0.0, kind_rate=0.0)),
     # all of it, but only groups are moved.
     "groups": LearningConfig(preset="groups", search=replace(_CHAINS, finest="groups")),
+    # The policy that is shipped with its weights, alone: REINFORCE goes on from them on the problem at hand
+    # (`placement.pretrained.learner`).
+    "pretrained": LearningConfig(
+        preset="pretrained",
+        update=UpdateConfig(
+            samples=16,
+            learning_rate=3e-4,
+            entropy_bonus=2e-3,
+            entropy_half_life=0,
+            imitation_updates=0,
+            imitation_weight=0.0,
+        ),
+        search_moves=0,
+        search_advice=False,
+    ),
     # As published, where the paper says: features, learned device embeddings, root of the step time, moving-average
     # baseline that starts at the failing signal, Adam, nothing learned from failures after 5,000 updates. Its failing
     # signal of 100 s is four times the slowest single-device step that it reports (26.2 s); here it is four times that

@@ -8,7 +8,7 @@ Letters: ``B`` samples, ``G`` groups, ``D`` devices.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,41 @@ from placement.placers.best import INFEASIBLE_RATIO, BestKnown
 IntArray = NDArray[np.int64]
 
 
+class Learns(Protocol):
+    """What a trainer asks of what learns: `Learner`, or `placement.pretrained.learner`, which begins with weights."""
+
+    @property
+    def policy(self) -> torch.nn.Module:
+        """Its weights are those after the last update."""
+        ...
+
+    def encode(self) -> Any:
+        """Read the graph, with gradient."""
+        ...
+
+    def sample(self, encoded: Any) -> Tensor:
+        """``int64[1 + B, G]``; row 0 is decoded greedily."""
+        ...
+
+    def advise(self, encoded: Any, placement: IntArray) -> NDArray[np.float32]:
+        """``float32[G, D]`` for a search."""
+        ...
+
+    def learn(
+        self, encoded: Any, sampled: Tensor, evaluation: Evaluation, known: BestKnown, updates: int
+    ) -> dict[str, float]:
+        """Make one step."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Fields of `State`."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`."""
+        ...
+
+
 class Learner:
     """A policy with its optimizer, its baseline and its random numbers.
 
@@ -55,7 +90,7 @@ class Learner:
         self.config = config
         self.generator = torch.Generator().manual_seed(seed)
         features = make_features(problem)
-        self.policy = Seq2SeqPolicy(features, config=config.policy, generator=self.generator)
+        self.policy: Seq2SeqPolicy = Seq2SeqPolicy(features, config=config.policy, generator=self.generator)
         self._features = self.policy.tensors(features)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.update.learning_rate)
         self._failing_s = failing_signal_s(problem, config.update.failing_ratio)

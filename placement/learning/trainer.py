@@ -10,16 +10,16 @@ from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.learning.config import LearningConfig
-from placement.learning.learner import Learner
+from placement.learning.learner import Learner, Learns
 from placement.learning.pace import Limits, Pace, PolicyTime, make_pace
 from placement.learning.parallel_search import ParallelSearch, Walkers
-from placement.learning.policy import Seq2SeqPolicy
 from placement.learning.scorer import BudgetSpentError, Scorer
 from placement.learning.state import State
 from placement.learning.stats import NO_POLICY, UpdateStats, sample_numbers
@@ -27,8 +27,12 @@ from placement.learning.threads import deferred_interrupt, one_torch_thread
 from placement.learning.timer import Timer
 from placement.learning.warm_start import Start
 from placement.move_search.search import MoveSearch
+from placement.placers.best import BestKnown
 
 IntArray = NDArray[np.int64]
+
+MakeLearner = Callable[[PlacementProblem, LearningConfig, int, BestKnown], Learns]
+"""Makes what learns, of the problem, the settings, the seed and what is known of the problem as the run goes on."""
 
 
 class Observer(Protocol):
@@ -56,6 +60,7 @@ class Trainer:
         start: What the heuristics answered, where they were asked before; what that took counts as the trainer's. None
             lets the trainer ask them.
         walkers: Walk the chains in other processes; None walks them in threads of this one.
+        make_learner: Makes what learns; by default `placement.learning.learner.Learner`.
 
     Attributes:
         updates: Updates done so far.
@@ -71,6 +76,7 @@ class Trainer:
         seed: int = 0,
         start: Start | None = None,
         walkers: Walkers | None = None,
+        make_learner: MakeLearner | None = None,
     ) -> None:
         self.problem = problem
         self.config = config
@@ -88,17 +94,27 @@ class Trainer:
         )
         self._policy_time = PolicyTime()
         self._start = start
+        self._make_learner = make_learner
         self._started = False
 
     @cached_property
-    def _learner(self) -> Learner:
+    def _learner(self) -> Learns:
         """Made when it is first needed: a short run on a large graph has no time for it."""
+        if self._make_learner is not None:
+            return self._make_learner(self.problem, self.config, self.seed, self._scorer.known)
         return Learner(self.problem, config=self.config, seed=self.seed)
 
     @classmethod
-    def resume(cls, problem: PlacementProblem, state: State, *, walkers: Walkers | None = None) -> Trainer:
+    def resume(
+        cls,
+        problem: PlacementProblem,
+        state: State,
+        *,
+        walkers: Walkers | None = None,
+        make_learner: MakeLearner | None = None,
+    ) -> Trainer:
         """Go on from a trainer's `state`, to the same result as a run that was never interrupted."""
-        trainer = cls(problem, config=state.config, seed=state.seed, walkers=walkers)
+        trainer = cls(problem, config=state.config, seed=state.seed, walkers=walkers, make_learner=make_learner)
         trainer._restore(state)
         return trainer
 
@@ -252,7 +268,7 @@ class Trainer:
         return self._timer.seconds
 
     @property
-    def policy(self) -> Seq2SeqPolicy:
+    def policy(self) -> torch.nn.Module:
         """The policy; its weights are those after the last update."""
         return self._learner.policy
 

@@ -20,6 +20,8 @@ from placement.learning.warm_start import heuristic_start
 from placement.move_search.config import MoveConfig
 from placement.move_search.search import MoveSearch
 from placement.placers import PlacerInfo
+from placement.pretrained.network import initial
+from placement.runs.placing import place
 
 
 def compile_ahead(schedule: str) -> None:
@@ -38,6 +40,8 @@ def compile_for(placers: Iterable[PlacerInfo], schedule: str) -> None:
     compile_heuristics(schedule)
     for info in placers:
         info.function  # noqa: B018 (imports its module)
+        if info.target.startswith("placement.pretrained"):
+            compile_placing(schedule)
         if info.learns:
             compile_search(schedule)
 
@@ -65,6 +69,12 @@ def compile_search(schedule: str) -> None:
                 executor=executor,
             )
         )
+
+
+@functools.cache
+def compile_placing(schedule: str) -> None:
+    """Let the quick heuristics and the policy place a few ops."""
+    place(_small_problem(schedule), weights=initial(0), samples=4)
 
 
 def _small_problem(schedule: str) -> PlacementProblem:

@@ -15,8 +15,11 @@ from placement.learning.stats import UpdateStats
 from placement.runs import checkpoint
 
 if TYPE_CHECKING:
+    from placement.learning.config import LearningConfig
     from placement.learning.parallel_search import Walkers
-    from placement.learning.trainer import Trainer
+    from placement.learning.trainer import MakeLearner, Trainer
+    from placement.placers.best import BestKnown
+    from placement.pretrained.learner import PretrainedLearner
 
 IMAGE_INTERVAL_S = 60.0
 """Seconds between pictures of the best placement's trace, which come with a checkpoint."""
@@ -148,9 +151,37 @@ def resume_trainer(problem: PlacementProblem, run_dir: Path, *, walkers: Walkers
 
     state = checkpoint.load(run_dir, problem)
     try:
-        return Trainer.resume(problem, state, walkers=walkers)
+        return Trainer.resume(problem, state, walkers=walkers, make_learner=learner_of(state.config))
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         # What was checked has the right types, but may still not fit together: weights of another shape, for example.
         raise InputError(
             f"{run_dir / checkpoint.FILE_NAME}: its parts do not fit together; start the run again"
         ) from error
+
+
+def learner_of(config: LearningConfig) -> MakeLearner | None:
+    """What makes the learner of a preset that begins with the weights that are shipped; None for the others.
+
+    Raises:
+        InputError: The weights cannot be read.
+    """
+    if config.preset != "pretrained":
+        return None
+    from placement.pretrained import learner
+    from placement.pretrained.network import load
+
+    weights = load()
+
+    def make(problem: PlacementProblem, config: LearningConfig, seed: int, best: BestKnown) -> PretrainedLearner:
+        return learner.PretrainedLearner(
+            problem,
+            weights=weights,
+            best=best,
+            samples=config.update.samples,
+            learning_rate=config.update.learning_rate,
+            entropy_bonus=config.update.entropy_bonus,
+            clip_norm=config.update.clip_norm,
+            seed=seed,
+        )
+
+    return make

@@ -103,7 +103,7 @@ class Telemetry:
         reference_s: Mapping[str, float] | None = None,
         settings: Mapping[str, str | int | float] | None = None,
     ) -> None:
-        _wait_for_a_later_name(run_dir)
+        wait_for_a_later_name(run_dir)
         self._hook = threading.excepthook
         threading.excepthook = self._without_writer_errors
         try:
@@ -176,7 +176,7 @@ class Telemetry:
             self._hook(args)
 
 
-def _wait_for_a_later_name(run_dir: Path) -> None:
+def wait_for_a_later_name(run_dir: Path) -> None:
     """Wait, for a second at most, until a new file of events sorts behind those that a run before this one left.
 
     TensorBoard reads the files in the order of their names, which start with the whole second of their making; only

@@ -405,7 +405,7 @@ def make_trainer(
     """
     from placement.learning.config import PRESETS
     from placement.learning.trainer import Trainer
-    from placement.runs.record import resume_trainer
+    from placement.runs.record import learner_of, resume_trainer
 
     check_seed(seed)
     if preset not in PRESETS:
@@ -420,7 +420,8 @@ def make_trainer(
     settings = PRESETS[preset]
     if chains is not None:
         settings = replace(settings, search=replace(settings.search, chains=2 * chains, survivors=chains))
-    return Trainer(problem, config=settings, seed=seed, start=start, walkers=walkers)
+    make_learner = learner_of(settings)
+    return Trainer(problem, config=settings, seed=seed, start=start, walkers=walkers, make_learner=make_learner)
 
 
 def _learn(
