@@ -34,7 +34,6 @@ def name(page: Path) -> str:
 def test_the_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for block in blocks(page, "python"):
         if "def place(" in block:
             Path("least_loaded.py").write_text(block)  # what the page says the reader calls it

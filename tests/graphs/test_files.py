@@ -1,6 +1,7 @@
 """Graph files: what is written is read back equal, and every bad file gives one sentence."""
 
 import copy
+import functools
 import gzip
 import json
 import math
@@ -154,10 +155,18 @@ def test_files_in_any_order_of_ops_are_sorted_stably() -> None:
     assert graph.op_names == ("w", "x", "mm", "grad", "up\n\"date'é")
 
 
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(graph_file_schema())
+
+
 @given(graphs())
 def test_files_satisfy_the_schema(graph: ComputationGraph) -> None:
-    jsonschema.Draft202012Validator.check_schema(graph_file_schema())
-    jsonschema.Draft202012Validator(graph_file_schema()).validate(json.loads(encode_graph(graph)))
+    validator().validate(json.loads(encode_graph(graph)))
+
+
+@functools.cache
+def validator() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(graph_file_schema())
 
 
 @pytest.mark.parametrize(

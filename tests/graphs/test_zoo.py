@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ def own_cache(tmp_path, monkeypatch, shared_cache):
     return tmp_path
 
 
+@functools.cache
 def uncaptured_step(spec: str):
     """The model without a capture, and PyTorch's own FLOP count of its forward and backward pass."""
     workload, sizes = zoo.parse(spec)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "data_parallel_scaling.py"
 SMALL = "rnnlm:layers=1,hidden=64,steps=2,vocabulary=50,batch=8"
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *args], capture_output=True, text=True, check=False)
+    return forked.run([sys.executable, SCRIPT, *args])
 
 
 def test_it_prints_and_writes_a_row_for_each_number_of_replicas(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The checks that need a GPU, their logic run on two cores with a stand-in for the calls of CUDA."""
 
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from envs.measured.machine import parse_devices
 from envs.measured.problem import machine_cluster
 from graphs.errors import InputError
 from scripts import gpu_check
+from tests import forked
 from tests.envs.measured.measured_problems import NAMES, two_cores
 
 TINY = "rnnlm:steps=2,hidden=16,vocabulary=20,batch=2,optimizer=sgd"
@@ -128,7 +128,7 @@ def test_a_check_that_raises_or_finds_otherwise_fails(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so() -> None:
     script = Path(gpu_check.__file__)
-    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    found = forked.run([sys.executable, str(script)])
     assert found.returncode == 2
     assert "there is no GPU that PyTorch can use here" in found.stderr
     assert "Traceback" not in found.stderr

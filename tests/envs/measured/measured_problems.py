@@ -89,11 +89,16 @@ def run_placed(
     step: OwnStep | None = None,
     schedule: str = "priority",
     seed: int = 0,
+    program: Program | None = None,
 ) -> list[Step]:
-    """Capture a model and run a step of it under each placement; the model's own tensors are updated."""
-    program = capture_program(
-        model, batch, loss, training=training, optimizer=optimizer, clip_grad_norm=clip_grad_norm, step=step
-    )
+    """Run a step of a model under each placement; the model's own tensors are updated.
+
+    It is captured first, unless its program is given, which may be that of a copy.
+    """
+    if program is None:
+        program = capture_program(
+            model, batch, loss, training=training, optimizer=optimizer, clip_grad_norm=clip_grad_norm, step=step
+        )
     with Engine(program, parse_devices(NAMES), tensors_of(model), schedule=schedule, seed=seed) as engine:
         ran = []
         for placement in placements:

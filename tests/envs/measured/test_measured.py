@@ -25,6 +25,7 @@ from graphs.errors import InputError
 from graphs.sources import load_graph, load_model
 from tests.envs.measured.faulty_problems import SOURCE, alive, faulty_problem, placements
 from tests.envs.measured.measured_problems import NAMES, two_cores
+from tests.forked import Popen
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -171,7 +172,7 @@ def test_nothing_outlives_a_program_that_is_killed(tmp_path: Path, how: str) -> 
     )
     faults = {"FAULTY_DEVICE": NAMES[1] if how else "", "FAULTY_HOW": how, "FAULTY_FILE": str(forked)}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **faults}
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment) as program:
+    with Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "True\n"
         measuring = int(program.stdout.readline())

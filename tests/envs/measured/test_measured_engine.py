@@ -39,7 +39,7 @@ def test_the_zoo_on_one_and_two_devices(name: str, training: int) -> None:
     program = capture_program(model, batch, **options)
     schedule = ("priority", "fifo", "program_order")[len(name) % 3]
     placements = steps.random_placements(program, 2, seed=len(name))
-    on_one = run_placed(alone, batch, placements[:1] * 2, schedule=schedule, **options)
+    on_one = run_placed(alone, batch, placements[:1] * 2, schedule=schedule, program=program, **options)
     wanted = run_eager(other, batch, 2, **options)
     for step, expected in zip(on_one, wanted, strict=True):
         found = step.loss if training else step.output
@@ -48,7 +48,7 @@ def test_the_zoo_on_one_and_two_devices(name: str, training: int) -> None:
     steps.assert_same_tensors(alone, other)
     # One step on two devices: later ones would magnify a last bit without bound where gradients are divided by roots.
     fresh = steps.copied(model)
-    (on_two,) = run_placed(model, batch, placements[1:], schedule=schedule, **options)
+    (on_two,) = run_placed(model, batch, placements[1:], schedule=schedule, program=program, **options)
     wanted = run_eager(fresh, batch, 1, **options)
     if training:
         assert on_two.loss is not None
@@ -69,7 +69,7 @@ def test_models_of_transformers(name: str, tolerance: float, training: bool) -> 
     other = steps.copied(model)
     options: dict[str, Any] = {"training": training, "optimizer": "sgd"}
     program = capture_program(model, batch, **options)
-    found = run_placed(model, batch, steps.random_placements(program, 4), **options)
+    found = run_placed(model, batch, steps.random_placements(program, 4), program=program, **options)
     wanted = run_eager(other, batch, 4, **options)
     for step, expected in zip(found, wanted, strict=True):
         one, two = (step.loss, expected) if training else (step.output.logits, getattr(expected, "logits"))  # noqa: B009
@@ -187,7 +187,7 @@ def test_everything_is_freed_and_counted(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(template.Template, "job", kept_job)
     model, batch, options = steps.zoo_model(SMALL["nmt"])
     program = capture_program(model, batch, **options)
-    (step, again) = run_placed(model, batch, steps.random_placements(program, 2), **options)
+    (step, again) = run_placed(model, batch, steps.random_placements(program, 2), program=program, **options)
     for job in jobs:
         assert [i for i, held in enumerate(job.slots) if held is not None and not job.kept[i]] == []
         assert not any(left for left, kept in zip(job.uses, job.kept, strict=True) if not kept)

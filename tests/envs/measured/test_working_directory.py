@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from graphs.errors import InputError
 def test_modules_of_the_working_directory_are_not_run_for_a_workload_of_the_zoo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("envs.measured.process.subprocess", subprocess)  # a process of its own, which imports
     for name in ("msgspec", "numpy", "torch", "envs", "graphs", "sitecustomize", "usercustomize", "triton", "random"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w'); raise ImportError('shadow')")
     monkeypatch.chdir(tmp_path)

@@ -23,6 +23,7 @@ from placement.api import make_problem
 from placement.cli.main import main
 from placement.results.placement_file import read_placement
 from placement.runs.record import resume_trainer
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -305,11 +306,8 @@ def test_a_signal_ends_training_and_keeps_the_best_placement(
 
 def test_a_killed_run_leaves_whole_files_and_can_be_resumed(here: Path) -> None:
     args = ["train", "g.graph.json", "--cluster", "c.yaml", "--updates", "100000", "--out", "run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "placement.cli", *args],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    process = forked.Popen(
+        [sys.executable, "-m", "placement.cli", *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         deadline = time.perf_counter() + 200  # a busy machine takes long to load PyTorch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 import signal
 import subprocess
@@ -40,6 +39,7 @@ from placement.registry import PLACERS
 from placement.runs.checkpoint import FILE_NAME
 from placement.runs.record import TrainingRecord, resume_trainer
 from placement.runs.telemetry import STEP_TAGS
+from tests import forked
 from tests.placement.problems import branches, optimum_s, with_settings
 
 SMALL = with_settings(
@@ -142,13 +142,7 @@ print("interrupted" if trainer.interrupted else "done", trainer.updates, flush=T
 
 def start_child(run_dir: Path, *, until: int) -> subprocess.Popen[str]:
     """A training run in a process of its own that has done at least `until` updates."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(run_dir)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[3],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
-    )
+    child = forked.Popen([sys.executable, "-c", CHILD, str(run_dir)], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     for line in child.stdout:
         if int(line) >= until:

@@ -16,6 +16,7 @@ from torch import nn
 from graphs.errors import InputError
 from placement.exports.stages import Stage, Stages, schedule_csv
 from placement.pipelines.cut import check_rows, cut, split_batch
+from tests import forked
 from tests.pages import GUIDE, blocks
 from tests.placement.pipelines import train_in_stages
 
@@ -36,17 +37,41 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
 
 
-def run_in_stages(processes: int, cases: list[str]) -> None:
-    """Start torchrun; every process compares its own gradients and says so."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    run = subprocess.run(
-        [*command, SCRIPT, *cases], capture_output=True, text=True, timeout=400, env=environment(), check=False
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    for case in cases:
-        for rank in range(processes):
-            assert f"rank {rank} agrees in " in run.stdout
-        assert run.stdout.count(f"parameters on {case}") == processes, run.stdout
+def start_ranks(options: list[list[str]]) -> list[forked.Popen]:
+    """A process for each rank, as torchrun starts them, with the options of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    about = {"WORLD_SIZE": str(len(options)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        forked.Popen(
+            [sys.executable, SCRIPT, *more],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **about),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, more in enumerate(options)
+    ]
+
+
+def said_by(processes: list[forked.Popen]) -> list[tuple[str, str]]:
+    """What each said when all have ended."""
+    try:
+        return [process.communicate(timeout=400) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def run_in_stages(count: int, cases: list[str]) -> None:
+    """Every process compares its own gradients and says so."""
+    processes = start_ranks([cases] * count)
+    for rank, (process, (out, error)) in enumerate(zip(processes, said_by(processes), strict=True)):
+        assert process.returncode == 0, out + error
+        assert f"rank {rank} agrees in " in out
+        for case in cases:
+            assert f"parameters on {case}" in out, out
 
 
 def test_two_processes_train_as_one() -> None:
@@ -84,24 +109,8 @@ def test_the_guide_trains_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_process_that_dies_ends_the_others_with_a_sentence() -> None:
     """Without torchrun, which would end the others itself."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    about = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, "--die" if rank else "--live", GPT.format("1f1b")],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **about),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=400)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    processes = start_ranks([["--die" if rank else "--live", GPT.format("1f1b")] for rank in range(2)])
+    said = [error for _, error in said_by(processes)]
     assert processes[1].returncode == 3
     assert processes[0].returncode == 1
     last = said[0].strip().splitlines()[-1]

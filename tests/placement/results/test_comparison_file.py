@@ -1,7 +1,6 @@
 """A comparison's file: it round-trips, a killed comparison goes on from it, and another's is refused."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -24,8 +23,7 @@ from placement.placers.base import Budget, SearchOptions
 from placement.registry import get_placer
 from placement.results.comparison import Comparison, compare_placers
 from placement.results.comparison_file import encode_comparison, read_finished, read_record, rows_of
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests import forked
 
 
 @pytest.fixture
@@ -116,9 +114,8 @@ def test_a_file_of_other_settings_is_refused(problem: PlacementProblem, tmp_path
 def test_a_killed_comparison_loses_no_finished_row(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["compare", "g.graph.json", "--cluster", "k80x2", "--json", "c.json", "--time-limit-s"]
     placers = ["--placers", "single_device,heft,annealing"]
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-m", "placement.cli", *args, "600", *placers],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

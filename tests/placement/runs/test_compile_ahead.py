@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
+
+from tests import forked
 
 SCRIPT = """
 import gc, sys
@@ -48,7 +49,5 @@ assert not late, late
     ],
 )
 def test_no_placer_compiles_in_its_own_time(schedule: str, placers: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, schedule, placers], capture_output=True, text=True, check=False
-    )
+    done = forked.run([sys.executable, "-c", SCRIPT, schedule, placers])
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,13 +13,13 @@ from graphs.files import save_graph_file
 from graphs.synthetic import random_graph
 from placement.cli.main import main
 from placement.runs import checkpoint, directory
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests import forked
 
 LIMITED = """
 import resource, sys
 from placement.cli.main import main
 from placement.runs.compile_ahead import compile_ahead
+from tests import forked
 import torch.utils.tensorboard
 compile_ahead("priority")  # what numba keeps is no part of the run
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)  # writing past it fails as on a full disk
@@ -40,13 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_a_run_without_room_ends_with_one_sentence_and_what_stood_stands(here: Path, limit_bytes: int) -> None:
     args = ["train", "g.graph.json", "--cluster", "k80x2", "--updates", "3", "--out", "run"]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(limit_bytes), *args],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = forked.run([sys.executable, "-c", LIMITED, str(limit_bytes), *args])
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "cannot be written (File too large)" in done.stderr.splitlines()[-1]

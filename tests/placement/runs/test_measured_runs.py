@@ -21,11 +21,10 @@ from placement.runs import directory
 from placement.runs.measured import train_measured
 from placement.runs.measurements import MeasurementFile, read_measurements
 from placement.runs.observer import RunObserver
+from tests import forked
 from tests.envs.measured.faulty_problems import faulty_problem, placements
 from tests.envs.measured.measured_problems import NAMES, two_cores
 from tests.placement.runs.small_model import DEVICES, MODEL
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -123,11 +122,8 @@ def test_a_run_that_is_killed_keeps_what_it_measured(source: str) -> None:
         "--plain",
         "none",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "placement.cli", *args],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    process = forked.Popen(
+        [sys.executable, "-m", "placement.cli", *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         log, until = Path("run", directory.MEASUREMENTS), time.monotonic() + 200

@@ -114,7 +114,7 @@ def test_learning_goes_on_beside_placements_that_kill(
         good, bad = placements(problem)
         run = train_measured(
             problem,
-            time_limit_s=8,
+            time_limit_s=4,
             screen=screen,
             out=tmp_path / "run",
             observer=Recorder(told),

@@ -17,6 +17,7 @@ import pytest
 
 from graphs.errors import InputError
 from placement.workers import Job, Workers, open_workers
+from tests import forked
 
 JOBS = "tests.placement.workers.jobs"
 
@@ -66,7 +67,7 @@ def test_what_is_long_comes_back_whole(workers: Workers, size: int) -> None:
 @pytest.mark.parametrize("how", ["kill", pytest.param("exit", marks=pytest.mark.slow), "hang"])
 def test_a_job_that_loses_its_worker_is_begun_again(workers: Workers, tmp_path: Path, how: str) -> None:
     jobs = [
-        Job(str(x), f"{JOBS}:die_at_first", {"folder": str(tmp_path), "x": x, "how": how if x % 2 else "not"}, None, 10)
+        Job(str(x), f"{JOBS}:die_at_first", {"folder": str(tmp_path), "x": x, "how": how if x % 2 else "not"}, None, 5)
         for x in (1, 3)
     ]
     jobs += [Job(str(x), f"{JOBS}:double", {"x": x}) for x in range(4, 9)]
@@ -166,7 +167,7 @@ if __name__ == "__main__":
     script = tmp_path / "parent.py"
     script.write_text(code)
     root = Path(__file__).resolve().parents[3]
-    parent = subprocess.Popen(
+    parent = forked.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
     )
     assert parent.stdout is not None
