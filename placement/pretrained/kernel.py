@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from envs.simulator.choosing_kernel import called, compiled
 
 from envs.guided.fields import (
     FINISH,
@@ -34,7 +35,6 @@ from envs.guided.fields import (
     TRANSFER,
     VOTES,
 )
-from envs.simulator.choosing_kernel import called, compiled
 
 DEVICE_FEATURES = 26
 """``F``; `_read` says what they are."""
