@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,9 @@ def measure(num_ops: int, schedule: str, thread_counts: list[int], library: ctyp
             raise RuntimeError(f"the simulators disagree on {num_ops} ops, {kind}, {schedule}")
         runs: list[Callable[[], object]] = [lambda a=as_list: simulate_in_a_loop(lists, a)]  # type: ignore[misc]
         runs.append(lambda b=batch: simulate_batch(given, b, threads=1))  # type: ignore[misc]
-        threaded = [lambda b=batch, t=t: simulate_batch(given, b, threads=t) for t in thread_counts if t > 1]  # type: ignore[misc]
+        threaded: list[Callable[[], object]] = [
+            partial(simulate_batch, given, batch, threads=t) for t in thread_counts if t > 1
+        ]
         if in_c is not None:
             if schedule == "fifo" and in_c(batch[:1])[0][0] != step_time_s:
                 raise RuntimeError(f"the loop in C disagrees on {num_ops} ops, {kind}")

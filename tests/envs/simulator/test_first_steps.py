@@ -78,8 +78,9 @@ def test_remaining_paths_in_python_equal_the_compiled_ones(seed: int) -> None:
     graph, rng = random_graph(300, seed=seed, locality=3 + 10 * seed), np.random.default_rng(seed)
     time_s = np.where(rng.random(300) < 0.2, 0.0, rng.exponential(size=300))
     compiled_s = np.empty(300)
-    remaining_paths(time_s, graph.tensor_offsets, graph.consumer_offsets, graph.consumers, compiled_s)
-    plain_s = _in_python(time_s, graph.consumer_offsets[graph.tensor_offsets], graph.consumers)
+    offsets = graph.tensor_offsets.astype(np.int32), graph.consumer_offsets.astype(np.int32)
+    remaining_paths(time_s, *offsets, graph.consumers.copy(), compiled_s)
+    plain_s = _in_python(time_s, offsets[1][offsets[0]], graph.consumers)
     np.testing.assert_array_equal(plain_s, compiled_s)
 
 
