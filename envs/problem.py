@@ -18,7 +18,7 @@ from envs.cost_model import op_times_s
 from envs.evaluators import Evaluation, Evaluator, Simulated
 from envs.simulator.checkpoints import StepCheckpoints
 from envs.simulator.input import SCHEDULES, SimulatorInput, make_input
-from envs.simulator.simulate import simulate
+from envs.simulator.simulate import simulate, simulate_once
 from envs.simulator.trace import Trace
 from envs.targets import target_of
 from graphs.colocation.groups import Groups
@@ -259,6 +259,10 @@ class PlacementProblem:
             InputError: The shape or a device index is wrong.
         """
         return simulate(self.simulator_input, self.to_ops(placement))
+
+    def trace_once(self, placement: NDArray[np.integer]) -> Trace:
+        """As `trace`, where the process may simulate no other step: it does not wait for a compilation."""
+        return simulate_once(self.simulator_input, self.to_ops(placement))
 
     def with_schedule(self, schedule: str) -> PlacementProblem:
         """The same problem under another schedule."""

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the cases to this file")
     parser.add_argument("--page", type=Path, help="fill the tables between this page's markers; needs a C compiler")
     options = parser.parse_args()
+    if options.page and compiler() is None:
+        parser.error("--page compares with C, and there is no C compiler here; install one, for example gcc")
     sizes = (10_000,) if options.quick else (1_000, 10_000, 100_000)
-    cores = available_cores()
+    threads = [1] if options.page else sorted({1, available_cores()})
     print(
         f"{'ops':>7} {'schedule':<14}{'placement':<11}{'threads':>7} {'us/evaluation':>14} {'ns/event':>9} "
         f"{'x Python':>9} {'of C':>6}"
@@ -64,10 +67,8 @@ def main() -> None:
         library = compile_loop(Path(folder)) if compiler() is not None else None
         for num_ops in sizes:
             for schedule in SCHEDULES:
-                cases += measure(num_ops, schedule, sorted({1, cores}), library)
-        if options.page:
-            if library is None:
-                parser.error("--page compares with C, and there is no C compiler here; install one, for example gcc")
+                cases += measure(num_ops, schedule, threads, library)
+        if options.page and library is not None:
             fill(options.page, Path(__file__).name, page_text(cases, grow(CLUSTER, library, fastest_s, print)))
     ratios = [case["ratio_to_c"] for case in cases if "ratio_to_c" in case]
     if ratios:
@@ -117,7 +118,9 @@ def measure(num_ops: int, schedule: str, thread_counts: list[int], library: ctyp
             raise RuntimeError(f"the simulators disagree on {num_ops} ops, {kind}, {schedule}")
         runs: list[Callable[[], object]] = [lambda a=as_list: simulate_in_a_loop(lists, a)]  # type: ignore[misc]
         runs.append(lambda b=batch: simulate_batch(given, b, threads=1))  # type: ignore[misc]
-        threaded = [lambda b=batch, t=t: simulate_batch(given, b, threads=t) for t in thread_counts if t > 1]  # type: ignore[misc]
+        threaded: list[Callable[[], object]] = [
+            partial(simulate_batch, given, batch, threads=t) for t in thread_counts if t > 1
+        ]
         if in_c is not None:
             if schedule == "fifo" and in_c(batch[:1])[0][0] != step_time_s:
                 raise RuntimeError(f"the loop in C disagrees on {num_ops} ops, {kind}")

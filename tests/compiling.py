@@ -12,7 +12,7 @@ from envs.clusters.catalog import load_cluster
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
-from placement.runs.compile_ahead import compile_ahead, compile_search
+from placement.runs.compile_ahead import compile_heuristics, compile_search
 
 
 def compile_share(worker: int) -> None:
@@ -21,8 +21,9 @@ def compile_share(worker: int) -> None:
         compile_search("priority")
         _compile_checkpoints()
     elif worker == 1:
-        compile_ahead("program_order")
-        compile_ahead("sequential")
+        for schedule in ("program_order", "sequential"):
+            compile_heuristics(schedule)
+            compile_search(schedule)
 
 
 def _compile_checkpoints() -> None:

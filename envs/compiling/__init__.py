@@ -11,7 +11,7 @@ What a newcomer waits for is numba, so four things are done that numba does not 
   itself looks at one.
 """
 
-from envs.compiling.cache import cached, is_kept
+from envs.compiling.cache import cached, can_keep, is_at_hand, is_kept
 from envs.compiling.functions import called, compiled, inlined
 from envs.compiling.instructions import prefetch, trailing_zeros
 from envs.compiling.packed import Packed, address_of, call_simulator, compile_for
@@ -22,9 +22,11 @@ __all__ = [
     "cached",
     "call_simulator",
     "called",
+    "can_keep",
     "compile_for",
     "compiled",
     "inlined",
+    "is_at_hand",
     "is_kept",
     "prefetch",
     "trailing_zeros",

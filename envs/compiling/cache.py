@@ -10,8 +10,10 @@ The cache is the `__pycache__` beside the function's file; where that cannot be 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar, cast
 
@@ -35,9 +37,19 @@ def cached(function: F, options: dict[str, Any]) -> F:
 
 
 def is_kept(function: Any) -> bool:
-    """Whether the cache has machine code of a function as it is now; also where nothing can be kept at all."""
+    """Whether the cache has machine code of a function as it is now."""
     cache = function._cache
-    return not isinstance(cache, _Cache) or cache.is_filled()
+    return isinstance(cache, _Cache) and cache.is_filled()
+
+
+def can_keep(function: Any) -> bool:
+    """Whether there is a place where machine code of a function can be kept."""
+    return isinstance(function._cache, _Cache)
+
+
+def is_at_hand(function: Any) -> bool:
+    """Whether a call would not have to compile, so far as is known before it: it has been compiled, or is kept."""
+    return bool(function.overloads) or is_kept(function)
 
 
 class _Cache(FunctionCache):  # type: ignore[misc, unused-ignore]
@@ -72,7 +84,7 @@ class _Cache(FunctionCache):  # type: ignore[misc, unused-ignore]
 
 def made_of(function: Callable[..., Any]) -> str:
     """A digest of a function's code, of all compiled functions that it calls, and of the constants that they name."""
-    digest, seen, left = hashlib.sha256(), set[int](), [function]
+    digest, seen, left = hashlib.sha256(_compilers()), set[int](), [function]
     while left:
         this = left.pop()
         if id(this) in seen or not isinstance(this, FunctionType):
@@ -89,6 +101,12 @@ def made_of(function: Callable[..., Any]) -> str:
                 else:
                     digest.update(_text(value).encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def _compilers() -> bytes:
+    """This package's own code, which says how tuples are laid out and what is called how."""
+    return b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
 
 
 def _text(value: Any) -> str:

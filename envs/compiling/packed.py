@@ -115,7 +115,7 @@ class _Parts(AttributeTemplate):  # type: ignore[misc, unused-ignore]
 
     key = PackedType
 
-    def generic_resolve(self, packed: PackedType, name: str) -> Any:
+    def generic_resolve(self, packed: PackedType, name: str) -> Any:  # type: ignore[override, unused-ignore]
         """Called by numba."""
         return packed.parts[name].kind if name in packed.parts else None
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.clusters.cluster import Cluster
-from envs.simulator.remaining import remaining_paths
+from envs.simulator.remaining import remaining_paths_s
 from graphs.colocation.module_visits import ModuleVisits, module_visits
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, unknown_name
@@ -229,8 +229,7 @@ def make_input(
     num_inputs = np.bincount(graph.consumers, minlength=graph.num_ops).astype(np.int32)
     tensor_offsets = graph.tensor_offsets.astype(np.int32)
     consumer_offsets = graph.consumer_offsets.astype(np.int32)
-    remaining_path_s = np.empty(graph.num_ops)
-    remaining_paths(fastest, tensor_offsets, consumer_offsets, np.array(graph.consumers), remaining_path_s)
+    remaining_path_s = remaining_paths_s(fastest, tensor_offsets, consumer_offsets, np.array(graph.consumers))
     return SimulatorInput(
         schedule=schedule,
         op_time_s=np.array(times, dtype=np.float64, order="C"),

@@ -6,9 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator.input import SimulatorInput
+from envs.simulator.plain import simulate_plain
 from envs.simulator.trace import Trace, memory_steps
-from envs.simulator.workspace import available_cores, kernel_of, pool, simulate_rows, workspace
+from envs.simulator.workspace import available_cores, is_compiled, kernel_of, pool, simulate_rows, workspace
 from graphs.errors import InputError
+
+PLAIN_AT_MOST = 100_000
+"""Ops and edges that the plain version simulates in about two seconds."""
+
+
+class _Plain:
+    """Ops and edges that this process has simulated by the plain version."""
+
+    size = 0
+
+
+_plain = _Plain()
 
 
 def simulate(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trace:
@@ -44,6 +57,19 @@ def simulate(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trac
         memory_time_s=memory_time_s,
         memory_bytes=memory_bytes,
     )
+
+
+def simulate_once(problem: SimulatorInput, op_placement: NDArray[np.integer]) -> Trace:
+    """As `simulate`, for a process that may want no other step.
+
+    Where the kernel would have to be compiled for it, the first steps of a process, `PLAIN_AT_MOST` ops and edges in
+    all, are simulated by the plain version, which is the same to the last bit and takes less time than compiling.
+    """
+    size = problem.num_ops + len(problem.consumers)
+    if _plain.size + size <= PLAIN_AT_MOST and not is_compiled(problem):
+        _plain.size += size
+        return simulate_plain(problem, as_placements(problem, np.asarray(op_placement)[None])[0])
+    return simulate(problem, op_placement)
 
 
 def simulate_batch(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.compiling import Packed
+from envs.compiling import Packed, is_at_hand
 from envs.simulator import in_order, receiving, sequential
 from envs.simulator.choosing import step
 from envs.simulator.choosing import work as choosing_work
@@ -53,6 +53,11 @@ _KERNELS = {"priority": _CHOOSING, "fifo": _CHOOSING, "program_order": _IN_ORDER
 def kernel_of(problem: SimulatorInput) -> Kernel:
     """The kernel of the problem's schedule."""
     return _KERNELS[problem.schedule]
+
+
+def is_compiled(problem: SimulatorInput) -> bool:
+    """Whether the kernel of the problem's schedule would not have to be compiled first."""
+    return is_at_hand(kernel_of(problem).simulate_many)
 
 
 def simulate_rows(

@@ -54,15 +54,10 @@ class Simulated:
 
 def simulate_ops(problem: PlacementProblem, op_placement: NDArray[np.int32], *, made_by: str) -> Simulated:
     """Simulate one step under a placement of ops, ``int32[N]``."""
-    evaluation = problem.evaluate_ops(op_placement[None])
-    return Simulated(
-        problem,
-        op_placement,
-        float(evaluation.step_time_s[0]),
-        bool(evaluation.feasible[0]),
-        problem.trace(op_placement),
-        made_by,
-    )
+    trace = problem.trace_once(op_placement)
+    may_be_there = bool(problem.op_allowed[np.arange(len(op_placement)), op_placement].all())
+    fits = bool(problem.cluster.memories.fits(trace.peak_memory_bytes[None])[0])
+    return Simulated(problem, op_placement, trace.step_time_s, may_be_there and fits, trace, made_by)
 
 
 def describe_short(problem: PlacementProblem, peak_memory_bytes: NDArray[np.int64]) -> str:

@@ -314,9 +314,9 @@ def _ask_others(
     if problem.target == "accelerate":
         check_devices(problem)
     observer.on_problem(problem)
-    from placement.runs.compile_ahead import compile_heuristics, compile_search
+    from placement.runs.compile_ahead import compile_heuristics, compile_search, walk_beside
 
-    with observer.stage("compiling the heuristics, which only the first run has to"):
+    with observer.stage("compiling, which only the first run has to"), walk_beside(problem.schedule):
         compile_heuristics(problem.schedule)
     began_s = time.perf_counter()
     with observer.comparing():

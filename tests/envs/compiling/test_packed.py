@@ -18,7 +18,7 @@ class Parts(NamedTuple):
     """One of each kind."""
 
     flags: NDArray[np.bool_]
-    count: int
+    amount: int
     matrix: NDArray[np.float64]
     records: NDArray[Any]
     strided: NDArray[np.float64]  # every second entry
@@ -28,7 +28,7 @@ class Parts(NamedTuple):
 class Alike(NamedTuple):
     """As many arrays of the same kinds by other names."""
 
-    count: int | np.uint64
+    amount: int | np.uint64
     last: NDArray[np.uint64]
 
 
@@ -36,13 +36,13 @@ class Swapped(NamedTuple):
     """As `Alike`, the other way round."""
 
     last: NDArray[np.uint64]
-    count: int | np.uint64
+    amount: int | np.uint64
 
 
 def make_parts(size: int) -> Parts:
     return Parts(
         flags=np.arange(size) % 2 == 0,
-        count=size + 7,
+        amount=size + 7,
         matrix=np.arange(3.0 * size).reshape(3, size),
         records=np.array([(i / 4, i) for i in range(size)], dtype=RECORD),
         strided=np.arange(2.0 * size)[::2],
@@ -52,7 +52,7 @@ def make_parts(size: int) -> Parts:
 
 @called
 def _total(parts: Any, i: int) -> float:
-    return parts.matrix[2, i] + parts.records[i].seconds + parts.records[i].number + parts.strided[i]  # type: ignore[no-any-return]
+    return parts.matrix[2, i] + parts.records[i].seconds + parts.records[i].number + parts.strided[i]
 
 
 @compiled
@@ -62,8 +62,8 @@ def run(parts: Any) -> float:
         if parts.flags[i]:
             total += _total(parts, i)
         parts.strided[i] = -total
-        parts.records[i].number += np.uint32(parts.count)
-    parts.last[1] = parts.count
+        parts.records[i].number += np.uint32(parts.amount)
+    parts.last[1] = parts.amount
     return total
 
 
@@ -83,7 +83,7 @@ def test_python_reads_a_packed_tuple_as_the_tuple() -> None:
     parts = make_parts(3)
     packed = Packed(parts)
     assert packed.matrix is parts.matrix
-    assert packed.count == 10
+    assert packed.amount == 10
     with pytest.raises(AttributeError, match="Parts"):
         packed.nothing  # noqa: B018
 
@@ -100,7 +100,7 @@ def test_a_copy_has_arrays_of_its_own() -> None:
 def test_tuples_whose_parts_stand_elsewhere_are_other_kinds() -> None:
     @compiled
     def read(parts: Any) -> Any:
-        return parts.count + parts.last[0]
+        return parts.amount + parts.last[0]
 
     last, two = np.array([5], dtype=np.uint64), np.uint64(2)
     assert read(Packed(Alike(two, last))) == 7
@@ -113,7 +113,7 @@ def test_tuples_whose_parts_stand_elsewhere_are_other_kinds() -> None:
 
 
 def test_what_is_no_array_and_no_whole_number_is_refused() -> None:
-    with pytest.raises(TypeError, match="'count' is of <class 'float'>"):
+    with pytest.raises(TypeError, match="'amount' is of <class 'float'>"):
         Packed(Alike(1.5, np.zeros(1, dtype=np.uint64)))  # type: ignore[arg-type]
 
 
@@ -127,7 +127,7 @@ def fill(
 ) -> None:
     """In place of a simulator."""
     for b in range(len(placements)):
-        step_time_s[b] = limit_s[b] + placements[b].sum() * work.count
+        step_time_s[b] = limit_s[b] + placements[b].sum() * work.amount
         peak[b, 1] = work.last[0]
 
 

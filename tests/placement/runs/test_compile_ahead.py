@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from placement.move_search import kernel
+from placement.runs.compile_ahead import compile_search, compile_walk, walk_beside
 from tests import forked
 
 SCRIPT = """
@@ -51,3 +53,37 @@ assert not late, late
 def test_no_placer_compiles_in_its_own_time(schedule: str, placers: str) -> None:
     done = forked.run([sys.executable, "-c", SCRIPT, schedule, placers])
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("schedule", ["priority", "program_order", "sequential"])
+def test_the_walk_that_another_process_compiles_is_the_one_that_the_search_calls(schedule: str) -> None:
+    compile_walk(schedule)
+    compiled = set(kernel.walk.signatures)  # type: ignore[attr-defined]
+    assert compiled
+    compile_search.__wrapped__(schedule)
+    assert set(kernel.walk.signatures) == compiled  # type: ignore[attr-defined]
+
+
+def test_no_process_is_started_for_a_walk_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    class Child:
+        def __init__(self, command: list[str], **options: object) -> None:
+            started.append(command)
+
+        def wait(self) -> None:
+            started.append(["waited"])
+
+    monkeypatch.setattr("placement.runs.compile_ahead.subprocess.Popen", Child)
+    monkeypatch.setattr("placement.runs.compile_ahead.available_cores", lambda: 2)
+    monkeypatch.setattr("placement.runs.compile_ahead.can_keep", lambda function: True)
+    for kept, steps in ((True, 0), (False, 2)):
+        monkeypatch.setattr("placement.runs.compile_ahead.is_kept", lambda function, kept=kept: kept)
+        with walk_beside("fifo"):
+            assert len(started) == steps // 2
+        assert len(started) == steps
+    assert "compile_walk('fifo')" in started[0][-1]
+    assert started[1] == ["waited"]
+    monkeypatch.setattr("placement.runs.compile_ahead.available_cores", lambda: 1)
+    with walk_beside("fifo"):
+        assert len(started) == 2
