@@ -259,7 +259,8 @@ class Walker:
 
     def walk(self, moves: int, temperature_s: float) -> None:
         """Make some moves at a temperature."""
-        assert self._simulator is not None and self.chain is not None
+        assert self._simulator is not None
+        assert self.chain is not None
         if self._simulate_at is None:
             chain = self.chain
             simulated = chain.simulated, chain.bounds_s, chain.step_time_s, chain.peak

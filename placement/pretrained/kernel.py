@@ -1,7 +1,7 @@
 """The compiled part of the pretrained policy: what it reads of a partial placement, and the device that it chooses.
 
 `placement.pretrained.policy` scores with the same weights in torch, which learns; a test compares the two. Nothing is
-allocated (see `envs.simulator.choosing_kernel.compiled`).
+allocated (see `envs.compiling.compiled`).
 
 Letters: ``B`` placements, ``G`` groups, ``D`` devices, ``F`` features of a device, ``A`` heads of attention, ``U``
 units.
@@ -16,6 +16,7 @@ import math
 
 import numpy as np
 
+from envs.compiling import called, compiled
 from envs.guided.fields import (
     FINISH,
     IDLE,
@@ -34,7 +35,6 @@ from envs.guided.fields import (
     TRANSFER,
     VOTES,
 )
-from envs.simulator.choosing_kernel import called, compiled
 
 DEVICE_FEATURES = 26
 """``F``; `_read` says what they are."""
