@@ -9,10 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from envs.clusters.catalog import load_cluster
+from envs.pipelines.actions import make_lists, run
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
 from placement.runs.compile_ahead import compile_heuristics, compile_search
+from tests.envs.pipelines.pipelines import any_pipeline
 
 
 def compile_share(worker: int) -> None:
@@ -24,6 +26,13 @@ def compile_share(worker: int) -> None:
         for schedule in ("program_order", "sequential"):
             compile_heuristics(schedule)
             compile_search(schedule)
+        _compile_pipelines()
+
+
+def _compile_pipelines() -> None:
+    pipeline, micro_batches = any_pipeline(0)
+    lists = make_lists(pipeline, micro_batches, split=True, limit=1.0).lists()
+    run(pipeline, lists, micro_batches)
 
 
 def _compile_checkpoints() -> None:

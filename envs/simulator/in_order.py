@@ -160,7 +160,7 @@ def make_work(problem: SimulatorInput) -> Work:
         out=np.array([x for row in out for x in row], dtype=np.uint32),
         ops=np.zeros(num_ops, dtype=OP),
         tensors=tensors,
-        transfers=np.zeros(num_edges, dtype=TRANSFER),
+        transfers=np.zeros(max(num_edges, 2), dtype=TRANSFER),  # a column of fewer is contiguous: another type
         devices=devices,
         directions=np.zeros(problem.num_directions, dtype=DIRECTION),
         destinations=np.zeros(num_devices, dtype=np.uint32),

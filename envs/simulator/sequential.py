@@ -119,7 +119,7 @@ def make_work(problem: SimulatorInput) -> Sequence:
         sum_offsets=visits.sum_offsets,
         sum_edges=visits.sum_edges.astype(np.uint32),
         ops=np.zeros(problem.num_ops, dtype=OP),
-        transfers=np.zeros(num_edges, dtype=TRANSFER),
+        transfers=np.zeros(max(num_edges, 2), dtype=TRANSFER),  # a column of fewer is contiguous: another type
         module_device=np.zeros(len(visits.parent), dtype=np.int32),
         entry=np.zeros(len(visits.parent), dtype=np.int32),
         stamp=np.zeros((visits.num_visits + 1, num_devices), dtype=np.int32),

@@ -146,7 +146,7 @@ def problems(draw: st.DrawFn, most_ops: int) -> PlacementProblem:
     return PlacementProblem(graph, groups, load_cluster(name), schedule)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(problems(40), st.integers(0, 10**6))
 def test_random_placements_never_beat_it(problem: PlacementProblem, seed: int) -> None:
     least = lower_bound_s(problem)
@@ -162,7 +162,7 @@ def test_random_placements_never_beat_it(problem: PlacementProblem, seed: int) -
     assert evaluation.cost_s().min() >= least
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(problems(40), st.integers(0, 10**6))
 def test_no_placement_on_allowed_devices_exceeds_the_upper_bound(problem: PlacementProblem, seed: int) -> None:
     most = upper_bound_s(problem)

@@ -58,7 +58,7 @@ def paths_of(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(p for key, value in inner for p in paths_of(value, (*path, key)))]
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_cluster_file_with_any_value_changed_is_read_or_refused(data: st.DataObject) -> None:
     content = copy.deepcopy(yaml.safe_load(EXAMPLE))
@@ -169,7 +169,7 @@ def odd_clusters(draw: st.DrawFn) -> Cluster:
     return Cluster("odd", tuple(devices), tuple(links))
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(odd_graphs(), odd_clusters(), st.sampled_from(SCHEDULES), st.integers(0, 10**6))
 def test_extreme_figures_give_exact_memory_and_a_finite_time_or_an_error(
     graph: ComputationGraph, cluster: Cluster, schedule: str, seed: int

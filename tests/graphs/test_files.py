@@ -96,6 +96,7 @@ def graphs(draw: st.DrawFn) -> ComputationGraph:
     return build("g", ops, tensors, draw(st.lists(st.lists(st.integers(0, count - 1), max_size=4), max_size=3)))
 
 
+@settings(max_examples=50)
 @given(graphs())
 def test_round_trip_is_equal_in_all_that_counts(graph: ComputationGraph) -> None:
     data = encode_graph(graph)
@@ -159,6 +160,7 @@ def test_the_schema_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(graph_file_schema())
 
 
+@settings(max_examples=40)
 @given(graphs())
 def test_files_satisfy_the_schema(graph: ComputationGraph) -> None:
     validator().validate(json.loads(encode_graph(graph)))
@@ -328,7 +330,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert os.listdir(tmp_path) == ["g.graph.json"]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_damage_to_the_bytes_raises_anything_else(data: st.DataObject) -> None:
     whole = encode_graph(small_graph())
@@ -363,7 +365,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_change_to_the_fields_raises_anything_else(data: st.DataObject) -> None:
     content = copy.deepcopy(document())

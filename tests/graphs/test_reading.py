@@ -47,13 +47,13 @@ def test_what_is_no_regular_file_of_bounded_size_is_refused_at_once(tmp_path: Pa
     else:
         with path.open("wb") as file:  # takes no space
             file.truncate(2**40)
-    began = time.perf_counter()
+    began = time.process_time()
     if kind == "huge" and name.endswith(".onnx"):
         return  # up to 2 GiB are read: what the format allows
     with growth() as grown, pytest.raises(InputError, match="cannot read") as caught:
         READERS[name](path)
     assert name in str(caught.value)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert max(grown, default=0) < 10**9
 
 
@@ -91,12 +91,12 @@ def test_gzip_of_several_parts_and_padding_is_whole() -> None:
 def test_text_that_would_not_end_is_one_short_sentence(tmp_path: Path, name: str, data: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(InputError) as caught:
         READERS[name](path)
     assert len(str(caught.value)) <= LONGEST
     assert str(caught.value).isprintable()
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20
 
 
 def test_merge_keys_of_a_few_lines_do_not_become_millions_of_pairs(tmp_path: Path) -> None:

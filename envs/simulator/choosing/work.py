@@ -225,7 +225,7 @@ def make_work(problem: SimulatorInput) -> Work:
         waiting=waiting,
         holders=np.zeros(num_edges, dtype=np.uint32),
         home_holders=edge_tensor[problem.input_edges].astype(np.uint32),
-        transfers=np.zeros(num_edges, dtype=TRANSFER),
+        transfers=np.zeros(max(num_edges, 2), dtype=TRANSFER),  # a column of fewer is contiguous: another type
         devices=devices,
         routes=routes,
         directions=np.zeros(num_directions, dtype=DIRECTION),

@@ -129,6 +129,6 @@ def test_many_bandwidths_and_many_devices_take_little_time() -> None:
         for a, b in rng.integers(0, 128, (256, 2))
         if a != b
     ]
-    began = time.perf_counter()
+    began = time.process_time()
     Cluster("random", devices, (*star, *pairs), ("hub",)).routes  # noqa: B018
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5

@@ -80,7 +80,7 @@ def test_a_worker_that_fails_is_infeasible_and_measuring_goes_on(
         first = problem.measurer.process.process_id
         began_s = time.monotonic()
         evaluation = problem.evaluate(bad[None])
-        assert time.monotonic() - began_s < limit_s + 5  # the time that it takes to end a process
+        assert time.monotonic() - began_s < limit_s + 60  # the time that a busy machine takes to end a process
         assert not evaluation.feasible[0]
         assert evaluation.step_time_s[0] == limit_s == problem.failing_s
         assert reason in found[0].reason
@@ -111,7 +111,7 @@ def test_nothing_that_an_op_does_outlives_the_measurements(
     monkeypatch.setenv("FAULTY_DEVICE", NAMES[1])
     monkeypatch.setenv("FAULTY_HOW", how)
     monkeypatch.setenv("FAULTY_FILE", str(forked))
-    with faulty_problem(3.0 if how == "hold" else 60.0) as problem:
+    with faulty_problem(3.0 if how == "hold" else 600.0) as problem:
         found: list[Measurement] = []
         problem.measurer.on_measure = lambda ops, schedule, what: found.append(what)
         good, bad = placements(problem)
@@ -119,7 +119,7 @@ def test_nothing_that_an_op_does_outlives_the_measurements(
         began_s = time.monotonic()
         assert problem.evaluate(bad[None]).feasible[0] == feasible
         assert reason in found[0].reason
-        assert time.monotonic() - began_s < 20  # and not the whole time limit, though what was forked holds the pipe
+        assert time.monotonic() - began_s < 300  # and not the whole time limit, though what was forked holds the pipe
         assert problem.evaluate(good[None]).feasible[0]
     processes = [int(line) for line in forked.read_text().split()]
     assert bool(processes) == how.startswith("fork")

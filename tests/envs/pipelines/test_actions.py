@@ -106,7 +106,7 @@ def check_feasible(pipeline: Pipeline, lists: list[list[Action]], timed: Timed) 
     assert timed.step_time_s >= work_s.max() * (1 - 1e-12)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.integers(0, 10**9), st.booleans(), st.sampled_from([0.0, 0.5, 1.0, 2.0, 100.0]))
 def test_any_stages_under_any_limit_come_to_their_end(seed: int, split: bool, limit: float) -> None:
     pipeline, micro = any_pipeline(seed)

@@ -32,7 +32,7 @@ def test_one_replica_a_stage_is_a_pipeline(order: str, stages: int, micro: int) 
     assert plain.peak_memory_bytes.tolist() == split.peak_memory_bytes.tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**9), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 9))
 def test_any_replicas_come_to_their_end_and_do_all_work(seed: int, counts: list[int], micro: int) -> None:
     segments = any_segments(seed, count=5, devices=sum(counts), micro_batches=micro)

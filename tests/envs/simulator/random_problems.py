@@ -14,7 +14,7 @@ from envs.simulator.input import SCHEDULES
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
 
-FEW = settings(max_examples=120, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=50, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=10_000)
 
 TIMES_S = (0.0, 0.0, 0.25, 1.0, 1.0, 2.0, 1 / 3, 0.1)  # ties, no time at all, and sums that round

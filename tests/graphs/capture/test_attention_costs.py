@@ -119,7 +119,7 @@ BACKWARD = [
 SIZES = st.one_of(st.integers(1, 130), st.sampled_from([256, 1000, 4096, 65_536]))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(
     st.sampled_from([*FORWARD, *BACKWARD]),
     st.integers(1, 64),

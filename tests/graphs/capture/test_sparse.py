@@ -1,6 +1,5 @@
 """Tensors count by what they store: entries, integers and scales; what is not known to store what is refused."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from graphs.capture import capture, capture_program
 from graphs.errors import InputError
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -227,7 +227,7 @@ def test_a_nested_tensor_is_refused_by_name_also_where_it_is_the_first_of_the_pr
         "from graphs.capture import capture; import tests.graphs.capture.test_sparse as t; "
         "model, batch = t.REFUSED['nested inside'][0](); capture(model, batch, training=False)"
     )
-    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    ran = forked.run([sys.executable, "-c", code], cwd=ROOT)
     last = ran.stderr.strip().split("\n")[-1]
     assert "makes a nested tensor, whose sizes are not fixed" in last
     assert "use a padded tensor and a mask" in last

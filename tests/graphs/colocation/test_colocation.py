@@ -387,7 +387,7 @@ def graphs(draw: st.DrawFn) -> ComputationGraph:
     return build("g", ops, tensors, bound if kinds == [None] else [])
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(graphs(), st.integers(1, 12))
 def test_what_holds_on_any_graph(graph: ComputationGraph, wanted: int) -> None:
     fine = natural_groups(graph)
@@ -415,7 +415,7 @@ def test_coarse_groups_are_unions_of_finer_ones(graph: ComputationGraph, wanted:
         finer = coarser
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(graphs(), st.integers(1, 12), st.integers(1, 25))
 def test_groups_can_be_split_into_a_wanted_number(graph: ComputationGraph, coarse: int, wanted: int) -> None:
     finest, groups = one_group_an_op(graph), colocate(graph, wanted_groups=coarse)

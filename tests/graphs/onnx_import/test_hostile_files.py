@@ -35,7 +35,7 @@ def test_sizes_are_known_before_an_operator_is_computed(tmp_path: Path, bomb: st
     body = f"m = Pow(b, e) axes = Identity(zero) n = Gather(m, zero) {BOMBS[bomb]}"
     end = "q = ReduceSum <keepdims = 0> (r) c = Cast <to = 1> (q) y = Add(x, c)"
     source = save(tmp_path, f"g (float[4] x) => (float[4] y) {BIG % exponent} {{ {body} {end} }}")
-    start = time.perf_counter()
+    start = time.process_time()
     tracemalloc.start()
     if exponent >= 9:
         with pytest.raises(InputError, match=r"constant of|which no memory holds|cannot work"):
@@ -45,7 +45,7 @@ def test_sizes_are_known_before_an_operator_is_computed(tmp_path: Path, bomb: st
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def chain(depth: int, width: int) -> str:
@@ -61,11 +61,11 @@ def chain(depth: int, width: int) -> str:
 
 def test_functions_expand_up_to_a_cap(tmp_path: Path) -> None:
     assert load_onnx_file(save(tmp_path, chain(3, 6), domains=("f",))).num_ops == 1 + 6**3
-    start = time.perf_counter()
+    start = time.process_time()
     for depth, width in ((7, 10), (40, 2), (12, 12)):
         with pytest.raises(InputError, match=r"its functions come to .* operators, more than 50,000"):
             load_onnx_file(save(tmp_path, chain(depth, width), domains=("f",)))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_functions_expand_up_to_a_cap(tmp_path: Path) -> None:
 )
 def test_what_no_model_means(tmp_path: Path, text: str, message: str) -> None:
     source = save(tmp_path, text, domains=("f",))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InputError) as caught:
         load_onnx_file(source)
     assert message in str(caught.value)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
             else:
                 data[at:at] = rng.bytes(int(rng.integers(1, 6)))
         path.write_bytes(bytes(data))
-        start = time.perf_counter()
+        start = time.process_time()
         with contextlib.suppress(InputError):
             load_onnx_file(path)
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5

@@ -22,11 +22,17 @@ from placement.results.placement_file import read_placement
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run for Accelerate on a graph file, in a working directory of its own."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a graph file."""
     monkeypatch.chdir(tmp_path)
     layers = [nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64)) for _ in range(4)]
     save_graph_file(capture(nn.Sequential(*layers), torch.zeros(8, 64), training=False), "m.graph.json")
+    return tmp_path
+
+
+@pytest.fixture
+def run_dir(here: Path) -> Path:
+    """A run for Accelerate on the graph file."""
     run = ["--cluster", "k80x2:memory_bytes=400000", "--target", "accelerate", "--updates", "2", "--out", "run"]
     assert main(["train", "m.graph.json", *run]) == 0
     return Path("run")
@@ -51,7 +57,7 @@ def test_a_run_leaves_the_map_that_it_searched(run_dir: Path, capsys: pytest.Cap
     assert json.loads((run_dir / "config.json").read_text())["schedule"] == "sequential"
 
 
-def test_searches_keep_whole_modules_together_whatever_they_are_asked_to_move(run_dir: Path) -> None:
+def test_searches_keep_whole_modules_together_whatever_they_are_asked_to_move(here: Path) -> None:
     problem = placement.make_problem("m.graph.json", "k80x2", target="accelerate")
     for placer in ("annealing", "local_search", "reinforce", "etf"):
         found = placement.simulate(problem, placer, time_limit_s=0.5, granularity="op")
@@ -59,7 +65,7 @@ def test_searches_keep_whole_modules_together_whatever_they_are_asked_to_move(ru
             assert len(set(found.op_placement[problem.groups.group_of_op == group])) == 1
 
 
-def test_no_search_plans_to_move_less_than_a_group(run_dir: Path) -> None:
+def test_no_search_plans_to_move_less_than_a_group(here: Path) -> None:
     for target, finer in (("engine", True), ("accelerate", False)):
         problem = placement.make_problem("nmt:layers=2,steps=8", "k80x4", target=target)
         plan = make_plan(problem, finest="ops", evaluations=1e9)
@@ -72,7 +78,7 @@ def test_no_search_plans_to_move_less_than_a_group(run_dir: Path) -> None:
 
 
 def test_devices_that_a_map_cannot_name_are_refused_before_the_search(
-    run_dir: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["train", "m.graph.json", "--cluster", "tpu_v2x4", "--target", "accelerate", "--out", "other"]
     assert main(args) == 2
@@ -82,7 +88,7 @@ def test_devices_that_a_map_cannot_name_are_refused_before_the_search(
     assert not Path("other").exists()
 
 
-def test_a_schedule_of_another_target_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_schedule_of_another_target_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="does not run a step under the schedule 'fifo'"):
         placement.make_problem("m.graph.json", "k80x2", target="accelerate", schedule="fifo")
     with pytest.raises(InputError, match="unknown target"):

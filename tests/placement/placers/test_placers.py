@@ -58,7 +58,7 @@ def test_an_unknown_placer_is_named_with_its_nearest_match() -> None:
 
 
 @pytest.mark.parametrize("name", GENERAL)
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 10**6), room=st.sampled_from([None, 0.45, 0.6, 0.8]))
 def test_a_placer_finds_what_fits_and_never_beats_the_optimum(name: str, seed: int, room: float | None) -> None:
     problem = training_problem(5, 2, seed=seed, room=room, cpu=seed % 2 == 0)

@@ -102,7 +102,7 @@ def test_time_limits_a_run_on_workers(problem: PlacementProblem, tmp_path: Path)
         took_s = time.perf_counter() - began
     assert run.updates > 1
     assert run.evaluations > 1000
-    assert took_s < 3.0 + 10.0  # on a busy machine
+    assert took_s < 3.0 + 60.0  # on a busy machine
 
 
 def test_as_many_chains_as_workers_where_these_are_more(problem: PlacementProblem, tmp_path: Path) -> None:

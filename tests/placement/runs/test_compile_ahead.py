@@ -23,8 +23,8 @@ from placement.results.comparison import compare_placers
 from placement.runs.compile_ahead import compile_for
 
 schedule, names = sys.argv[1], sys.argv[2].split(",")
-graph = random_graph(90, seed=3)
-problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster("mixed"), schedule)
+graphs = [random_graph(90, seed=3), random_graph(2, seed=3)]
+problems = [PlacementProblem(graph, one_group_an_op(graph), load_cluster("mixed"), schedule) for graph in graphs]
 placers = [PLACERS[name] for name in names]
 
 def compiled():
@@ -34,8 +34,9 @@ def compiled():
 
 compile_for(placers, schedule)
 before = compiled()
-for info in placers:
-    compare_placers(problem, [info], budget=Budget(0.2))
+for problem in problems:
+    for info in placers:
+        compare_placers(problem, [info], budget=Budget(0.2))
 late = {name: count for name, count in compiled().items() if count > before.get(name, 0)}
 assert sum(before.values()) > 0
 assert not late, late
