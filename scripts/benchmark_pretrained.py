@@ -29,7 +29,7 @@ from envs.problem import PlacementProblem
 from graphs.files import write_atomically
 from placement.api import make_problem
 from placement.placers.base import Budget
-from placement.pretrained.network import Weights, digest, load
+from placement.pretrained.network import Weights, digest, initial, load
 from placement.pretrained.problems import draw
 from placement.pretrained.split import FIRST_TEST_SEED, HELD_OUT, TRAINED_ON
 from placement.registry import PLACERS
@@ -109,8 +109,8 @@ def measure(problem: PlacementProblem, weights: Weights, seeds: Sequence[int]) -
     compile_placing(problem.schedule)
     compile_for([*placers, search], problem.schedule)
     compared = compare_placers(problem, placers, budget=Budget(), seed=0)
-    heuristics = [(row.step_time_s, row.placer) for row in compared.rows if row.feasible]
-    best_s, best = min(heuristics) if heuristics else (math.inf, "")
+    heuristics = [(row.step_time_s, row.placer) for row in compared.rows if row.feasible and row.step_time_s]
+    best_s, best = min(heuristics) if heuristics else (None, "")
     row: Row = {
         "weights": digest(weights),
         "graph": problem.graph.name,
@@ -122,6 +122,7 @@ def measure(problem: PlacementProblem, weights: Weights, seeds: Sequence[int]) -
         "best_heuristic_s": best_s,
         "seconds": [],
         "asked_heuristics_s": [],
+        "untrained_s": [],
         "policy_s": [],
         "place_s": [],
         "search_s": [],
@@ -131,66 +132,80 @@ def measure(problem: PlacementProblem, weights: Weights, seeds: Sequence[int]) -
         answer = place(problem, weights=weights, seed=seed)
         took_s = time.perf_counter() - began_s
         placed = search.function(problem, budget=Budget(time_limit_s=took_s), rng=np.random.default_rng(seed))
+        untrained = place(problem, weights=initial(0), seed=seed)
+        row["untrained_s"].append(_known(untrained.policy_s))
         row["seconds"].append(took_s)
-        row["asked_heuristics_s"].append(answer.best_heuristic_s)
-        row["policy_s"].append(answer.policy_s)
-        row["place_s"].append(answer.step_time_s if answer.feasible else math.inf)
-        row["search_s"].append(float(problem.evaluate_one(placed.placement).cost_s()[0]))
+        row["asked_heuristics_s"].append(_known(answer.best_heuristic_s))
+        row["policy_s"].append(_known(answer.policy_s))
+        row["place_s"].append(answer.step_time_s if answer.feasible else None)
+        row["search_s"].append(_known(float(problem.evaluate_one(placed.placement).cost_s()[0])))
     return row
 
 
 def report(rows: Sequence[Row]) -> str:
     """Two tables in Markdown: by kind of problem, and by held-out family."""
     lines = [
-        "| problems | | the policy alone | `placement place` | heuristics, then search | ahead of the heuristics | "
-        "ahead of the search | seconds |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| problems | | untrained policy | policy | `placement place` | heuristics, then search | "
+        "ahead of the heuristics | ahead of the search | seconds |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for kind, said in KINDS.items():
         of_kind = [row for row in rows if row["kind"] == kind]
         if of_kind:
             lines.append(f"| {said} | {len(of_kind)} | {' | '.join(_cell_texts(of_kind))} |")
-    lines += ["", "| held-out family | | the policy alone | `placement place` | heuristics, then search |"]
-    lines += ["|---|--:|--:|--:|--:|"]
+    lines += ["", "| held-out family | | untrained policy | policy | `placement place` | heuristics, then search |"]
+    lines += ["|---|--:|--:|--:|--:|--:|"]
     for family in HELD_OUT:
         of_family = [row for row in rows if row["kind"] == "held out" and row["family"] == family]
         if of_family:
-            lines.append(f"| {family} | {len(of_family)} | {' | '.join(_cell_texts(of_family)[:3])} |")
+            lines.append(f"| {family} | {len(of_family)} | {' | '.join(_cell_texts(of_family)[:4])} |")
     captured = [row for row in rows if row["kind"] == "captured"]
     if captured:
-        lines += ["", "| captured model | cluster | best heuristic | the policy alone | `placement place` | "
-                  "heuristics, then search |", "|---|---|--:|--:|--:|--:|"]  # fmt: skip
+        lines += ["", "| captured model | cluster | best heuristic | untrained policy | policy | `placement place` | "
+                  "heuristics, then search |", "|---|---|--:|--:|--:|--:|--:|"]  # fmt: skip
     for row in captured:
+        if row["best_heuristic_s"] is None:
+            continue
         graph, _, cluster = row["name"].partition("/")
         best = f"{row['best_heuristic_s'] * 1e3:.1f} ms ({row['best_heuristic']})"
-        lines.append(f"| {graph} | {cluster} | {best} | {' | '.join(_cell_texts([row])[:3])} |")
+        lines.append(f"| {graph} | {cluster} | {best} | {' | '.join(_cell_texts([row])[:4])} |")
     return "\n".join(lines)
 
 
 def _cell_texts(rows: Sequence[Row]) -> list[str]:
     """Geometric means over problems of step times over the best heuristic's, with the least and most of the seeds."""
-    usable = [row for row in rows if math.isfinite(row["best_heuristic_s"])]
+    usable = [row for row in rows if row["best_heuristic_s"] is not None]
     texts = []
-    for column in ("policy_s", "place_s", "search_s"):
+    for column in ("untrained_s", "policy_s", "place_s", "search_s"):
         by_seed = []
         for seed in range(min((len(row[column]) for row in usable), default=0)):
-            # What does not fit counts as twice the best heuristic's step.
-            ratios = [min(row[column][seed] / row["best_heuristic_s"], 2.0) for row in usable]
+            ratios = [_ratio(row, column, seed) for row in usable]
             by_seed.append(math.exp(statistics.mean(math.log(ratio) for ratio in ratios)))
         whole = math.exp(statistics.mean(math.log(value) for value in by_seed)) if by_seed else math.nan
         texts.append(f"{whole:.3f} ({min(by_seed):.3f} to {max(by_seed):.3f})" if by_seed else "-")
     pairs = [(row, seed) for row in usable for seed in range(len(row["place_s"]))]
-    ahead = [row["place_s"][seed] < 0.99 * row["best_heuristic_s"] for row, seed in pairs]
-    of_search = [row["place_s"][seed] < row["search_s"][seed] for row, seed in pairs]
+    ahead = [_ratio(row, "place_s", seed) < 0.99 for row, seed in pairs]
+    of_search = [_ratio(row, "place_s", seed) < _ratio(row, "search_s", seed) for row, seed in pairs]
     seconds = [row["seconds"][seed] for row, seed in pairs]
     texts += [f"{sum(ahead) / max(len(ahead), 1):.0%}", f"{sum(of_search) / max(len(of_search), 1):.0%}"]
     return [*texts, f"{statistics.median(seconds):.2f}" if seconds else "-"]
 
 
+def _known(seconds: float) -> float | None:
+    """Seconds, or None for what does not fit: JSON has no infinity."""
+    return seconds if math.isfinite(seconds) else None
+
+
+def _ratio(row: Row, column: str, seed: int) -> float:
+    """A step time over the best heuristic's, 2 at most; what does not fit counts as 2."""
+    value = row[column][seed]
+    return 2.0 if value is None else min(value / row["best_heuristic_s"], 2.0)
+
+
 def _line(row: Row) -> str:
-    ratio = statistics.mean(row["place_s"]) / row["best_heuristic_s"]
-    searched = statistics.mean(row["search_s"]) / row["best_heuristic_s"]
-    return f"{ratio:.3f}, search {searched:.3f}, {statistics.mean(row['seconds']):.2f} s"
+    if row["best_heuristic_s"] is None:
+        return "no heuristic's placement fits"
+    return f"{_cell_texts([row])[1:4]}, {statistics.mean(row['seconds']):.2f} s"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.problem import PlacementProblem
+from graphs.colocation.coarsening import coarsen
+from graphs.colocation.groups import one_group_an_op
 from graphs.errors import InputError
 from placement.placers import HEURISTICS
 from placement.placers.base import Budget
@@ -47,6 +49,9 @@ _LEAST_SPREAD = 0.005
 _MOST_SPREADS = 2.5
 """A sample that is ahead of the mean by more spreads counts as if by so many."""
 
+_MOST_GAIN = 0.5
+"""A validation problem counts for no more gain or loss than this."""
+
 _ENTROPY_PACE, _ENTROPY_RANGE = 1.02, (1e-3, 0.1)
 """By which factor an update changes the entropy's weight, and how small and large that may become."""
 
@@ -66,7 +71,8 @@ class PretrainConfig:
         imitation_updates: Updates at the start that imitate what a short search finds.
         imitation_evaluations: Placements that this search evaluates.
         contiguous_evaluations: Placements that the heuristic of contiguous runs may evaluate; the others evaluate none.
-        groups: Wanted numbers of groups; each problem has one of them.
+        groups: Wanted numbers of groups, or of parts of groups; each problem has one of them.
+        parts_share: Share of the problems whose groups are parted as finely as that number allows.
         validation_problems: Problems of families that are trained on, by which the best weights are chosen.
         validate_every: Updates between two looks at them.
     """
@@ -82,7 +88,8 @@ class PretrainConfig:
     imitation_evaluations: int = 300
     contiguous_evaluations: int = 100
     groups: tuple[int, ...] = (24, 32, 48, 64, 64, 96)
-    validation_problems: int = 24
+    parts_share: float = 0.7
+    validation_problems: int = 12
     validate_every: int = 100
 
     def __post_init__(self) -> None:
@@ -131,6 +138,7 @@ class Pretrainer:
         updates: Updates so far.
         best: The best weights so far by the validation problems.
         best_validation: What they came to; minus infinite while there are none.
+        best_updates: Updates after which they were the weights.
     """
 
     def __init__(self, config: PretrainConfig | None = None, *, seed: int = 0) -> None:
@@ -139,6 +147,7 @@ class Pretrainer:
         self.updates = 0
         self.best: Weights = network.initial(seed)
         self.best_validation = -math.inf
+        self.best_updates = 0
         self.policy = PretrainedPolicy(self.best)
         self._optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate)
         self._rng = np.random.default_rng([seed, 1])
@@ -204,9 +213,14 @@ class Pretrainer:
         )  # fmt: skip
 
     def _drawn(self, number: int) -> tuple[str, PlacementProblem]:
-        groups = int(np.random.default_rng([number, 1]).choice(self.config.groups))
-        drawn = draw(number, families=TRAINED_ON, groups=groups)
-        return drawn.family, drawn.problem
+        rng = np.random.default_rng([number, 1])
+        count = int(rng.choice(self.config.groups))
+        drawn = draw(number, families=TRAINED_ON, groups=count)
+        problem = drawn.problem
+        if rng.random() < self.config.parts_share:
+            graph = problem.graph
+            problem = problem.with_groups(coarsen(graph, one_group_an_op(graph), count, within=problem.groups))
+        return drawn.family, problem
 
     def _known(self, problem: PlacementProblem, number: int) -> Known:
         """A problem with what the quick heuristics answer."""
@@ -236,10 +250,12 @@ class Pretrainer:
         gains = []
         for number, known in enumerate(self._validation):
             found_s = answered_s(weights, known, samples=self.config.samples, rounds=self.config.rounds, seed=number)
-            gains.append(math.log(known.best_s / found_s))
+            gain = math.log(known.best_s / found_s)
+            # Where only one side fits the ratio is of charges, which are far apart.
+            gains.append(min(max(gain, -_MOST_GAIN), _MOST_GAIN))
         validation = float(np.mean(gains))
         if validation > self.best_validation:
-            self.best, self.best_validation = weights, validation
+            self.best, self.best_validation, self.best_updates = weights, validation, self.updates
         return validation
 
     def state(self) -> dict[str, Any]:
@@ -252,6 +268,7 @@ class Pretrainer:
             "rng": json.dumps(self._rng.bit_generator.state),  # integers of 128 bits
             "best": _tensors(self.best),
             "best_validation": self.best_validation,
+            "best_updates": self.best_updates,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -268,7 +285,8 @@ class Pretrainer:
         self._optimizer.load_state_dict(state["optimizer"])
         self._rng.bit_generator.state = json.loads(state["rng"])
         self._entropy_weight = float(state["entropy_weight"])
-        self.updates, self.best, self.best_validation = state["updates"], best, state["best_validation"]
+        self.updates, self.best = state["updates"], best
+        self.best_validation, self.best_updates = state["best_validation"], state["best_updates"]
 
 
 def answered_s(weights: Weights, known: Known, *, samples: int, rounds: int, seed: int) -> float:

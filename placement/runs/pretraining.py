@@ -198,8 +198,9 @@ def _write(writer: SummaryWriter, stats: PretrainStats, updates_per_s: float) ->
 
 def _save(run_dir: Path, trainer: Pretrainer) -> None:
     """Write the best weights and the checkpoint, each whole."""
-    best = trainer.best if math.isfinite(trainer.best_validation) else trainer.policy.weights()
-    about = {"seed": str(trainer.seed), "updates": str(trainer.updates)}
+    found = math.isfinite(trainer.best_validation)
+    best = trainer.best if found else trainer.policy.weights()
+    about = {"seed": str(trainer.seed), "updates": str(trainer.best_updates if found else trainer.updates)}
     network.save(run_dir / WEIGHTS, best, about)
     content = {"format": _FORMAT, "version": _VERSION, "seed": trainer.seed, **trainer.state()}
     archive = io.BytesIO()
