@@ -247,6 +247,11 @@ class Trainer:
         return self._scorer.evaluations
 
     @property
+    def draws_learned(self) -> bool:
+        """Whether the search draws moves by what it learned; not where the preset or the plan of the run forbids it."""
+        return self._chains.draws_learned
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Seconds so far by `placement.learning.timer.PARTS`."""
         return self._timer.seconds

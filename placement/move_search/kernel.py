@@ -425,6 +425,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
         for u in range(units):
             chain.busy_s[chain.placed[u]] += field.time_s[u, chain.placed[u]]
         follows = longest_paths.begin(paths, chain.op_device[0], scalars[COST])
+        learns = scalars[UNIFORM_SHARE] < 1.0  # else nobody asks for the critical path
         for _ in range(moves):
             if counts[TRACED] <= RESTORED:
                 chain.bounds_s[0] = np.inf
@@ -436,7 +437,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
                     chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users
                 )
                 scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
-            if counts[TRACED] == SIMULATED:
+            if learns and counts[TRACED] == SIMULATED:
                 # The workspace still holds the trace of the placement that was accepted last.
                 for i in range(len(chain.start_s)):
                     chain.start_s[i] = traced.start_s[traced.position[i]]
@@ -451,7 +452,7 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
                 counts[TRACED] = SUMMED
                 count_active = -1
                 accepted = 0
-            if count_active < 0 or still >= _REFRESH:
+            if learns and (count_active < 0 or still >= _REFRESH):
                 still = 0
                 count_active = _refresh(
                     chain.active, shares, chain.expected, chain.x, chain.near_on_s, chain.placed, field.allowed,
@@ -476,12 +477,13 @@ def _make_walk(simulator_code: str) -> Callable[..., Any]:
             device = index % devices
             if not field.allowed[unit, device] or chain.placed[unit] == device:
                 continue
-            _features(
-                chain.x, chain.near_on_s, unit, chain.placed, scalars[STEP], field.time_s, field.log_time,
-                chain.busy_s, field.near_offsets, field.near, field.near_s, field.orders, field.rank,
-                chain.critical_s, chain.transfer_s, chain.waited_s, chain.delayed_s, chain.rejected,
-                chain.log_probability,
-            )  # fmt: skip
+            if not uniform:
+                _features(
+                    chain.x, chain.near_on_s, unit, chain.placed, scalars[STEP], field.time_s, field.log_time,
+                    chain.busy_s, field.near_offsets, field.near, field.near_s, field.orders, field.rank,
+                    chain.critical_s, chain.transfer_s, chain.waited_s, chain.delayed_s, chain.rejected,
+                    chain.log_probability,
+                )  # fmt: skip
             order = 0 if _random(rng) < 0.5 else 1
             count = _select(
                 kind, unit, device, order, _random(rng), _random(rng), chain.moved, chain.kept, chain.placed,

@@ -54,6 +54,11 @@ SCATTERED_FROM = 0.5
 """Moves of each op that a run must have room for, or no chain begins at a random placement: it would not catch up."""
 
 
+DRAWS_LEARNED_UP_TO = 200.0
+"""Evaluations of each op, expected of a run, from which on all moves are drawn uniformly: learned draws find nothing
+better by then (docs/results/learning.md), and what following the critical path takes goes to more moves."""
+
+
 class MoveSearch:
     """The chains, from coarse to fine.
 
@@ -68,6 +73,7 @@ class MoveSearch:
         best: The best that any chain met, or was given; None before `offer`.
         plan: Of the first chain, which goes from coarse to fine once.
         plan_in_rounds: Of the others; the same where there is time for one round only.
+        draws_learned: Whether moves are drawn by what was learned, a share of them.
         plan_by_types: Of chains from `FIRST_SCATTERED` on where these begin with types of op; None where they do not.
     """
 
@@ -81,6 +87,7 @@ class MoveSearch:
         self._walking = list(range(config.chains))  # numbers of the chains that still walk
         self.plan = self.plan_in_rounds = make_plan(problem, finest=config.finest, evaluations=np.inf)
         self.plan_by_types: Plan | None = None
+        self.draws_learned = config.uniform_share < 1.0
         self._scatters = True
         self._round = 0
         self._home: Found | None = None  # where the first round began
@@ -136,8 +143,13 @@ class MoveSearch:
         """Plan for a run of about so many evaluations.
 
         Finer stages for which they are too few are left out, and so are beginnings at random. Where they are many, the
-        first chain goes from coarse to fine once, slowly, and the others in several rounds, each from other placements.
+        first chain goes from coarse to fine once, slowly, and the others in several rounds, each from other placements;
+        where they are more than `DRAWS_LEARNED_UP_TO` for each op, moves are drawn uniformly. Infinite: not known.
         """
+        many = np.isfinite(evaluations) and evaluations > DRAWS_LEARNED_UP_TO * self.problem.graph.num_ops
+        self.draws_learned = self.config.uniform_share < 1.0 and not many
+        for walker in self._walkers:
+            walker.scalars[kernel.UNIFORM_SHARE] = self.config.uniform_share if self.draws_learned else 1.0
         finest, chains = self.config.finest, min(self.config.chains, self.config.num_surviving)
         by_types = self.config.chains > FIRST_SCATTERED and goes_by_types(
             self.problem, finest=finest, evaluations=evaluations
