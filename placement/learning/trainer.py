@@ -16,7 +16,7 @@ from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.learning.config import LearningConfig
-from placement.learning.learner import Learner
+from placement.learning.learner import LEARNED, Learner
 from placement.learning.pace import Limits, Pace, PolicyTime, make_pace
 from placement.learning.parallel_search import ParallelSearch, Walkers
 from placement.learning.policy import Seq2SeqPolicy
@@ -279,7 +279,8 @@ class Trainer:
         return self._scorer.known.placements()
 
     def state(self) -> State:
-        """All that the rest of a run depends on, for a checkpoint."""
+        """All that the rest of a run depends on, for a checkpoint; a learner that was not needed yet is not made."""
+        learned = self._learner.state() if "_learner" in self.__dict__ else dict.fromkeys(LEARNED)
         return State(
             config=self.config,
             seed=self.seed,
@@ -293,7 +294,7 @@ class Trainer:
             least_overflow=self._scorer.known.least_overflow,
             elite=self._scorer.known.elite,
             search=self._chains.state(),
-            **self._learner.state(),
+            **learned,
         )
 
     def _restore(self, state: State) -> None:
@@ -301,7 +302,8 @@ class Trainer:
         self.updates = state.updates
         self.elapsed_s = state.elapsed_s
         self._timer.seconds = dict(state.seconds)
-        self._learner.restore(state)
+        if state.policy is not None:
+            self._learner.restore(state)
         self._rng.bit_generator.state = state.rng
         known.step_time_s, known.placement = state.best_s, state.best_placement
         known.least_overflow, known.elite = state.least_overflow, list(state.elite)

@@ -20,6 +20,7 @@ from graphs.errors import InputError, NoFeasiblePlacementError, NotServedError
 from graphs.sources import HF_PREFIX
 from placement.placers import HEURISTICS, PlacerInfo
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, SearchOptions
+from placement.placers.searching.starts import ASKED_FIRST
 from placement.placers.single_device import single_device_placements
 from placement.placers.tables import has_tables
 from placement.results.simulated import describe_short
@@ -229,7 +230,8 @@ def compare_placers(
     check_seed(seed)
     problem.check_can_fit()
     # First: it may prove that nothing fits. Answers may part groups, so the bound is that of single ops.
-    bound_s = float(lower_bound_s(problem.with_groups(one_group_an_op(problem.graph))))
+    fine = problem.with_groups(one_group_an_op(problem.graph))
+    bound_s = float(lower_bound_s(fine, time_limit_s=budget.time_limit_s))
     # The simulator is compiled and its arrays are made here, so that the first row does not seem slow for that.
     problem.evaluate(problem.allowed.argmax(axis=1)[None])
     # Rows of single devices are not worth keeping: all of them together take no time.
@@ -261,6 +263,36 @@ def _one_after_the_other(on_start: Callable[[str], None] | None) -> RowSource:
             if on_start is not None:
                 on_start(info.name)
             yield info, rows_of_placer(problem, info, budget, seed, options)
+
+    return rows
+
+
+def rows_within(limit_s: float, on_start: Callable[[str], None] | None = None) -> RowSource:
+    """Asks placers one after the other while there is time, those that are usually best first; the rest is left out.
+
+    Args:
+        limit_s: Seconds for all of them; each gets no more than is left, and no more than its budget.
+        on_start: Called with a placer's name before it runs.
+    """
+    likely = {name: i for i, name in enumerate((SINGLE_DEVICE, *ASKED_FIRST))}
+
+    def turn(info: PlacerInfo) -> int:
+        return likely.get(info.name, len(likely)) if info.name in HEURISTICS else -1  # what was given comes first
+
+    def rows(
+        problem: PlacementProblem, placers: Sequence[PlacerInfo], budget: Budget, seed: int, options: SearchOptions
+    ) -> Iterator[tuple[PlacerInfo, Iterable[Row]]]:
+        until_s = time.perf_counter() + limit_s
+        for info in sorted(placers, key=turn):
+            left_s = until_s - time.perf_counter()
+            if left_s <= 0.0 and turn(info) > 0:
+                reason = "there was no time for it"
+                yield info, [Row(info.name, None, False, None, None, None, 0.0, 0, reason, reason)]
+                continue
+            if on_start is not None:
+                on_start(info.name)
+            own_s = max(left_s, 0.0) if budget.time_limit_s is None else min(max(left_s, 0.0), budget.time_limit_s)
+            yield info, rows_of_placer(problem, info, replace(budget, time_limit_s=own_s), seed, options)
 
     return rows
 

@@ -31,6 +31,7 @@ from placement.results.comparison import (
     compare_placers,
     make_row,
     quick_placers,
+    rows_within,
 )
 from placement.results.comparison_file import encode_comparison, read_record, rows_of
 from placement.results.placement_file import (
@@ -68,8 +69,8 @@ EXPLAIN_SHARE, LEAST_EXPLAIN_S, MOST_EXPLAIN_S = 0.03, 0.2, 2.0
 LEAST_REPORTED_S = 2.0
 """Seconds of training from which a run leaves a report: making one takes about as long."""
 
-_OTHERS_SHARE = 0.25
-"""Share of the time limit that one of the placers that do not search may take."""
+_OTHERS_SHARE, _ALL_OTHERS_SHARE = 0.1, 0.25
+"""Share of the time limit that one of the placers that do not search may take, and that all of them may."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,8 +372,11 @@ def compare_others(
     placers = quick_placers(problem)
     if start is not None:
         placers.insert(0, given_start(start))
+    source = None
+    if time_limit_s is not None:
+        source, on_start = rows_within(_ALL_OTHERS_SHARE * time_limit_s, on_start), None
     return compare_placers(
-        problem, placers, budget=budget, seed=seed, finished=finished, on_start=on_start, on_row=on_row
+        problem, placers, budget=budget, seed=seed, finished=finished, on_start=on_start, on_row=on_row, source=source
     )
 
 
@@ -532,12 +536,15 @@ def _explain(trainer: Trainer, others: Comparison, observer: RunObserver, run_di
 def learned_row(trainer: Trainer) -> Row:
     """The learned placer's row of the comparison."""
     assert trainer.best_placement is not None
+    note = f"{trainer.updates} updates, preset {trainer.config.preset}"
+    if trainer.config.search_moves > 0 and trainer.config.search.uniform_share < 1.0 and not trainer.draws_learned:
+        note += "; so many evaluations that moves were drawn uniformly"
     placed = Placed(
         placement=np.asarray(trainer.best_placement, dtype=np.int64),
         evaluations=trainer.evaluations,
         search_s=trainer.elapsed_s,
         config=flatten(trainer.config),
-        note=f"{trainer.updates} updates, preset {trainer.config.preset}",
+        note=note,
     )
     return make_row(trainer.problem, LEARNED, placed)
 
