@@ -24,6 +24,9 @@ _ROUNDING = 1e-9
 _FAR_LARGER = 1e6
 """Times, and memories, this many times those of the whole step are as good as infinite to the solver."""
 
+_SETUP_S_A_GROUP = 1e-5
+"""Seconds a group that it takes to hand a linear programme to the solver, about; then the solver takes its own."""
+
 _CUTS = 12
 """Heads, and tails, that windows are tried at."""
 
@@ -292,12 +295,16 @@ def _least_load(work: _Work, time_s: Floats, until_s: float) -> tuple[float, Flo
     Groups with equal rows are one variable with their number as its total, which changes nothing and makes unrolled
     networks small. What is not solved by `until_s`, by `time.perf_counter`, is bounded at prices of devices all alike.
     """
+    classes = len(work.devices)
+    alike = np.ones(classes), np.zeros(classes)
+    if until_s - time.perf_counter() < _SETUP_S_A_GROUP * len(time_s):
+        return work.lagrangian_s(time_s, *alike), *alike
     from scipy import sparse
     from scipy.optimize import linprog
 
     rows = np.concatenate([time_s, work.resident_bytes[:, None], work.allowed], axis=1)
     rows, copies = np.unique(rows, axis=0, return_counts=True)
-    count, classes = len(rows), len(work.devices)
+    count = len(rows)
     times, resident, allowed = rows[:, :classes], rows[:, classes], rows[:, classes + 1 :] > 0
     # Seconds and bytes in units that are near 1, as the solver's tolerances expect; what is far larger is cut off
     # there, which can only make the prices worse, not the bound wrong.
@@ -328,7 +335,7 @@ def _least_load(work: _Work, time_s: Floats, until_s: float) -> tuple[float, Flo
     if solution.status != 0:
         # The solver gave up, had no time, or calls infeasible what `_check_residents` has shown to be feasible, as it
         # does where times differ by many orders. Every device alike is a valid choice of prices, only a weaker one.
-        second, byte = np.ones(classes), np.zeros(classes)
+        second, byte = alike
     else:
         prices = np.maximum(-solution.ineqlin.marginals, 0.0)
         second, byte = prices[:classes], prices[classes:] * unit_s / unit_bytes

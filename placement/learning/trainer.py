@@ -27,6 +27,7 @@ from placement.learning.threads import deferred_interrupt, one_torch_thread
 from placement.learning.timer import Timer
 from placement.learning.warm_start import Start
 from placement.move_search.search import MoveSearch
+from placement.placers.quick_lists import quick_placements
 
 IntArray = NDArray[np.int64]
 
@@ -190,14 +191,20 @@ class Trainer:
             start = self._start
             if start is None:
                 start = self._search.ask_heuristics(pace, rng=self._rng, executor=executor)
+                placements = list(start.placements.values())
             else:
                 self.elapsed_s += start.search_s  # heuristics that this run asks are in its time anyway
+                placements = list(start.placements.values())
+                if pace.heuristics_s is not None:  # those that gave it may have had no time for each of these
+                    until_s = time.perf_counter() + pace.heuristics_s
+                    quick = quick_placements(self.problem, should_stop=lambda: time.perf_counter() > until_s)
+                    placements += quick.values()
             self._timer.seconds["heuristics"] += start.search_s
             self._scorer.evaluations += start.evaluations
-            of_groups = [p for p in start.placements.values() if len(p) == self.problem.num_groups]
+            of_groups = [p for p in placements if len(p) == self.problem.num_groups]
             if of_groups:
                 self._scorer.evaluate(np.unique(np.stack(of_groups), axis=0))
-            for placement in start.placements.values():
+            for placement in placements:
                 if len(placement) != self.problem.num_groups:
                     self._scorer.evaluate_ops(placement[None])
         self._started = True

@@ -26,6 +26,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -139,8 +140,8 @@ class MoveSearch:
         accepted = sum(int(walker.counts[kernel.ACCEPTED]) for walker in self._walkers)
         return accepted / max(self.evaluations, 1)
 
-    def expect(self, evaluations: float) -> None:
-        """Plan for a run of about so many evaluations.
+    def expect(self, evaluations: float, *, in_time: bool = False) -> None:
+        """Plan for a run of about so many evaluations, which time limits where it is `in_time`.
 
         Finer stages for which they are too few are left out, and so are beginnings at random. Where they are many, the
         first chain goes from coarse to fine once, slowly, and the others in several rounds, each from other placements;
@@ -156,13 +157,9 @@ class MoveSearch:
         )
         rounds = rounds_within(evaluations, self.problem, by_types=by_types) if chains > 1 else 1
         self._scatters = evaluations >= SCATTERED_FROM * self.problem.graph.num_ops
-        self.plan = make_plan(self.problem, finest=finest, evaluations=evaluations)
-        self.plan_in_rounds = make_plan(self.problem, finest=finest, evaluations=evaluations, rounds=rounds)
-        self.plan_by_types = None
-        if by_types:
-            self.plan_by_types = make_plan(
-                self.problem, finest=finest, evaluations=evaluations, rounds=rounds, by_types=True
-            )
+        plan = partial(make_plan, self.problem, finest=finest, evaluations=evaluations, in_time=in_time)
+        self.plan, self.plan_in_rounds = plan(), plan(rounds=rounds)
+        self.plan_by_types = plan(rounds=rounds, by_types=True) if by_types else None
 
     def expect_seconds(self, limit_s: float) -> float:
         """The same by the clock: as many evaluations as the cores that the surviving chains use manage in a time.
@@ -178,7 +175,7 @@ class MoveSearch:
             self.problem.evaluate_ops(self.best_ops[None], threads=1)
             took_s = min(took_s, time.perf_counter() - began)
         cores = min(self.cores, self.config.num_surviving)
-        self.expect(cores * limit_s / (SHARE_OF_A_STEP * took_s))
+        self.expect(cores * limit_s / (SHARE_OF_A_STEP * took_s), in_time=True)
         return took_s
 
     def offer(self, ops: Ops, step_s: float, missing: float) -> None:
