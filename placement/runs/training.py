@@ -44,6 +44,7 @@ from placement.results.placement_file import (
 )
 from placement.results.reasons.explain import explain
 from placement.results.reasons.explanation import Explanation
+from placement.results.reasons.remedies import TRIES
 from placement.results.trace_plot import load_drawing
 from placement.runs import directory
 from placement.runs.directory import RunConfig
@@ -67,8 +68,12 @@ _REFRESH_EVERY_S = 2.0
 EXPLAIN_SHARE, LEAST_EXPLAIN_S, MOST_EXPLAIN_S = 0.03, 0.2, 2.0
 """Share of a training's time in which its placement is explained after it, and the least and the most of it."""
 
+REMEDY_S_AN_OP = 2e-5
+"""Seconds for each op that an explanation must have, or it leaves out what other clusters would give."""
+
 LEAST_REPORTED_S = 15.0
-"""Seconds of training from which a run leaves a report: making one takes a second or two, no part of its limit."""
+"""Seconds of training from which a run leaves a report, and TensorBoard a picture: making either takes a second or two,
+no part of its limit."""
 
 _OTHERS_SHARE, _ALL_OTHERS_SHARE = 0.1, 0.25
 """Share of the time limit that one of the placers that do not search may take, and that all of them may."""
@@ -486,7 +491,10 @@ def _learn(
     spent_s = time.perf_counter() - began_s
     plan = TrainingPlan(others, resumed, trainer.updates, updates, time_limit_s, spent_s)
     with observer.training(plan), stop_on_sigterm() as stop:
-        record = None if run_dir is None else TrainingRecord(trainer, run_dir, reference_s=_references(others))
+        draws = time_limit_s is None or time_limit_s >= LEAST_REPORTED_S
+        record = None
+        if run_dir is not None:
+            record = TrainingRecord(trainer, run_dir, reference_s=_references(others), draws=draws)
         trainer.run(
             updates=updates,
             time_limit_s=None if time_limit_s is None else max(time_limit_s - spent_s, 0.0),
@@ -539,7 +547,13 @@ def _explain(trainer: Trainer, others: Comparison, observer: RunObserver, run_di
     limit_s = _explain_limit_s(trainer.elapsed_s)
     try:
         with observer.stage("explaining the placement"):
-            found = explain(trainer.problem, trainer.best_placement, bound_s=others.lower_bound_s, time_limit_s=limit_s)
+            found = explain(
+                trainer.problem,
+                trainer.best_placement,
+                tries=TRIES if limit_s >= REMEDY_S_AN_OP * trainer.problem.graph.num_ops else 0,
+                bound_s=others.lower_bound_s,
+                time_limit_s=limit_s,
+            )
             if trainer.elapsed_s >= LEAST_REPORTED_S and is_installed("bokeh"):
                 from placement.runs.report import write_report
 
