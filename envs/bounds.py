@@ -125,14 +125,16 @@ def _heads(problem: PlacementProblem) -> Floats:
     """``float64[N, D]``: no op can start on a device sooner than this."""
     count = problem.num_devices
     heads = np.zeros((problem.graph.num_ops, count))
-    bound_kernels.heads(*_columns(problem), np.zeros(count), np.zeros(count), heads)
+    arguments = [*_columns(problem), np.zeros(count), np.zeros(count), heads]
+    bound_kernels.heads(*arguments)
     return heads
 
 
 def _tails(problem: PlacementProblem) -> Floats:
     """``float64[N, D]``: from the end of an op on a device the step lasts at least this."""
     tails = np.zeros((problem.graph.num_ops, problem.num_devices))
-    bound_kernels.tails(*_columns(problem), np.zeros(problem.num_devices), tails)
+    arguments = [*_columns(problem), np.zeros(problem.num_devices), tails]
+    bound_kernels.tails(*arguments)
     return tails
 
 

@@ -292,9 +292,19 @@ def rows_within(limit_s: float, on_start: Callable[[str], None] | None = None) -
             if on_start is not None:
                 on_start(info.name)
             own_s = max(left_s, 0.0) if budget.time_limit_s is None else min(max(left_s, 0.0), budget.time_limit_s)
-            yield info, rows_of_placer(problem, info, replace(budget, time_limit_s=own_s), seed, options)
+            made = rows_of_placer(problem, info, replace(budget, time_limit_s=own_s), seed, options)
+            yield info, (_of_unlike_devices(problem, made, until_s) if info.name == SINGLE_DEVICE else made)
 
     return rows
+
+
+def _of_unlike_devices(problem: PlacementProblem, rows: Iterator[Row], until_s: float) -> Iterator[Row]:
+    """Rows of single devices until a time, by `time.perf_counter`, but at least until each kind of device has one."""
+    specs = [device.spec for device in problem.cluster.devices]
+    for count in range(len(specs)):
+        if time.perf_counter() >= until_s and all(spec in specs[:count] for spec in specs[count:]):
+            return
+        yield next(rows)
 
 
 def ask(

@@ -83,3 +83,16 @@ def test_placers_are_asked_while_there_is_time_the_likely_ones_first(
     left_out = {row.placer for row in found.rows if row.not_served}
     assert left_out == {info.name for info in placers} - set(asked)
     assert all(row.step_time_s is not None for row in found.rows if row.placer in asked)
+
+
+def test_without_time_a_device_of_each_kind_has_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = random_graph(40, seed=0)
+    problem = PlacementProblem(graph, colocate(graph), load_cluster("k80x4"))
+    single = [info for info in quick_placers(problem) if info.name == "single_device"]
+
+    def devices(limit_s: float) -> list[str]:
+        rows = compare_placers(problem, single, budget=Budget(), source=rows_within(limit_s)).rows
+        return [row.placer.removeprefix("single_device:") for row in rows]
+
+    assert devices(60.0) == list(problem.cluster.device_names)
+    assert devices(0.0) == ["cpu:0", "gpu:0"]
