@@ -20,7 +20,7 @@ from graphs.errors import InputError, NoFeasiblePlacementError, NotServedError
 from graphs.sources import HF_PREFIX
 from placement.placers import HEURISTICS, PlacerInfo
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, SearchOptions
-from placement.placers.searching.starts import ASKED_FIRST
+from placement.placers.searching.starts import IN_TIME
 from placement.placers.single_device import single_device_placements
 from placement.placers.tables import has_tables
 from placement.results.simulated import describe_short
@@ -268,13 +268,13 @@ def _one_after_the_other(on_start: Callable[[str], None] | None) -> RowSource:
 
 
 def rows_within(limit_s: float, on_start: Callable[[str], None] | None = None) -> RowSource:
-    """Asks placers one after the other while there is time, those that are usually best first; the rest is left out.
+    """Asks placers one after the other while there is time, the brief and the likely ones first; the rest is left out.
 
     Args:
         limit_s: Seconds for all of them; each gets no more than is left, and no more than its budget.
         on_start: Called with a placer's name before it runs.
     """
-    likely = {name: i for i, name in enumerate((SINGLE_DEVICE, *ASKED_FIRST))}
+    likely = {name: i for i, name in enumerate((SINGLE_DEVICE, *IN_TIME))}
 
     def turn(info: PlacerInfo) -> int:
         return likely.get(info.name, len(likely)) if info.name in HEURISTICS else -1  # what was given comes first

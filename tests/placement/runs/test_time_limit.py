@@ -14,7 +14,6 @@ from graphs.colocation.rules import colocate
 from graphs.synthetic import random_graph
 from placement.placers import PlacerInfo
 from placement.placers.base import Budget, Placed
-from placement.placers.searching.starts import ASKED_FIRST
 from placement.results.comparison import compare_placers, quick_placers, rows_within
 from placement.results.trace_plot import load_drawing
 from placement.runs import directory, telemetry, training
@@ -77,7 +76,7 @@ def test_placers_are_asked_while_there_is_time_the_likely_ones_first(
     found = compare_placers(problem, placers, budget=budget, source=rows_within(limit_s, asked.append))
     assert now[0] - 100.0 <= limit_s + 1e-9
     assert len(asked) == min(len(placers), -(-int(100 * limit_s) // 25))
-    assert asked == sorted(asked, key=lambda name: [*ASKED_FIRST, *asked].index(name))
+    assert asked == sorted(asked, key=lambda name: [*IN_TIME, *asked].index(name))
     assert max(given, default=0.0) <= 0.25
     assert [row.placer for row in found.rows] == [info.name for info in placers], "in the order in which they stand"
     left_out = {row.placer for row in found.rows if row.not_served}
