@@ -14,6 +14,7 @@ from graphs.colocation.rules import colocate
 from graphs.synthetic import random_graph
 from placement.placers import PlacerInfo
 from placement.placers.base import Budget, Placed
+from placement.placers.searching.starts import IN_TIME
 from placement.results.comparison import compare_placers, quick_placers, rows_within
 from placement.results.trace_plot import load_drawing
 from placement.runs import directory, telemetry, training
