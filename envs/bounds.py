@@ -6,12 +6,14 @@ Letters: ``N`` ops, ``G`` groups, ``D`` devices, ``C`` classes of interchangeabl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envs import bound_kernels
 from envs.problem import PlacementProblem
 from envs.targets import SEQUENTIAL
 from graphs.errors import NoFeasiblePlacementError
@@ -22,13 +24,16 @@ _ROUNDING = 1e-9
 _FAR_LARGER = 1e6
 """Times, and memories, this many times those of the whole step are as good as infinite to the solver."""
 
+_SETUP_S_A_GROUP = 1e-5
+"""Seconds a group that it takes to hand a linear programme to the solver, about; then the solver takes its own."""
+
 _CUTS = 12
 """Heads, and tails, that windows are tried at."""
 
 Floats = NDArray[np.float64]
 
 
-def lower_bound_s(problem: PlacementProblem) -> float:
+def lower_bound_s(problem: PlacementProblem, *, time_limit_s: float | None = None) -> float:
     """A step time in seconds that no feasible placement of the problem's groups can beat, under any schedule.
 
     The larger of two bounds. For placements of single ops within the graph's hard constraints, ask for the bound of
@@ -60,6 +65,8 @@ def lower_bound_s(problem: PlacementProblem) -> float:
 
     Args:
         problem: What to bound; of its schedule it only matters whether it is ``sequential``.
+        time_limit_s: Seconds after which windows are left out, and the linear programme is given up for a weaker bound
+            that needs none; None lets all be solved, and so repeats itself.
 
     Raises:
         NoFeasiblePlacementError: Even in fractions the residents fit no memory that they are allowed in.
@@ -70,6 +77,7 @@ def lower_bound_s(problem: PlacementProblem) -> float:
         doi:10.1287/mnsc.35.2.164; the programme for unlike devices: Lenstra, Shmoys and Tardos, 1990,
         doi:10.1007/BF01585745, section 2.
     """
+    until_s = math.inf if time_limit_s is None else time.perf_counter() + time_limit_s
     heads = _heads(problem)
     tails = _tails(problem)
     allowed = problem.allowed[problem.groups.group_of_op]  # [N, D]
@@ -77,7 +85,7 @@ def lower_bound_s(problem: PlacementProblem) -> float:
     path_s = float((heads + times + tails).min(axis=1).max())
     head = np.where(allowed, heads, np.inf).min(axis=1)
     tail = np.where(allowed, tails, np.inf).min(axis=1)
-    bound_s = max(path_s, float(_work_bound_s(problem, head, tail)))
+    bound_s = max(path_s, float(_work_bound_s(problem, head, tail, until_s)))
     if problem.schedule == SEQUENTIAL:
         bound_s = max(bound_s, float(np.where(problem.allowed, problem.group_time_s, np.inf).min(axis=1).sum()))
     return float(bound_s) * (1 - _ROUNDING)
@@ -115,35 +123,40 @@ def upper_bound_s(problem: PlacementProblem) -> float:
 
 def _heads(problem: PlacementProblem) -> Floats:
     """``float64[N, D]``: no op can start on a device sooner than this."""
-    graph, group = problem.graph, problem.groups.group_of_op
-    allowed, times = problem.allowed, problem.op_time_s.T
-    transfer_s = _transfers(problem)
-    heads = np.zeros((graph.num_ops, problem.num_devices))
-    offsets, readers = graph.consumer_offsets, graph.consumers
-    for tensor, op in enumerate(graph.tensor_producer):
-        end = np.where(allowed[group[op]], heads[op] + times[op], np.inf)  # [D]
-        arrival = (end[:, None] + transfer_s(tensor)).min(axis=0)
-        for reader in readers[offsets[tensor] : offsets[tensor + 1]]:
-            there = end if group[reader] == group[op] else arrival
-            np.maximum(heads[reader], there, out=heads[reader])
+    count = problem.num_devices
+    heads = np.zeros((problem.graph.num_ops, count))
+    arguments = [*_columns(problem), np.zeros(count), np.zeros(count), heads]
+    bound_kernels.heads(*arguments)
     return heads
 
 
 def _tails(problem: PlacementProblem) -> Floats:
     """``float64[N, D]``: from the end of an op on a device the step lasts at least this."""
-    graph, group = problem.graph, problem.groups.group_of_op
-    allowed, times = problem.allowed, problem.op_time_s.T
-    transfer_s = _transfers(problem)
-    tails = np.zeros((graph.num_ops, problem.num_devices))
-    offsets, readers = graph.consumer_offsets, graph.consumers
-    for tensor in range(graph.num_tensors - 1, -1, -1):
-        op = graph.tensor_producer[tensor]
-        transfer = transfer_s(tensor)
-        for reader in readers[offsets[tensor] : offsets[tensor + 1]]:
-            rest = np.where(allowed[group[reader]], times[reader] + tails[reader], np.inf)  # [D]
-            there = rest if group[reader] == group[op] else (transfer + rest).min(axis=1)
-            np.maximum(tails[op], there, out=tails[op])
+    tails = np.zeros((problem.graph.num_ops, problem.num_devices))
+    arguments = [*_columns(problem), np.zeros(problem.num_devices), tails]
+    bound_kernels.tails(*arguments)
     return tails
+
+
+def _columns(problem: PlacementProblem) -> list[NDArray[Any]]:
+    """What the compiled loops read, each in the one form that they are compiled for."""
+    graph, routes = problem.graph, _routes(problem)
+    columns: list[tuple[NDArray[Any], type[np.generic]]] = [
+        (graph.tensor_producer, np.int32),
+        (graph.consumer_offsets, np.int64),
+        (graph.consumers, np.int32),
+        (problem.groups.group_of_op, np.int32),
+        (problem.allowed, np.bool_),
+        (problem.op_time_s, np.float64),
+        (routes[0], np.float64),
+        (routes[1], np.float64),
+        (graph.tensor_bytes, np.int64),
+        (graph.tensor_transfer_s, np.float64),
+    ]
+    views = [np.ascontiguousarray(column, dtype=dtype).view() for column, dtype in columns]
+    for view in views:
+        view.setflags(write=False)
+    return views
 
 
 def _routes(problem: PlacementProblem, *, least: bool = True) -> tuple[Floats, Floats]:
@@ -151,21 +164,6 @@ def _routes(problem: PlacementProblem, *, least: bool = True) -> tuple[Floats, F
     routes = problem.cluster.routes
     # Where the receiver copies, its first reader pays for the bytes, and another may have run before it.
     return routes.latency_s, np.where(routes.receiver_copies & least, 0.0, 1 / routes.bytes_per_s)
-
-
-def _transfers(problem: PlacementProblem) -> Callable[[int], Floats]:
-    """What tells the seconds that a tensor's transfers take, ``float64[D, D]``; 0 on the diagonal."""
-    latency, per_byte = _routes(problem)
-    apart = ~np.eye(problem.num_devices, dtype=np.bool_)
-    sizes, given_s = problem.graph.tensor_bytes, problem.graph.tensor_transfer_s
-
-    def transfer_s(tensor: int) -> Floats:
-        seconds = float(given_s[tensor])
-        by_links: Floats = latency + sizes[tensor] * per_byte
-        given: Floats = np.where(apart, seconds, 0.0)
-        return by_links if math.isnan(seconds) else given
-
-    return transfer_s
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,21 +209,26 @@ class _Work:
         return float(total * (1 - _ROUNDING / 1000) - room * (1 + _ROUNDING / 1000)) / scale
 
 
-def _work_bound_s(problem: PlacementProblem, head: Floats, tail: Floats) -> float:
-    """The work part of `lower_bound_s`; `head` and `tail` are ``float64[N]``, least over the allowed devices."""
+def _work_bound_s(problem: PlacementProblem, head: Floats, tail: Floats, until_s: float) -> float:
+    """The work part of `lower_bound_s`; `head` and `tail` are ``float64[N]``, least over the allowed devices.
+
+    `until_s` is when to leave the rest, by `time.perf_counter`.
+    """
     work = _work(problem)
     _check_residents(problem, work)
     everything = np.ones(problem.graph.num_ops, dtype=np.bool_)
-    best, second, byte = _least_load(work, work.group_time_s(everything))
+    best, second, byte = _least_load(work, work.group_time_s(everything), until_s)
     screened = []
     for h in np.unique(np.quantile(head, np.linspace(0, 1, _CUTS))):
         for q in np.unique(np.quantile(tail, np.linspace(0, 1, _CUTS))):
             inside = (head >= h) & (tail >= q)
-            if inside.any():
+            if inside.any() and time.perf_counter() < until_s:
                 screened.append((h + q + work.lagrangian_s(work.group_time_s(inside), second, byte), h, q))
     for bound, h, q in sorted(screened, reverse=True)[:3]:
-        time_s = work.group_time_s((head >= h) & (tail >= q))
-        best = max(best, bound, h + q + _least_load(work, time_s)[0])
+        best = max(best, bound)
+        if time.perf_counter() < until_s:
+            time_s = work.group_time_s((head >= h) & (tail >= q))
+            best = max(best, h + q + _least_load(work, time_s, until_s)[0])
     return best
 
 
@@ -288,18 +291,22 @@ def _check_residents(problem: PlacementProblem, work: _Work) -> None:
         )
 
 
-def _least_load(work: _Work, time_s: Floats) -> tuple[float, Floats, Floats]:
+def _least_load(work: _Work, time_s: Floats, until_s: float) -> tuple[float, Floats, Floats]:
     """Solve the linear programme: the bound at its dual prices, and these prices of a second and a byte, by class.
 
     Groups with equal rows are one variable with their number as its total, which changes nothing and makes unrolled
-    networks small.
+    networks small. What is not solved by `until_s`, by `time.perf_counter`, is bounded at prices of devices all alike.
     """
+    classes = len(work.devices)
+    alike = np.ones(classes), np.zeros(classes)
+    if until_s - time.perf_counter() < _SETUP_S_A_GROUP * len(time_s):
+        return work.lagrangian_s(time_s, *alike), *alike
     from scipy import sparse
     from scipy.optimize import linprog
 
     rows = np.concatenate([time_s, work.resident_bytes[:, None], work.allowed], axis=1)
     rows, copies = np.unique(rows, axis=0, return_counts=True)
-    count, classes = len(rows), len(work.devices)
+    count = len(rows)
     times, resident, allowed = rows[:, :classes], rows[:, classes], rows[:, classes + 1 :] > 0
     # Seconds and bytes in units that are near 1, as the solver's tolerances expect; what is far larger is cut off
     # there, which can only make the prices worse, not the bound wrong.
@@ -325,11 +332,12 @@ def _least_load(work: _Work, time_s: Floats) -> tuple[float, Floats, Floats]:
         b_eq=copies.astype(np.float64),
         bounds=np.stack([np.zeros(column.size + 1), upper], axis=1),
         method="highs",
+        options={} if math.isinf(until_s) else {"time_limit": max(until_s - time.perf_counter(), 0.0)},
     )
     if solution.status != 0:
-        # The solver gave up, or calls infeasible what `_check_residents` has shown to be feasible, as it does where
-        # times differ by many orders. Every device alike is a valid choice of prices, only a weaker one.
-        second, byte = np.ones(classes), np.zeros(classes)
+        # The solver gave up, had no time, or calls infeasible what `_check_residents` has shown to be feasible, as it
+        # does where times differ by many orders. Every device alike is a valid choice of prices, only a weaker one.
+        second, byte = alike
     else:
         prices = np.maximum(-solution.ineqlin.marginals, 0.0)
         second, byte = prices[:classes], prices[classes:] * unit_s / unit_bytes

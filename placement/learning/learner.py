@@ -35,6 +35,10 @@ from placement.placers.best import INFEASIBLE_RATIO, BestKnown
 IntArray = NDArray[np.int64]
 
 
+LEARNED = ("policy", "optimizer", "generator", "baseline")
+"""The fields of `placement.learning.state.State` that are a learner's."""
+
+
 class Learns(Protocol):
     """What a trainer asks of what learns: `Learner`, or `placement.pretrained.learner`, which begins with weights."""
 
@@ -98,7 +102,7 @@ class Learner:
         self.baseline = float(reward_of(np.array([self._failing_s]), config.update.reward)[0])
 
     def state(self) -> dict[str, Any]:
-        """The fields of `placement.learning.state.State` that are the learner's."""
+        """What `LEARNED` names."""
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -107,7 +111,11 @@ class Learner:
         }
 
     def restore(self, state: State) -> None:
-        """Go on from a `state`."""
+        """Go on from a `state` that has one of a learner."""
+        assert state.policy is not None
+        assert state.optimizer is not None
+        assert state.generator is not None
+        assert state.baseline is not None
         self.policy.load_state_dict(state.policy)
         self.optimizer.load_state_dict(state.optimizer)
         self.generator.set_state(state.generator)

@@ -88,7 +88,10 @@ class Seq2SeqPolicy(nn.Module):
         # On "meta" nothing is drawn from torch's global generator; `_initialise` draws from ours.
         with torch.device("meta"):
             self.type_embedding = nn.Linear(TYPE_BUCKETS, embedding_size, bias=False)
-            self.family_embedding = nn.Embedding(FAMILY_BUCKETS, embedding_size)
+            # Given, it is not drawn: that would load torch's compiler, which takes seconds.
+            self.family_embedding = nn.Embedding.from_pretrained(
+                torch.empty(FAMILY_BUCKETS, embedding_size), freeze=False
+            )
             self.reader = nn.Linear(width, hidden_size)
             self.encoder = nn.LSTM(hidden_size, hidden_size, bidirectional=True, batch_first=True)
             self.decoder = nn.LSTM(hidden_size, hidden_size, batch_first=True)

@@ -15,7 +15,11 @@ from placement.learning.config import LearningConfig
 
 @dataclass(frozen=True)
 class State:
-    """All of a trainer that changes; see `placement.learning.trainer.Trainer` for the meaning of each."""
+    """All of a trainer that changes; see `placement.learning.trainer.Trainer` for the meaning of each.
+
+    What the learner has (`policy`, `optimizer`, `generator`, `baseline`) is None where no update has needed it yet:
+    then it is what the seed makes it.
+    """
 
     config: LearningConfig
     seed: int
@@ -23,11 +27,11 @@ class State:
     evaluations: int
     elapsed_s: float
     seconds: Mapping[str, float]
-    policy: Mapping[str, torch.Tensor]
-    optimizer: dict[str, Any]
-    generator: torch.Tensor
+    policy: Mapping[str, torch.Tensor] | None
+    optimizer: dict[str, Any] | None
+    generator: torch.Tensor | None
     rng: Mapping[str, Any]
-    baseline: float
+    baseline: float | None
     best_s: float
     best_placement: NDArray[np.int64] | None
     least_overflow: float

@@ -17,7 +17,7 @@ from envs.evaluators import Evaluation
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.learning.config import LearningConfig
-from placement.learning.learner import Learner, Learns
+from placement.learning.learner import LEARNED, Learner, Learns
 from placement.learning.pace import Limits, Pace, PolicyTime, make_pace
 from placement.learning.parallel_search import ParallelSearch, Walkers
 from placement.learning.scorer import BudgetSpentError, Scorer
@@ -28,6 +28,7 @@ from placement.learning.timer import Timer
 from placement.learning.warm_start import Start
 from placement.move_search.search import MoveSearch
 from placement.placers.best import BestKnown
+from placement.placers.quick_lists import quick_placements
 
 IntArray = NDArray[np.int64]
 
@@ -206,14 +207,20 @@ class Trainer:
             start = self._start
             if start is None:
                 start = self._search.ask_heuristics(pace, rng=self._rng, executor=executor)
+                placements = list(start.placements.values())
             else:
                 self.elapsed_s += start.search_s  # heuristics that this run asks are in its time anyway
+                placements = list(start.placements.values())
+                if pace.heuristics_s is not None:  # those that gave it may have had no time for each of these
+                    until_s = time.perf_counter() + pace.heuristics_s
+                    quick = quick_placements(self.problem, should_stop=lambda: time.perf_counter() > until_s)
+                    placements += quick.values()
             self._timer.seconds["heuristics"] += start.search_s
             self._scorer.evaluations += start.evaluations
-            of_groups = [p for p in start.placements.values() if len(p) == self.problem.num_groups]
+            of_groups = [p for p in placements if len(p) == self.problem.num_groups]
             if of_groups:
                 self._scorer.evaluate(np.unique(np.stack(of_groups), axis=0))
-            for placement in start.placements.values():
+            for placement in placements:
                 if len(placement) != self.problem.num_groups:
                     self._scorer.evaluate_ops(placement[None])
         self._started = True
@@ -263,6 +270,11 @@ class Trainer:
         return self._scorer.evaluations
 
     @property
+    def draws_learned(self) -> bool:
+        """Whether the search draws moves by what it learned; not where the preset or the plan of the run forbids it."""
+        return self._chains.draws_learned
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Seconds so far by `placement.learning.timer.PARTS`."""
         return self._timer.seconds
@@ -290,7 +302,8 @@ class Trainer:
         return self._scorer.known.placements()
 
     def state(self) -> State:
-        """All that the rest of a run depends on, for a checkpoint."""
+        """All that the rest of a run depends on, for a checkpoint; a learner that was not needed yet is not made."""
+        learned = self._learner.state() if "_learner" in self.__dict__ else dict.fromkeys(LEARNED)
         return State(
             config=self.config,
             seed=self.seed,
@@ -304,7 +317,7 @@ class Trainer:
             least_overflow=self._scorer.known.least_overflow,
             elite=self._scorer.known.elite,
             search=self._chains.state(),
-            **self._learner.state(),
+            **learned,
         )
 
     def _restore(self, state: State) -> None:
@@ -312,7 +325,8 @@ class Trainer:
         self.updates = state.updates
         self.elapsed_s = state.elapsed_s
         self._timer.seconds = dict(state.seconds)
-        self._learner.restore(state)
+        if state.policy is not None:
+            self._learner.restore(state)
         self._rng.bit_generator.state = state.rng
         known.step_time_s, known.placement = state.best_s, state.best_placement
         known.least_overflow, known.elite = state.least_overflow, list(state.elite)

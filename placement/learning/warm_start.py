@@ -15,7 +15,10 @@ from graphs.errors import InputError
 from placement.placers import HEURISTICS
 from placement.placers.base import Budget
 from placement.placers.quick_lists import quick_placements
-from placement.placers.searching.starts import ASKED_FIRST as QUICK
+from placement.placers.searching.starts import IN_TIME as QUICK
+
+HALF = 0.5
+"""Share of what is left of a limited time that one heuristic may take: one that searches would leave others none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +52,9 @@ def heuristic_start(
         evaluations: How many placements there are to evaluate for the whole run; each heuristic gets an equal part of a
             half of them, since what it answers must be evaluated, too. None for as many as they like.
         rng: For those that draw.
-        time_limit_s: Only the quick ones are asked, those that searches start from as well, and no more of them when
-            this is over; before them, on one graph of the groups, the list schedulers
-            (`placement.placers.quick_lists`). None asks all.
+        time_limit_s: Only the quick ones are asked, those that searches start from as well, the briefest first, each
+            for no more than half of what is left, and no more of them when this is over; before them, on one graph of
+            the groups, the list schedulers (`placement.placers.quick_lists`). None asks all.
         on_answer: Called with each placement, ``int64[G]``, as it comes.
     """
     names = [info.name for info in HEURISTICS.values() if not (info.learns or info.searches or info.exact)]
@@ -69,8 +72,9 @@ def heuristic_start(
             left_s = max(until - time.perf_counter(), 0.0)
         if left_s == 0 and placements:
             break
+        own_s = None if left_s is None else HALF * left_s
         try:
-            placed = HEURISTICS[name].function(problem, budget=Budget(left_s, share), rng=rng)
+            placed = HEURISTICS[name].function(problem, budget=Budget(own_s, share), rng=rng)
         except InputError:  # for example: no expert rule for this workload
             continue
         placements[name] = placed.placement

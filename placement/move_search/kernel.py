@@ -290,6 +290,7 @@ def walk(simulator, work, in_turn, field, chain, traced, paths, moves, temperatu
     for u in range(units):
         chain.busy_s[chain.placed[u]] += field.time_s[u, chain.placed[u]]
     follows = longest_paths.begin(paths, chain.op_device[0], scalars[COST])
+    learns = scalars[UNIFORM_SHARE] < 1.0  # else nobody asks for the critical path
     for _ in range(moves):
         if counts[TRACED] <= RESTORED:
             _simulate(simulator, work, chain, np.inf)
@@ -300,13 +301,13 @@ def walk(simulator, work, in_turn, field, chain, traced, paths, moves, temperatu
                 chain.peak[0], field.memory_bytes, field.memory_offsets, field.memory_users
             )
             scalars[COST] = _charged_s(scalars[STEP], scalars[MISSING], reference_s)
-        if counts[TRACED] == SIMULATED:
+        if learns and counts[TRACED] == SIMULATED:
             # The workspace still holds the trace of the placement that was accepted last.
             sum_up(field, chain, traced, in_turn)
             counts[TRACED] = SUMMED
             count_active = -1
             accepted = 0
-        if count_active < 0 or still >= _REFRESH:
+        if learns and (count_active < 0 or still >= _REFRESH):
             still = 0
             count_active = refresh(field, chain, scalars[STEP])
         total = 0.0
@@ -326,7 +327,8 @@ def walk(simulator, work, in_turn, field, chain, traced, paths, moves, temperatu
         device = index % devices
         if not field.allowed[unit, device] or chain.placed[unit] == device:
             continue
-        _features(field, chain, unit, scalars[STEP])
+        if not uniform:
+            _features(field, chain, unit, scalars[STEP])
         order = 0 if _random(rng) < 0.5 else 1
         count = _select(field, chain, kind, unit, device, order, _random(rng), _random(rng))
         if count == 0:

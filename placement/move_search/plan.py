@@ -40,6 +40,10 @@ LEAST_OPS_A_UNIT = 1.5
 LEAST_MOVES_A_UNIT = 1.5
 """A stage of units finer than groups is also left out where the run has fewer moves than that for each of them."""
 
+MAKING_STEPS = 1_600
+"""Making the units of such a stage takes about as long as simulating a third as many steps: where time is limited, it
+is also left out where it would have fewer moves."""
+
 AFTER_SHARE = 0.25
 """Where a run goes on after its end, cycles of the last stage follow, each so long."""
 
@@ -110,7 +114,13 @@ class Plan:
 
 
 def make_plan(
-    problem: PlacementProblem, *, finest: str, evaluations: float, rounds: int = 1, by_types: bool = False
+    problem: PlacementProblem,
+    *,
+    finest: str,
+    evaluations: float,
+    rounds: int = 1,
+    by_types: bool = False,
+    in_time: bool = False,
 ) -> Plan:
     """Lay out a run.
 
@@ -120,9 +130,15 @@ def make_plan(
         evaluations: Of the whole run, about; finer stages for which they are too few are left out.
         rounds: How often to go from coarse to fine.
         by_types: Whether to begin each with types of op instead of coarse units and groups.
+        in_time: Whether time limits the run: then making a stage's units must be worth what it takes, too.
     """
     asked = (TYPES_STAGE, *(stage for stage in STAGES if stage[0] not in ("coarse", "groups"))) if by_types else STAGES
-    stages = [stage for stage in asked if _is_wanted(problem, finest, stage[0], stage[1] * evaluations / rounds)]
+    stages = [
+        stage
+        for stage in asked
+        if _is_wanted(problem, finest, stage[0], stage[1] * evaluations / rounds)
+        and (not in_time or stage[0] not in UNITS_A_GROUP or stage[1] * evaluations >= MAKING_STEPS)
+    ]
     total = sum(share for _, share, _ in stages)
     made = []
     at = 0.0

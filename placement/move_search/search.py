@@ -26,6 +26,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,11 @@ SCATTERED_FROM = 0.5
 """Moves of each op that a run must have room for, or no chain begins at a random placement: it would not catch up."""
 
 
+DRAWS_LEARNED_UP_TO = 200.0
+"""Evaluations of each op, expected of a run, from which on all moves are drawn uniformly: learned draws find nothing
+better by then (docs/results/learning.md), and what following the critical path takes goes to more moves."""
+
+
 class MoveSearch:
     """The chains, from coarse to fine.
 
@@ -68,6 +74,7 @@ class MoveSearch:
         best: The best that any chain met, or was given; None before `offer`.
         plan: Of the first chain, which goes from coarse to fine once.
         plan_in_rounds: Of the others; the same where there is time for one round only.
+        draws_learned: Whether moves are drawn by what was learned, a share of them.
         plan_by_types: Of chains from `FIRST_SCATTERED` on where these begin with types of op; None where they do not.
     """
 
@@ -81,6 +88,7 @@ class MoveSearch:
         self._walking = list(range(config.chains))  # numbers of the chains that still walk
         self.plan = self.plan_in_rounds = make_plan(problem, finest=config.finest, evaluations=np.inf)
         self.plan_by_types: Plan | None = None
+        self.draws_learned = config.uniform_share < 1.0
         self._scatters = True
         self._round = 0
         self._home: Found | None = None  # where the first round began
@@ -132,25 +140,26 @@ class MoveSearch:
         accepted = sum(int(walker.counts[kernel.ACCEPTED]) for walker in self._walkers)
         return accepted / max(self.evaluations, 1)
 
-    def expect(self, evaluations: float) -> None:
-        """Plan for a run of about so many evaluations.
+    def expect(self, evaluations: float, *, in_time: bool = False) -> None:
+        """Plan for a run of about so many evaluations, which time limits where it is `in_time`.
 
         Finer stages for which they are too few are left out, and so are beginnings at random. Where they are many, the
-        first chain goes from coarse to fine once, slowly, and the others in several rounds, each from other placements.
+        first chain goes from coarse to fine once, slowly, and the others in several rounds, each from other placements;
+        where they are more than `DRAWS_LEARNED_UP_TO` for each op, moves are drawn uniformly. Infinite: not known.
         """
+        many = np.isfinite(evaluations) and evaluations > DRAWS_LEARNED_UP_TO * self.problem.graph.num_ops
+        self.draws_learned = self.config.uniform_share < 1.0 and not many
+        for walker in self._walkers:
+            walker.scalars[kernel.UNIFORM_SHARE] = self.config.uniform_share if self.draws_learned else 1.0
         finest, chains = self.config.finest, min(self.config.chains, self.config.num_surviving)
         by_types = self.config.chains > FIRST_SCATTERED and goes_by_types(
             self.problem, finest=finest, evaluations=evaluations
         )
         rounds = rounds_within(evaluations, self.problem, by_types=by_types) if chains > 1 else 1
         self._scatters = evaluations >= SCATTERED_FROM * self.problem.graph.num_ops
-        self.plan = make_plan(self.problem, finest=finest, evaluations=evaluations)
-        self.plan_in_rounds = make_plan(self.problem, finest=finest, evaluations=evaluations, rounds=rounds)
-        self.plan_by_types = None
-        if by_types:
-            self.plan_by_types = make_plan(
-                self.problem, finest=finest, evaluations=evaluations, rounds=rounds, by_types=True
-            )
+        plan = partial(make_plan, self.problem, finest=finest, evaluations=evaluations, in_time=in_time)
+        self.plan, self.plan_in_rounds = plan(), plan(rounds=rounds)
+        self.plan_by_types = plan(rounds=rounds, by_types=True) if by_types else None
 
     def expect_seconds(self, limit_s: float) -> float:
         """The same by the clock: as many evaluations as the cores that the surviving chains use manage in a time.
@@ -166,7 +175,7 @@ class MoveSearch:
             self.problem.evaluate_ops(self.best_ops[None], threads=1)
             took_s = min(took_s, time.perf_counter() - began)
         cores = min(self.cores, self.config.num_surviving)
-        self.expect(cores * limit_s / (SHARE_OF_A_STEP * took_s))
+        self.expect(cores * limit_s / (SHARE_OF_A_STEP * took_s), in_time=True)
         return took_s
 
     def offer(self, ops: Ops, step_s: float, missing: float) -> None:

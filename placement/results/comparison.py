@@ -20,6 +20,7 @@ from graphs.errors import InputError, NoFeasiblePlacementError, NotServedError
 from graphs.sources import HF_PREFIX
 from placement.placers import HEURISTICS, PlacerInfo
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, SearchOptions
+from placement.placers.searching.starts import IN_TIME
 from placement.placers.single_device import single_device_placements
 from placement.placers.tables import has_tables
 from placement.results.simulated import describe_short
@@ -229,7 +230,8 @@ def compare_placers(
     check_seed(seed)
     problem.check_can_fit()
     # First: it may prove that nothing fits. Answers may part groups, so the bound is that of single ops.
-    bound_s = float(lower_bound_s(problem.with_groups(one_group_an_op(problem.graph))))
+    fine = problem.with_groups(one_group_an_op(problem.graph))
+    bound_s = float(lower_bound_s(fine, time_limit_s=budget.time_limit_s))
     # The simulator is compiled and its arrays are made here, so that the first row does not seem slow for that.
     problem.evaluate(problem.allowed.argmax(axis=1)[None])
     # Rows of single devices are not worth keeping: all of them together take no time.
@@ -263,6 +265,46 @@ def _one_after_the_other(on_start: Callable[[str], None] | None) -> RowSource:
             yield info, rows_of_placer(problem, info, budget, seed, options)
 
     return rows
+
+
+def rows_within(limit_s: float, on_start: Callable[[str], None] | None = None) -> RowSource:
+    """Asks placers one after the other while there is time, the brief and the likely ones first; the rest is left out.
+
+    Args:
+        limit_s: Seconds for all of them; each gets no more than is left, and no more than its budget.
+        on_start: Called with a placer's name before it runs.
+    """
+    likely = {name: i for i, name in enumerate((SINGLE_DEVICE, *IN_TIME))}
+
+    def turn(info: PlacerInfo) -> int:
+        return likely.get(info.name, len(likely)) if info.name in HEURISTICS else -1  # what was given comes first
+
+    def rows(
+        problem: PlacementProblem, placers: Sequence[PlacerInfo], budget: Budget, seed: int, options: SearchOptions
+    ) -> Iterator[tuple[PlacerInfo, Iterable[Row]]]:
+        until_s = time.perf_counter() + limit_s
+        for info in sorted(placers, key=turn):
+            left_s = until_s - time.perf_counter()
+            if left_s <= 0.0 and turn(info) > 0:
+                reason = "there was no time for it"
+                yield info, [Row(info.name, None, False, None, None, None, 0.0, 0, reason, reason)]
+                continue
+            if on_start is not None:
+                on_start(info.name)
+            own_s = max(left_s, 0.0) if budget.time_limit_s is None else min(max(left_s, 0.0), budget.time_limit_s)
+            made = rows_of_placer(problem, info, replace(budget, time_limit_s=own_s), seed, options)
+            yield info, (_of_unlike_devices(problem, made, until_s) if info.name == SINGLE_DEVICE else made)
+
+    return rows
+
+
+def _of_unlike_devices(problem: PlacementProblem, rows: Iterator[Row], until_s: float) -> Iterator[Row]:
+    """Rows of single devices until a time, by `time.perf_counter`, but at least until each kind of device has one."""
+    specs = [device.spec for device in problem.cluster.devices]
+    for count in range(len(specs)):
+        if time.perf_counter() >= until_s and all(spec in specs[:count] for spec in specs[count:]):
+            return
+        yield next(rows)
 
 
 def ask(

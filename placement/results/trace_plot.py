@@ -18,7 +18,7 @@ from envs.clusters.cluster import Cluster
 from envs.simulator.trace import Trace
 from envs.simulator.trace_file import direction_name
 from graphs.computation_graph import PHASES, ComputationGraph
-from graphs.extras import check_plots
+from graphs.extras import check_plots, is_installed
 from graphs.files import write_atomically
 
 if TYPE_CHECKING:
@@ -122,6 +122,13 @@ def write_trace_png(
         InputError: The file cannot be written.
     """
     write_atomically(path, trace_png(trace, graph, cluster, title=title))
+
+
+def load_drawing() -> None:
+    """Load Matplotlib, where it is installed, so that the first picture does not take a second for that."""
+    if is_installed("matplotlib"):
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
 
 
 def trace_image(trace: Trace, graph: ComputationGraph, cluster: Cluster, *, title: str = "") -> NDArray[np.uint8]:

@@ -56,7 +56,7 @@ def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:
         "elite": [torch.from_numpy(placement) for _, placement in state.elite],
         "search": _tensors(state.search),
         "seconds": dict(state.seconds),
-        "policy": dict(state.policy),
+        "policy": None if state.policy is None else dict(state.policy),
     }
     for key in ("seed", "updates", "evaluations", "elapsed_s", "optimizer", "generator", "baseline"):
         content[key] = getattr(state, key)

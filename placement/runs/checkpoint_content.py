@@ -20,6 +20,7 @@ import torch
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
 from placement.learning.config import LearningConfig, flatten
+from placement.learning.learner import LEARNED
 
 _LABEL = b"device-placement sha256 "
 _COMMENT_BYTES = len(_LABEL) + 64
@@ -84,17 +85,13 @@ def check_content(content: Mapping[str, Any], problem: PlacementProblem) -> None
     for key in ("seed", "updates", "evaluations"):
         if not 0 <= need(content, key, int) <= _MOST:
             raise _bad(key)
-    for key in ("elapsed_s", "baseline", "best_s", "least_overflow"):
+    for key in ("elapsed_s", "best_s", "least_overflow"):
         if math.isnan(need(content, key, int, float)):
             raise _bad(key)
     for value in need(content, "seconds", dict).values():
         if not isinstance(value, int | float):
             raise _bad("seconds")
-    for key, value in need(content, "policy", dict).items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not torch.isfinite(value).all():
-            raise _bad("policy")
-    _check_optimizer(need(content, "optimizer", dict), list(content["policy"].values()))
-    need(content, "generator", torch.Tensor)
+    _check_learned(content)
     try:
         if not isinstance(json.loads(need(content, "rng", str)), dict):
             raise _bad("rng")
@@ -114,6 +111,19 @@ def need(content: Mapping[Any, Any], key: str, *kinds: type) -> Any:
     if not isinstance(content, Mapping) or type(content.get(key)) not in kinds:
         raise _bad(key)
     return content[key]
+
+
+def _check_learned(content: Mapping[str, Any]) -> None:
+    """The learner's entries: all of them, or none where no update has needed it yet."""
+    if all(content.get(key, ...) is None for key in LEARNED):
+        return
+    for key, value in need(content, "policy", dict).items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not torch.isfinite(value).all():
+            raise _bad("policy")
+    _check_optimizer(need(content, "optimizer", dict), list(content["policy"].values()))
+    need(content, "generator", torch.Tensor)
+    if math.isnan(need(content, "baseline", int, float)):
+        raise _bad("baseline")
 
 
 def _bad(where: str) -> InputError:

@@ -37,6 +37,7 @@ class TrainingRecord:
         run_dir: Where the checkpoint and TensorBoard's events go.
         interval_s: Seconds between checkpoints.
         reference_s: Step times to compare with, see `placement.runs.telemetry.Telemetry`.
+        draws: Whether TensorBoard gets a picture of the best placement's step.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class TrainingRecord:
         *,
         interval_s: float = CHECKPOINT_INTERVAL_S,
         reference_s: Mapping[str, float] | None = None,
+        draws: bool = True,
     ) -> None:
         from placement.runs.telemetry import Telemetry  # slow to import, and placers that only search never need it
 
@@ -68,6 +70,7 @@ class TrainingRecord:
             )
         self._saved_at = time.perf_counter()
         self._known_s = trainer.best_s
+        self._draws = draws
         self._drawn_s = math.inf
         self._drawn_at = -math.inf
 
@@ -110,6 +113,8 @@ class TrainingRecord:
 
     def _draw(self) -> None:
         trainer = self._trainer
+        if not self._draws:
+            return
         self._drawn_at = time.perf_counter()
         if trainer.best_placement is not None and trainer.best_s < self._drawn_s:
             self._drawn_s = trainer.best_s

@@ -31,6 +31,7 @@ from placement.results.comparison import (
     compare_placers,
     make_row,
     quick_placers,
+    rows_within,
 )
 from placement.results.comparison_file import encode_comparison, read_record, rows_of
 from placement.results.placement_file import (
@@ -43,6 +44,8 @@ from placement.results.placement_file import (
 )
 from placement.results.reasons.explain import explain
 from placement.results.reasons.explanation import Explanation
+from placement.results.reasons.remedies import TRIES
+from placement.results.trace_plot import load_drawing
 from placement.runs import directory
 from placement.runs.directory import RunConfig
 from placement.runs.observer import RunObserver, TrainingPlan
@@ -65,11 +68,15 @@ _REFRESH_EVERY_S = 2.0
 EXPLAIN_SHARE, LEAST_EXPLAIN_S, MOST_EXPLAIN_S = 0.03, 0.2, 2.0
 """Share of a training's time in which its placement is explained after it, and the least and the most of it."""
 
-LEAST_REPORTED_S = 2.0
-"""Seconds of training from which a run leaves a report: making one takes about as long."""
+REMEDY_S_AN_OP = 2e-5
+"""Seconds for each op that an explanation must have, or it leaves out what other clusters would give."""
 
-_OTHERS_SHARE = 0.25
-"""Share of the time limit that one of the placers that do not search may take."""
+LEAST_REPORTED_S = 15.0
+"""Seconds of training from which a run leaves a report, and TensorBoard a picture: making either takes a second or two,
+no part of its limit."""
+
+_OTHERS_SHARE, _ALL_OTHERS_SHARE = 0.1, 0.25
+"""Share of the time limit that one of the placers that do not search may take, and that all of them may."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +125,8 @@ def train(
         preset: A name in `placement.learning.config.PRESETS`.
         seed: Seeds all random numbers.
         updates: Updates in all.
-        time_limit_s: Seconds in all, those of the other placers included; `DEFAULT_TRAIN_S` where `updates` is None,
-            too.
+        time_limit_s: Seconds in all, those of the other placers and of the explanation included; `DEFAULT_TRAIN_S`
+            where `updates` is None, too.
         start: A placement to start from, of the same graph, for any cluster (`placement.results.carry_over`).
         observer: Told how the run goes on.
         workers: Walk the search's chains; None walks them in threads of this process.
@@ -139,7 +146,9 @@ def train(
         directory.check_free(run_dir)
     check_start(problem, start, preset)
     walkers = _walkers(workers, problem, observer)
-    others, began_s = _ask_others(problem, observer, seed=seed, time_limit_s=time_limit_s, start=start)
+    others, began_s = _ask_others(
+        problem, observer, seed=seed, time_limit_s=time_limit_s, start=start, writes=run_dir is not None
+    )
     with contextlib.ExitStack() as held:
         with observer.stage("starting the training"):
             trainer = make_trainer(
@@ -147,6 +156,7 @@ def train(
             )
         if run_dir is not None:
             held.enter_context(directory.hold(run_dir))
+            before_s = time.perf_counter()
             directory.create(
                 run_dir,
                 problem,
@@ -157,7 +167,9 @@ def train(
                 start=None if start is None else encode_placement(start),
                 chains=chains,
             )
-        return _learn(trainer, others, observer, run_dir, updates, time_limit_s, began_s=began_s, resumed=False)
+            began_s += time.perf_counter() - before_s  # files of a large graph, written once, are no search
+        limit_s = time_limit_s if run_dir is None else _without_explaining(time_limit_s)
+        return _learn(trainer, others, observer, run_dir, updates, limit_s, began_s=began_s, resumed=False)
 
 
 def resume(
@@ -207,6 +219,7 @@ def resume(
             time_limit_s=config.time_limit_s,
             run_dir=run_dir,
             start=None if config.start_file is None else read_placement(run_dir / config.start_file),
+            writes=True,
         )
         with observer.stage("starting the training"):
             trainer = make_trainer(
@@ -220,8 +233,11 @@ def resume(
                 walkers=walkers,
             )
         if updates is None and time_limit_s is None:
-            updates, time_limit_s = config.updates, left_s(config, trainer.elapsed_s)
-        return _learn(trainer, others, observer, run_dir, updates, time_limit_s, began_s=began_s, resumed=True)
+            given = replace(config, time_limit_s=_without_explaining(config.time_limit_s))
+            updates, limit_s = config.updates, left_s(given, trainer.elapsed_s)
+        else:
+            limit_s = _without_explaining(time_limit_s)
+        return _learn(trainer, others, observer, run_dir, updates, limit_s, began_s=began_s, resumed=True)
 
 
 def reload(run_dir: Path, config: RunConfig, observer: RunObserver) -> PlacementProblem:
@@ -305,10 +321,11 @@ def _ask_others(
     time_limit_s: float | None,
     run_dir: Path | None = None,
     start: PlacementResult | None = None,
+    writes: bool,
 ) -> tuple[Comparison, float]:
     """The other placers' rows, and when the run began, by `time.perf_counter`: what is loaded and compiled not counted.
 
-    The first rows come before what only the search needs is loaded and compiled.
+    The first rows come before what only the search, or only a run that `writes` files, needs is loaded and compiled.
     """
     problem.check_can_fit()
     if problem.target == "accelerate":
@@ -331,7 +348,12 @@ def _ask_others(
         )
     took_s = time.perf_counter() - began_s
     with observer.stage("loading PyTorch"):
-        import placement.learning.trainer  # noqa: F401
+        import placement.learning.trainer
+
+        if writes:
+            import placement.runs.telemetry  # noqa: F401
+
+            load_drawing()
     with observer.stage("compiling the search, which only the first run has to"):
         compile_search(problem.schedule)
     return others, time.perf_counter() - took_s
@@ -371,8 +393,11 @@ def compare_others(
     placers = quick_placers(problem)
     if start is not None:
         placers.insert(0, given_start(start))
+    source = None
+    if time_limit_s is not None:
+        source, on_start = rows_within(_ALL_OTHERS_SHARE * time_limit_s, on_start), None
     return compare_placers(
-        problem, placers, budget=budget, seed=seed, finished=finished, on_start=on_start, on_row=on_row
+        problem, placers, budget=budget, seed=seed, finished=finished, on_start=on_start, on_row=on_row, source=source
     )
 
 
@@ -445,7 +470,7 @@ def _learn(
         observer: Told of every update.
         run_dir: Where its files go; None writes none.
         updates: Updates in all, those before a resumption included.
-        time_limit_s: Seconds since `began_s`.
+        time_limit_s: Seconds since `began_s` for the training.
         began_s: When this run, or what goes on with it, began, by `time.perf_counter`.
         resumed: Whether it goes on.
 
@@ -467,7 +492,10 @@ def _learn(
     spent_s = time.perf_counter() - began_s
     plan = TrainingPlan(others, resumed, trainer.updates, updates, time_limit_s, spent_s)
     with observer.training(plan), stop_on_sigterm() as stop:
-        record = None if run_dir is None else TrainingRecord(trainer, run_dir, reference_s=_references(others))
+        draws = time_limit_s is None or time_limit_s >= LEAST_REPORTED_S
+        record = None
+        if run_dir is not None:
+            record = TrainingRecord(trainer, run_dir, reference_s=_references(others), draws=draws)
         trainer.run(
             updates=updates,
             time_limit_s=None if time_limit_s is None else max(time_limit_s - spent_s, 0.0),
@@ -517,10 +545,16 @@ def _explain(trainer: Trainer, others: Comparison, observer: RunObserver, run_di
     None where Ctrl-C says that this is not wanted.
     """
     assert trainer.best_placement is not None
-    limit_s = min(max(EXPLAIN_SHARE * trainer.elapsed_s, LEAST_EXPLAIN_S), MOST_EXPLAIN_S)
+    limit_s = _explain_limit_s(trainer.elapsed_s)
     try:
         with observer.stage("explaining the placement"):
-            found = explain(trainer.problem, trainer.best_placement, bound_s=others.lower_bound_s, time_limit_s=limit_s)
+            found = explain(
+                trainer.problem,
+                trainer.best_placement,
+                tries=TRIES if limit_s >= REMEDY_S_AN_OP * trainer.problem.graph.num_ops else 0,
+                bound_s=others.lower_bound_s,
+                time_limit_s=limit_s,
+            )
             if trainer.elapsed_s >= LEAST_REPORTED_S and is_installed("bokeh"):
                 from placement.runs.report import write_report
 
@@ -530,15 +564,28 @@ def _explain(trainer: Trainer, others: Comparison, observer: RunObserver, run_di
         return None
 
 
+def _explain_limit_s(training_s: float) -> float:
+    """Seconds in which the placement of a training of so many seconds is explained."""
+    return min(max(EXPLAIN_SHARE * training_s, LEAST_EXPLAIN_S), MOST_EXPLAIN_S)
+
+
+def _without_explaining(time_limit_s: float | None) -> float | None:
+    """What is left of a run's seconds for its training; None where they are not limited."""
+    return None if time_limit_s is None else max(time_limit_s - _explain_limit_s(time_limit_s), 0.0)
+
+
 def learned_row(trainer: Trainer) -> Row:
     """The learned placer's row of the comparison."""
     assert trainer.best_placement is not None
+    note = f"{trainer.updates} updates, preset {trainer.config.preset}"
+    if trainer.config.search_moves > 0 and trainer.config.search.uniform_share < 1.0 and not trainer.draws_learned:
+        note += "; so many evaluations that moves were drawn uniformly"
     placed = Placed(
         placement=np.asarray(trainer.best_placement, dtype=np.int64),
         evaluations=trainer.evaluations,
         search_s=trainer.elapsed_s,
         config=flatten(trainer.config),
-        note=f"{trainer.updates} updates, preset {trainer.config.preset}",
+        note=note,
     )
     return make_row(trainer.problem, LEARNED, placed)
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from envs.bounds import lower_bound_s, upper_bound_s
+from envs.bounds import _heads, _tails, lower_bound_s, upper_bound_s
 from envs.clusters.catalog import load_cluster
 from envs.clusters.cluster import Cluster, Device, DeviceSpec, Link
 from envs.problem import PlacementProblem
@@ -245,3 +246,57 @@ def test_thousands_of_placements_of_larger_problems() -> None:
             rng = np.random.default_rng(seed)
             placements = np.sort(rng.integers(0, problem.num_devices, (1000, problem.num_groups)), axis=1)
             assert problem.evaluate(placements).cost_s().min() >= lower_bound_s(problem)
+
+
+def plain_heads_and_tails(problem: PlacementProblem) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The plain version of `envs.bound_kernels`."""
+    graph, group, routes = problem.graph, problem.groups.group_of_op, problem.cluster.routes
+    per_byte = np.where(routes.receiver_copies, 0.0, 1 / routes.bytes_per_s)
+    apart = ~np.eye(problem.num_devices, dtype=np.bool_)
+    heads = np.zeros((graph.num_ops, problem.num_devices))
+    tails = np.zeros_like(heads)
+    sent_s = []
+    for size, given_s in zip(graph.tensor_bytes, graph.tensor_transfer_s, strict=True):
+        by_links = routes.latency_s + size * per_byte
+        sent_s.append(by_links if np.isnan(given_s) else np.where(apart, given_s, 0.0))
+    edges = list(zip(graph.edge_tensor, graph.edge_producer, graph.consumers, strict=True))
+    for tensor, op, reader in edges:
+        end_s = np.where(problem.allowed[group[op]], heads[op] + problem.op_time_s[:, op], np.inf)
+        arrival_s = end_s if group[reader] == group[op] else (end_s[:, None] + sent_s[tensor]).min(axis=0)
+        heads[reader] = np.maximum(heads[reader], arrival_s)
+    for tensor, op, reader in reversed(edges):
+        rest_s = np.where(problem.allowed[group[reader]], problem.op_time_s[:, reader] + tails[reader], np.inf)
+        there_s = rest_s if group[reader] == group[op] else (sent_s[tensor] + rest_s).min(axis=1)
+        tails[op] = np.maximum(tails[op], there_s)
+    return heads, tails
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_compiled_loops_are_the_plain_ones_bit_for_bit(seed: int) -> None:
+    graph = random_graph(200, seed=seed, locality=20)
+    cluster = load_cluster(("k80x4", "mixed", "v100x8", "two_hosts")[seed])
+    kinds = [("gpu",) if op % 9 == seed else None for op in range(graph.num_ops)]
+    records = [OpRecord(f"op{i}", "mm", flops=10**9 * (1 + i % 7), allowed_kinds=kind) for i, kind in enumerate(kinds)]
+    tensors = [
+        TensorRecord(int(graph.tensor_producer[t]), int(graph.tensor_bytes[t]), graph.consumers[a:b].tolist())
+        for t, (a, b) in enumerate(itertools.pairwise(graph.consumer_offsets.tolist()))
+    ]
+    graph = build("restricted", records, tensors)
+    groups = one_group_an_op(graph)
+    if seed % 2 == 0:
+        threes = [str(i) for i in range(-(-graph.num_ops // 3))]
+        groups = make_groups(np.arange(graph.num_ops) // 3, threes, threes, [0] * len(threes))
+    problem = PlacementProblem(graph, groups, cluster)
+    heads, tails = plain_heads_and_tails(problem)
+    assert np.array_equal(_heads(problem), heads)
+    assert np.array_equal(_tails(problem), tails)
+    assert heads.max() > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_bound_that_is_given_no_time_is_a_bound_all_the_same(seed: int) -> None:
+    graph = random_graph(300, seed=seed, locality=20)
+    problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster("k80x4"))
+    hurried_s, whole_s = lower_bound_s(problem, time_limit_s=0.0), lower_bound_s(problem)
+    assert 0 < hurried_s <= whole_s
+    assert lower_bound_s(problem, time_limit_s=1e6) == whole_s

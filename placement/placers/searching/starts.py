@@ -23,6 +23,12 @@ from placement.placers.single_device import single_device_placements
 ASKED_FIRST = ("contiguous", "etf", "heft", "mincut", "m_etf", "peft", "expert", "accelerate_auto", "m_topo")
 """Quick enough to be asked before a search, the most promising first: a short budget does not reach them all."""
 
+BRIEF = ("expert", "mincut", "accelerate_auto")
+"""Those that answer within milliseconds, and so before the others where time is short."""
+
+IN_TIME = (*BRIEF, *(name for name in ASKED_FIRST if name not in BRIEF))
+"""The same in the order in which a limited time is spent on them."""
+
 SHARE = 0.2
 """Share of the budget that the heuristics may use before the search proper."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -42,11 +43,17 @@ def explain(
         against: Another placement, ``int[N]`` or ``int[G]``: what changed from it to this one.
         tries: Placements that are tried on each better cluster; 0 tries no other cluster.
         bound_s: The lower bound, where it is known; by default it is computed unless there is a time limit.
-        time_limit_s: Seconds, about, for moves and better clusters together; what is not evaluated then is left out.
+        time_limit_s: Seconds, about, after which moves and better clusters that are not evaluated yet are left out; the
+            clusters have half of what is left when the step has been taken apart.
 
     Raises:
         InputError: The shape or a device index is wrong.
     """
+    began_s = time.perf_counter()
+
+    def left_s(share: float) -> float | None:
+        return None if time_limit_s is None else max(began_s + time_limit_s - time.perf_counter(), 0.0) * share
+
     problem = problem.simulated
     ops = problem.to_ops(op_placement)
     trace = problem.trace(ops)
@@ -54,8 +61,7 @@ def explain(
     path = critical_path(problem, trace, arrived)
     of_groups = group_seconds(problem, path)
     first = np.argsort(-of_groups.sum(axis=1), kind="stable")
-    half_s = None if time_limit_s is None else time_limit_s / 2
-    moves = evaluate_moves(problem, ops, first=first, time_limit_s=half_s)
+    moves = evaluate_moves(problem, ops, first=first, time_limit_s=left_s(0.5 if tries else 1.0))
     if bound_s is None and time_limit_s is None:
         bound_s = lower_bound_s(problem.with_groups(one_group_an_op(problem.graph)))
     remedies: tuple[Remedy, ...] = ()
@@ -67,7 +73,7 @@ def explain(
             busiest_device=int(trace.busy_s().argmax()),
             busiest_link=int(in_use.argmax()) // 2 if in_use.any() else None,
             tries=tries,
-            time_limit_s=half_s,
+            time_limit_s=left_s(1.0),
         )
     found = Explanation(
         problem=problem,

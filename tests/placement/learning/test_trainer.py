@@ -27,6 +27,8 @@ from graphs.colocation.rules import colocate
 from graphs.errors import InputError
 from placement.learning import parallel_search
 from placement.learning.config import PRESETS, LearningConfig
+from placement.learning.learner import LEARNED
+from placement.learning.pace import TimedPace
 from placement.learning.placer import place, place_paper
 from placement.learning.stats import UpdateStats
 from placement.learning.trainer import Trainer
@@ -36,6 +38,7 @@ from placement.move_search.plan import MOVES_AN_OP
 from placement.move_search.search import MoveSearch
 from placement.placers.base import Budget
 from placement.registry import PLACERS
+from placement.runs import checkpoint
 from placement.runs.checkpoint import FILE_NAME
 from placement.runs.record import TrainingRecord, resume_trainer
 from placement.runs.telemetry import STEP_TAGS
@@ -97,6 +100,27 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, conf
     assert second.updates == 10
     second.run(updates=20)
     same(whole, second)
+
+
+def test_a_run_that_needed_no_policy_keeps_none_and_a_resumed_one_makes_that_of_the_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = branches(5, 4, seed=2)
+    first = Trainer(problem, config=SMALL, seed=7)
+    with monkeypatch.context() as patched:
+        patched.setattr(TimedPace, "policy_is_due", lambda pace: False)
+        first.run(time_limit_s=0.05, observer=TrainingRecord(first, tmp_path))
+    assert [getattr(first.state(), key) for key in LEARNED] == [None] * len(LEARNED)
+    second = resume_trainer(problem, tmp_path)
+    assert second.best_s == first.best_s < np.inf
+    for mine, fresh in zip(weights(second), weights(Trainer(problem, config=SMALL, seed=7)), strict=True):
+        assert torch.equal(mine, fresh)
+    second.run(updates=second.updates + 2)
+    resumed = second.state()
+    assert resumed.policy is not None
+    checkpoint.save(tmp_path, problem, replace(resumed, policy=None))
+    with pytest.raises(InputError, match="policy"):
+        checkpoint.load(tmp_path, problem)
 
 
 def numpy_state() -> np.ndarray:

@@ -35,7 +35,7 @@ from placement.move_search.plan import (
     rounds_within,
     units_of,
 )
-from placement.move_search.search import MoveSearch
+from placement.move_search.search import DRAWS_LEARNED_UP_TO, MoveSearch
 from placement.placers.best import charged_s, step_limit_s
 from placement.placers.random import draw
 from tests.placement.move_search.critical_path_plain import critical_path
@@ -224,7 +224,7 @@ def test_where_nothing_overlaps_all_is_on_the_critical_path() -> None:
         graph = random_graph(150, seed=seed, locality=15)
         problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster("k80x4"), "sequential")
         ops = random_ops(problem, seed)
-        walker, field, chain = walker_at(problem, ops, uniform_share=1.0)
+        walker, field, chain = walker_at(problem, ops, uniform_share=0.5)
         ops = chain.op_device[0].copy()  # the target leaves the CPU out
         walker.walk(1, 1e-30)
         trace = problem.trace(ops)
@@ -251,7 +251,7 @@ def test_the_critical_path_is_that_of_the_plain_version(seed: int, schedule: str
     graph = random_graph(150, seed=seed, locality=15)
     problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster("k80x4"), schedule)
     ops = random_ops(problem, seed)
-    walker, field, chain = walker_at(problem, ops, uniform_share=1.0)
+    walker, field, chain = walker_at(problem, ops, uniform_share=0.5)
     walker.walk(1, 1e-30)  # simulates where it stands and sums up; then makes a move, which does not matter here
     trace = problem.trace(ops)
     plain = critical_path(problem, trace, field.unit_of_op)
@@ -271,7 +271,7 @@ def test_a_transfer_is_shared_and_who_waits_for_a_device_knows_who_holds_it() ->
     fast = cluster(2)
     fast = dataclasses.replace(fast, links=tuple(dataclasses.replace(link, latency_s=0.0) for link in fast.links))
     problem = PlacementProblem(graph, one_group_an_op(graph), fast, "fifo")
-    walker, _, chain = walker_at(problem, np.array([0, 0, 1], dtype=np.int32), uniform_share=1.0)
+    walker, _, chain = walker_at(problem, np.array([0, 0, 1], dtype=np.int32), uniform_share=0.5)
     walker.walk(1, 1e-30)
     assert chain.critical_s == pytest.approx([2e-3, 3e-3, 1e-3])
     assert chain.transfer_s == pytest.approx(np.array([[0, 0], [0, 0.5e-3], [0.5e-3, 0]]))
@@ -328,7 +328,7 @@ def test_shares_are_the_softmax_of_scores_and_expected_their_mean_features(seed:
     graph = random_graph(80, seed=seed, locality=15)
     problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster("k80x4"))
     ops, rng = random_ops(problem, seed), np.random.default_rng(seed)
-    walker, field, chain = walker_at(problem, ops, uniform_share=1.0)
+    walker, field, chain = walker_at(problem, ops, uniform_share=0.5)
     walker.walk(1, 1e-30)
     # Where the walk stood when it drew: the move that it made since is taken back.
     chain.placed[:] = field.from_ops(ops)
@@ -440,6 +440,37 @@ def test_nothing_is_learned_where_all_moves_are_drawn_uniformly() -> None:
         assert equal(first["kinds"], uniform["kinds"])
         assert not equal(first["weights"], learned["weights"])
         assert not equal(first["kinds"], learned["kinds"])
+
+
+@pytest.mark.parametrize("an_op", [100.0, DRAWS_LEARNED_UP_TO, DRAWS_LEARNED_UP_TO + 1.0, np.inf])
+def test_where_each_op_is_evaluated_very_often_moves_are_drawn_uniformly(an_op: float) -> None:
+    """As by the preset that learns nothing, move for move; infinite is a number that is not known."""
+    problem = training_problem(20, 2, seed=1)
+    evaluations = an_op * problem.graph.num_ops
+    search, uniform = new_search(problem), new_search(problem, uniform_share=1.0)
+    first = search.weights
+    for each in (search, uniform):
+        each.expect(evaluations)
+        run(each, moves=40)
+    assert not uniform.draws_learned
+    assert uniform.weights == first
+    assert search.draws_learned == (an_op == np.inf or an_op <= DRAWS_LEARNED_UP_TO)
+    assert search.draws_learned == (search.weights != first)
+    for mine, others in zip(search.state()["chains"], uniform.state()["chains"], strict=True):
+        assert equal(mine["ops"], others["ops"]) or search.draws_learned
+        assert (int(mine["rng"]) == int(others["rng"])) != search.draws_learned
+
+
+def test_a_later_plan_learns_again() -> None:
+    problem = training_problem(20, 2, seed=1)
+    search = new_search(problem)
+    search.expect(1e9)
+    assert not search.draws_learned
+    search.expect(100.0)
+    before = search.weights
+    run(search, moves=40)
+    assert search.draws_learned
+    assert search.weights != before
 
 
 def test_half_of_the_uniform_moves_are_of_a_kind_that_learning_may_have_given_up() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from envs.task_graph import TaskGraph, _contract, of_groups
 from graphs.colocation.groups import make_groups
 from graphs.synthetic import random_graph
 from placement.learning.warm_start import heuristic_start
-from placement.placers.base import Budget, Search
+from placement.placers import PlacerInfo
+from placement.placers.base import Budget, Placed, Placer, Search
 from placement.placers.list_scheduling.schedule import OPS_GRAIN, groups_placed, place_both_ways
 from placement.placers.quick_lists import ALWAYS, RULES, quick_placements
+from placement.placers.searching.starts import BRIEF, IN_TIME
 
 Merged = dict[tuple[int, tuple[int, ...]], float]
 
@@ -130,3 +133,27 @@ def test_of_a_rule_that_looks_at_all_ready_tasks_the_square_is_expected(
     place_both_ways(Search(problem, Budget(limit_s)), rule, looks_at_all_ready=True)
     assert grains[:2] == [12, 12]
     assert (60 in grains) is begins_ops
+
+
+def test_a_heuristic_that_takes_all_that_it_may_leaves_time_for_those_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, now, asked = grouped(1), [0.0], []
+    placement = problem.allowed.argmax(axis=1)
+
+    def function(info: PlacerInfo) -> Placer:
+        def answer(problem: PlacementProblem, *, budget: Budget, **given: Any) -> Placed:
+            asked.append(info.name)
+            assert budget.time_limit_s is not None
+            now[0] += budget.time_limit_s if info.name == "contiguous" else 1e-3
+            return Placed(placement, 1, 0.0)
+
+        return answer
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(PlacerInfo, "function", property(function))
+    start = heuristic_start(problem, evaluations=None, rng=np.random.default_rng(0), time_limit_s=0.2)
+    assert asked == ["single_device", *IN_TIME]
+    assert asked[1 : 1 + len(BRIEF)] == list(BRIEF)
+    assert set(quick_placements(problem)) < set(start.placements)
+    assert now[0] <= 0.2
