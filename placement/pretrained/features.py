@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -276,7 +277,7 @@ def _places(family: NDArray[np.integer]) -> NDArray[np.float64]:
     return places
 
 
-def _part_of(value: NDArray[np.float64], unit: NDArray[np.float64]) -> NDArray[np.float64]:
+def _part_of(value: NDArray[np.floating[Any]], unit: NDArray[np.float64]) -> NDArray[np.floating[Any]]:
     """From 0 to 1, one half at the unit."""
     return value / (value + unit)
 

@@ -43,7 +43,7 @@ def check_whole(run_dir: Path) -> None:
         elif path.suffix == ".json":
             json.loads(path.read_bytes())
         elif path.name == checkpoint.FILE_NAME:
-            assert len(checkpoint.load(run_dir, placement.load_problem(run_dir)).policy) > 0
+            checkpoint.load(run_dir, placement.load_problem(run_dir))
         elif path.suffix == ".csv":
             rows = list(csv.reader(path.read_text().splitlines()))
             assert len({len(row) for row in rows}) <= 1

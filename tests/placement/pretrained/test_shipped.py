@@ -30,7 +30,10 @@ def test_the_policy_is_a_placer_beside_the_others() -> None:
     compared = placement.compare(placed, ["heft", "pretrained"])
     by_name = {row.placer: row for row in compared.rows}
     assert by_name["pretrained"].feasible
-    assert by_name["pretrained"].step_time_s <= by_name["heft"].step_time_s
+    mine_s, heft_s = by_name["pretrained"].step_time_s, by_name["heft"].step_time_s
+    assert mine_s is not None
+    assert heft_s is not None
+    assert mine_s <= heft_s
     assert "placements written" in by_name["pretrained"].note
     few = PLACERS["pretrained"].function(placed, budget=Budget(evaluations=12), rng=np.random.default_rng(0))
     assert few.evaluations <= 12

@@ -61,7 +61,8 @@ def test_placers_are_asked_while_there_is_time_the_likely_ones_first(
 ) -> None:
     """Each takes all that it may, up to 0.3 seconds; single devices are asked in any case."""
     problem = branches(3, 3, seed=0)
-    now, given, asked = [100.0], [], []
+    now, given = [100.0], []
+    asked: list[str] = []
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     placement = problem.allowed.argmax(axis=1)
 
