@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from envs.simulator.choosing_kernel import called, compiled
 
 from envs.compiling import called, compiled
 from envs.guided.fields import (
