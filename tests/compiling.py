@@ -13,7 +13,7 @@ from envs.pipelines.actions import make_lists, run
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
-from placement.runs.compile_ahead import compile_heuristics, compile_search
+from placement.runs.compile_ahead import compile_heuristics, compile_placing, compile_search
 from tests.envs.pipelines.pipelines import any_pipeline
 
 
@@ -22,10 +22,10 @@ def compile_share(worker: int) -> None:
     if worker == 0:
         compile_search("priority")
         _compile_checkpoints()
+        compile_placing("priority")
     elif worker == 1:
-        for schedule in ("program_order", "sequential"):
+        for schedule in ("program_order", "fifo", "sequential"):
             compile_heuristics(schedule)
-            compile_search(schedule)
         _compile_pipelines()
 
 
