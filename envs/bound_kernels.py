@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.simulator.choosing_kernel import compiled, inlined
+from envs.compiling import compiled, inlined
 
 
 @inlined
