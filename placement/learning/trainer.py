@@ -211,7 +211,8 @@ class Trainer:
             else:
                 self.elapsed_s += start.search_s  # heuristics that this run asks are in its time anyway
                 placements = list(start.placements.values())
-                if pace.heuristics_s is not None:  # those that gave it may have had no time for each of these
+                if pace.heuristics_s is not None and not self.problem.evaluator.measures:
+                    # Those that gave it may have had no time for each of these.
                     until_s = time.perf_counter() + pace.heuristics_s
                     quick = quick_placements(self.problem, should_stop=lambda: time.perf_counter() > until_s)
                     placements += quick.values()

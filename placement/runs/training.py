@@ -570,8 +570,8 @@ def _explain_limit_s(training_s: float) -> float:
 
 
 def _without_explaining(time_limit_s: float | None) -> float | None:
-    """What is left of a run's seconds for its training; None where they are not limited."""
-    return None if time_limit_s is None else max(time_limit_s - _explain_limit_s(time_limit_s), 0.0)
+    """What is left of a run's seconds for its training, at least half; None where they are not limited."""
+    return None if time_limit_s is None else max(time_limit_s - _explain_limit_s(time_limit_s), time_limit_s / 2)
 
 
 def learned_row(trainer: Trainer) -> Row:

@@ -86,7 +86,7 @@ def test_the_learner_starts_from_the_placers_that_ran_before_it_and_the_limit_in
     assert run.evaluations > sum(row.evaluations for row in others) > 1000
     assert run.result.step_time_s <= min(row.step_time_s for row in others if row.feasible and row.step_time_s)
     run = placement.train(problem, time_limit_s=0.4)  # shorter than what comes before the first update
-    assert asked == [None, 0.1]
+    assert all(given is not None and 0 < given <= 0.04 for given in asked[1:])  # left out where it is not reached
     assert run.updates == 1
 
 
