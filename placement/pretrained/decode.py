@@ -88,7 +88,7 @@ def decode(
             look(
                 guide.picture, scratch, placements, group, group, now_s, tried_s, view, mask, devices, first, last
             )  # fmt: skip
-            choose(
+            choose(  # type: ignore[call-arg]  # a list has as many as it has
                 guide.picture, view, mask, tried_s, now_s, placements, known.devices, known.bytes, load_s, fill_bytes,
                 base, attention, *own, noise, chosen, x, seen, outlook_s, units, attended, logits, group, first, last,
             )  # fmt: skip
