@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from placement.placers import HEURISTICS
 from placement.placers.base import Budget
 from placement.placers.best import BestKnown
 from placement.placers.quick_lists import quick_placements
-from placement.placers.searching.starts import ASKED_FIRST
 from placement.placers.single_device import single_device_placements
 from placement.pretrained import network
 from placement.pretrained.answering import SAMPLES, written
 from placement.pretrained.network import Weights
+from placement.results.comparison import quick_placers
 from placement.results.placement_file import PlacementResult, make_result
 from placement.results.simulated import Simulated, encode_simulated, simulate_ops
 
@@ -94,16 +93,19 @@ def place(problem: PlacementProblem, *, weights: Weights, seed: int = 0, samples
 
 
 def _heuristics(problem: PlacementProblem, seed: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Placements ``int64[G]``, or ``int64[N]``, of the heuristics that are quick on a graph of this size."""
+    """Placements ``int64[G]``, or ``int64[N]``, of the heuristics that are quick on a graph of this size.
+
+    On graphs of no more than `MANY_OPS` ops these are all placers that neither learn nor search.
+    """
     for device, placement in single_device_placements(problem):
         yield f"everything on {device}", placement
     yield from quick_placements(problem).items()
-    for name in ASKED_FIRST if problem.graph.num_ops <= MANY_OPS else ():
+    for info in quick_placers(problem) if problem.graph.num_ops <= MANY_OPS else ():
         try:
-            placed = HEURISTICS[name].function(problem, budget=Budget(), rng=np.random.default_rng(seed))
+            placed = info.function(problem, budget=Budget(), rng=np.random.default_rng(seed))
         except InputError:  # for example: no expert's rule for this graph
             continue
-        yield name, placed.placement
+        yield info.name, placed.placement
 
 
 def result_of(answer: Answer, *, seed: int) -> PlacementResult:

@@ -13,8 +13,10 @@ import placement
 from graphs.files import save_graph_file
 from graphs.synthetic import random_graph
 from placement.cli.main import main
+from placement.placers.base import Budget
 from placement.pretrained import network
 from placement.pretrained.network import initial, load, save
+from placement.results.comparison import compare_placers, quick_placers
 from placement.runs import pretraining
 from placement.runs.placing import Answer
 from tests.placement.cli.test_cli import fails
@@ -59,6 +61,8 @@ def test_place_is_never_behind_the_heuristics_and_says_who_won(here: Path, seed:
     assert alone.policy_placements == 0
     assert alone.step_time_s == one.best_heuristic_s
     assert placed.evaluate_ops(one.op_placement[None]).step_time_s[0] == one.step_time_s
+    compared = compare_placers(placed, quick_placers(placed), budget=Budget(), seed=seed)
+    assert one.step_time_s <= min(row.step_time_s for row in compared.rows if row.feasible and row.step_time_s)
 
 
 def test_place_says_which_memory_is_short(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ TINY = PretrainConfig(
     imitation_updates=1,
     imitation_evaluations=20,
     groups=(12,),
-    validation_problems=2,
+    validation_problems=1,
     validate_every=2,
 )
 """A training that takes a moment."""

@@ -45,16 +45,15 @@ def test_an_advantage_has_no_scale_adds_to_nothing_and_counts_the_best_for_most(
 def test_a_training_that_is_resumed_comes_to_the_same_weights() -> None:
     with one_torch_thread():
         straight = Pretrainer(TINY, seed=3)
-        families = [straight.update().family for _ in range(4)]
+        families = [straight.update().family for _ in range(2)]
         first = Pretrainer(TINY, seed=3)
-        for _ in range(2):
-            first.update()
+        first.update()
         second = Pretrainer(TINY, seed=3)
         second.restore(first.state())
-        again = [second.update().family for _ in range(2)]
-    assert again == families[2:]
+        again = second.update().family
+    assert again == families[1]
     assert not set(families) & set(HELD_OUT)
-    assert second.updates == 4
+    assert second.updates == 2
     assert second.best_validation == straight.best_validation
     for name, weight in straight.policy.weights().items():
         np.testing.assert_array_equal(second.policy.weights()[name], weight)
