@@ -47,6 +47,7 @@ def written(
     *,
     rng: np.random.Generator,
     samples: int = SAMPLES,
+    by_parts: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[NDArray[np.int64], Evaluation]]:
     """Placements that the policy writes, ``int64[B, G]`` or ``int64[B, N]``, round by round, and what they come to.
@@ -60,10 +61,11 @@ def written(
         weights: The policy's.
         rng: Draws the samples.
         samples: Placements in all, fewer on large problems.
+        by_parts: Place parts of groups, too, where groups are few; otherwise all placements are of groups.
         should_stop: Asked before each round.
     """
     groups = units_of(problem)
-    parts = _parts_of(problem) if groups is problem else None
+    parts = _parts_of(problem) if by_parts and groups is problem else None
     found = [problem.to_ops(placement) for placement in placements]
     left = samples
     for units, share in ((groups, 1.0),) if parts is None else ((groups, 0.5), (parts, 1.0)):

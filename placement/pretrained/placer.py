@@ -8,6 +8,7 @@ import numpy as np
 
 from envs.problem import PlacementProblem
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
+from placement.placers.best import nearest_groups
 from placement.placers.quick_lists import quick_placements
 from placement.placers.searching.repair import repair
 from placement.placers.single_device import single_device_placements
@@ -26,13 +27,19 @@ def place(
     before_s, count = search.best_s, 0
     samples = SAMPLES if budget.evaluations is None else min(SAMPLES, budget.evaluations - search.evaluations)
     for rows, evaluation in written(
-        problem, shown, _shipped(), rng=rng, samples=max(samples, 0), should_stop=lambda: search.spent
+        problem,
+        shown,
+        _shipped(),
+        rng=rng,
+        samples=max(samples, 0),
+        by_parts=options.granularity == "op",
+        should_stop=lambda: search.spent,
     ):
         search.known.keep(rows, evaluation)
         search.evaluations += len(rows)
         count += len(rows)
     if search.best_placement is None:
-        repair(search, search.placed().placement)
+        repair(search, nearest_groups(problem, problem.to_ops(search.placed().placement)))
     ahead = "ahead of" if search.best_s < before_s else "no better than"
     return search.placed(note=f"{count} placements written, {ahead} the list schedulers")
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from envs.bounds import lower_bound_s
 from envs.clusters.catalog import load_cluster
 from envs.compiling import can_keep, is_kept
 from envs.problem import PlacementProblem
@@ -68,7 +69,9 @@ def compile_for(placers: Iterable[PlacerInfo], schedule: str) -> None:
 def compile_heuristics(schedule: str) -> None:
     """Let the heuristics place a few ops."""
     remaining.compile_ahead()
-    heuristic_start(_small_problem(schedule), evaluations=None, rng=np.random.default_rng(0))
+    problem = _small_problem(schedule)
+    lower_bound_s(problem)
+    heuristic_start(problem, evaluations=None, rng=np.random.default_rng(0))
 
 
 @functools.cache

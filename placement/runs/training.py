@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from envs.problem import PlacementProblem
@@ -233,7 +234,7 @@ def resume(
                 walkers=walkers,
             )
         if updates is None and time_limit_s is None:
-            given = replace(config, time_limit_s=_without_explaining(config.time_limit_s))
+            given = msgspec.structs.replace(config, time_limit_s=_without_explaining(config.time_limit_s))
             updates, limit_s = config.updates, left_s(given, trainer.elapsed_s)
         else:
             limit_s = _without_explaining(time_limit_s)

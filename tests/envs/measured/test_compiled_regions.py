@@ -1,6 +1,7 @@
 """Steps whose regions are compiled: numbers close to those of the ops one by one, and code that is used again."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from envs.measured.machine import parse_devices
 from envs.measured.plan import make_plan
 from graphs.capture import batch_tensors, capture_program
 from graphs.errors import InputError
-from tests import forked
 from tests.envs.measured import measured_problems as steps
 from tests.envs.measured.compiled_problems import problem
 from tests.envs.measured.measured_problems import NAMES, two_cores
@@ -167,7 +167,8 @@ def test_without_a_compiler_it_is_refused(tmp_path: Path) -> None:
         f"check_can_compile(parse_devices('{NAMES[0]}'))\n"
     )
     environment = {**os.environ, "CXX": str(tmp_path / "no-compiler")}
-    done = forked.run([sys.executable, "-c", script], env=environment)
+    # PyTorch reads the variable when it is imported, so a process that has it imported would not do.
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "none is found; install g++, or name one in the environment variable CXX" in done.stderr
     with pytest.raises(InputError, match="for CPU devices alone"):

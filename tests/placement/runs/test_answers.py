@@ -1,6 +1,7 @@
 """What a training on measured time takes home: the best placement, or all cores as one device where that is faster."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,8 @@ def test_a_run_without_a_compiler_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    # PyTorch reads the variable when it is imported, so the process that measures is to be a fresh one.
+    monkeypatch.setattr("envs.measured.process.subprocess", subprocess)
     args = [f"{MODULE}:chain", "--devices", DEVICES]
     assert main(["train", *args, "--measured", "--compile-regions", "--out", "run", "--plain", "none"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
