@@ -72,9 +72,9 @@ EXPLAIN_SHARE, LEAST_EXPLAIN_S, MOST_EXPLAIN_S = 0.03, 0.2, 2.0
 REMEDY_S_AN_OP = 2e-5
 """Seconds for each op that an explanation must have, or it leaves out what other clusters would give."""
 
-LEAST_REPORTED_S = 15.0
+LEAST_REPORTED_S, LEAST_DRAWN_S = 1.5, 15.0
 """Seconds of training from which a run leaves a report, and TensorBoard a picture: making either takes a second or two,
-no part of its limit."""
+which is no part of its limit."""
 
 _OTHERS_SHARE, _ALL_OTHERS_SHARE = 0.1, 0.25
 """Share of the time limit that one of the placers that do not search may take, and that all of them may."""
@@ -493,7 +493,7 @@ def _learn(
     spent_s = time.perf_counter() - began_s
     plan = TrainingPlan(others, resumed, trainer.updates, updates, time_limit_s, spent_s)
     with observer.training(plan), stop_on_sigterm() as stop:
-        draws = time_limit_s is None or time_limit_s >= LEAST_REPORTED_S
+        draws = time_limit_s is None or time_limit_s >= LEAST_DRAWN_S
         record = None
         if run_dir is not None:
             record = TrainingRecord(trainer, run_dir, reference_s=_references(others), draws=draws)
