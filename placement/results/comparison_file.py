@@ -102,10 +102,13 @@ def rows_of(record: ComparisonRecord, problem: PlacementProblem) -> tuple[Row, .
     """The rows of a record of this problem; they carry no placement.
 
     Raises:
-        InputError: A row does not name the cluster's devices.
+        InputError: A row does not name the cluster's devices, or has one of its two figures for them alone.
     """
     names = problem.cluster.device_names
     for row in record.rows:
+        if (row.peak_memory_bytes is None) != (row.busy_share is None):
+            lacks = "busy_share" if row.busy_share is None else "peak_memory_bytes"
+            raise InputError(f"the row of '{row.placer}' has no {lacks}")
         for by_device in (row.peak_memory_bytes, row.busy_share):
             if by_device is not None and set(by_device) != set(names):
                 raise InputError(f"the row of '{row.placer}' does not name the devices of cluster '{record.cluster}'")

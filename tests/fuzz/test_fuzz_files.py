@@ -234,7 +234,7 @@ def test_some_mutated_files(kinds: dict[str, Kind], tmp_path: Path) -> None:
     fuzz(kinds, tmp_path, seed=0, count=400)
 
 
-@pytest.mark.parametrize("number", [8557])
+@pytest.mark.parametrize("number", [8557, 34103, 49741])
 def test_cases_that_once_were_answered_otherwise(kinds: dict[str, Kind], tmp_path: Path, number: int) -> None:
     fuzz(kinds, tmp_path, seed=1, first=number, count=1)
 
