@@ -7,11 +7,7 @@ carries a digest, and its content is checked before any of it is used (`placemen
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import pickle
-import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,19 +17,14 @@ import torch
 
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
-from graphs.files import write_atomically
 from graphs.reading import is_missing, read_file
 from placement.learning.config import LearningConfig, flatten, unflatten
 from placement.learning.state import State
-from placement.runs.checkpoint_content import check_archive, check_content, is_sealed, need, seal
+from placement.runs.checkpoint_content import check_content, need
+from placement.runs.sealed_archive import unpack, write_archive
 
 FILE_NAME = "checkpoint.pt"
 _MOST_BYTES = 2**31
-_UNREADABLE = (
-    *(RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(EOFError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile),
-)
-"""What `torch.load` raises for what it cannot read."""
 
 FORMAT, VERSION = "device-placement-checkpoint", 4
 
@@ -63,9 +54,7 @@ def save(run_dir: Path, problem: PlacementProblem, state: State) -> None:
     for key in ("best_s", "least_overflow"):
         content[key] = getattr(state, key)
     run_dir.mkdir(parents=True, exist_ok=True)
-    archive = io.BytesIO()
-    torch.save(content, archive)
-    write_atomically(run_dir / FILE_NAME, seal(archive.getvalue()))
+    write_archive(run_dir / FILE_NAME, content)
 
 
 def load(run_dir: Path, problem: PlacementProblem) -> State:
@@ -84,12 +73,7 @@ def load(run_dir: Path, problem: PlacementProblem) -> State:
             ) from error
         raise
     damaged = InputError(f"{path}: it is not a checkpoint, or it is damaged; start the run again")
-    try:
-        sealed = is_sealed(data)
-        check_archive(data)
-        content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except _UNREADABLE as error:
-        raise damaged from error
+    content, sealed = unpack(data, damaged)
     if not isinstance(content, dict) or not _is(content.get("format"), FORMAT):
         raise InputError(f"{path}: it is not a checkpoint of a placement run; start the run again")
     if not _is(content.get("version"), VERSION):

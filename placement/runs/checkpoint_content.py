@@ -1,17 +1,9 @@
-"""What a checkpoint's file holds: its digest, and whether its content can be a trainer's, before any of it is used.
-
-The digest stands in the comment of the zip archive that `torch.save` writes, so that the file stays one that
-`torch.load` reads: it is the SHA-256 of all that comes before the comment's length.
-"""
+"""Whether the content of a checkpoint can be a trainer's, before any of it is used."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import math
-import struct
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,45 +14,9 @@ from graphs.errors import InputError
 from placement.learning.config import LearningConfig, flatten
 from placement.learning.learner import LEARNED
 
-_LABEL = b"device-placement sha256 "
-_COMMENT_BYTES = len(_LABEL) + 64
-_LENGTH = struct.pack("<H", _COMMENT_BYTES)
 _MOST = 2**63 - 1
 _MOST_SETTING = 2**20
 """What no setting reaches: a policy of that many units, for example, would not fit any memory."""
-
-
-def seal(archive: bytes) -> bytes:
-    """An archive with its digest; `archive` ends in the length of a comment, which is 0."""
-    body = archive[:-2]
-    return body + _LENGTH + _LABEL + hashlib.sha256(body).hexdigest().encode()
-
-
-def is_sealed(data: bytes) -> bool:
-    """Whether a file holds its digest.
-
-    Raises:
-        ValueError: It holds another one: the file was damaged.
-    """
-    rest, comment = data[:-_COMMENT_BYTES], data[-_COMMENT_BYTES:]
-    body, length = rest[:-2], rest[-2:]
-    if length != _LENGTH or not comment.startswith(_LABEL):
-        return False
-    if hashlib.sha256(body).hexdigest().encode() != comment[len(_LABEL) :]:
-        raise ValueError("its digest is another one")
-    return True
-
-
-def check_archive(data: bytes) -> None:
-    """Raise where an archive would unpack to more than it is.
-
-    Raises:
-        ValueError: It would.
-        zipfile.BadZipFile: It is no archive.
-    """
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > len(data):
-            raise ValueError("it unpacks to more than it is")
 
 
 def check_content(content: Mapping[str, Any], problem: PlacementProblem) -> None:

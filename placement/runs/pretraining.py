@@ -12,12 +12,8 @@ It prints nothing: a function is told of each update.
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
-import struct
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +31,7 @@ from placement.pretrained import network
 from placement.pretrained.training import PretrainConfig, Pretrainer, PretrainStats
 from placement.results.comparison import check_seed
 from placement.runs import directory
-from placement.runs.checkpoint_content import check_archive, is_sealed, seal
+from placement.runs.sealed_archive import unpack, write_archive
 from placement.runs.stopping import stop_on_sigterm
 from placement.runs.telemetry import wait_for_a_later_name
 
@@ -46,10 +42,6 @@ DEFAULT_PRETRAIN_S = 1800.0
 _FORMAT, _VERSION = "device-placement-pretraining", 1
 _MOST_BYTES = 2**27
 _SAVE_EVERY_S = 60.0
-_UNREADABLE = (
-    *(RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(EOFError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile),
-)
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -203,9 +195,7 @@ def _save(run_dir: Path, trainer: Pretrainer) -> None:
     about = {"seed": str(trainer.seed), "updates": str(trainer.best_updates if found else trainer.updates)}
     network.save(run_dir / WEIGHTS, best, about)
     content = {"format": _FORMAT, "version": _VERSION, "seed": trainer.seed, **trainer.state()}
-    archive = io.BytesIO()
-    torch.save(content, archive)
-    write_atomically(run_dir / CHECKPOINT, seal(archive.getvalue()))
+    write_archive(run_dir / CHECKPOINT, content)
 
 
 def _load(run_dir: Path, trainer: Pretrainer) -> dict[str, Any]:
@@ -217,12 +207,7 @@ def _load(run_dir: Path, trainer: Pretrainer) -> dict[str, Any]:
     path = run_dir / CHECKPOINT
     data = read_file(path, "checkpoint", most_bytes=_MOST_BYTES)
     damaged = InputError(f"{path}: it is not a checkpoint of a pretraining, or it is damaged; start the training again")
-    try:
-        sealed = is_sealed(data)
-        check_archive(data)
-        content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except _UNREADABLE as error:
-        raise damaged from error
+    content, sealed = unpack(data, damaged)
     if not sealed or not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise damaged
     if content.get("version") != _VERSION or content.get("seed") != trainer.seed:
