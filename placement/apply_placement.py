@@ -22,6 +22,7 @@ from graphs.capture.step import Loss
 from graphs.errors import InputError
 from placement.results.placement_file import PlacementResult, check_placement, read_placement
 from placement.runs.plain import compiles_regions
+from placement.unchanged import Unchanged
 
 
 class PlacedStep:
@@ -32,6 +33,8 @@ class PlacedStep:
 
     Args:
         engine: With the placement that is to run.
+        optimizers: Of a step that trains.
+        unchanged: Looks at the model before each step; None where nobody else has it.
 
     Attributes:
         engine: What runs the step.
@@ -42,8 +45,14 @@ class PlacedStep:
         optimizers: All of them.
     """
 
-    def __init__(self, engine: Engine, optimizers: tuple[torch.optim.Optimizer, ...] = ()) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        optimizers: tuple[torch.optim.Optimizer, ...] = (),
+        unchanged: Unchanged | None = None,
+    ) -> None:
         self.engine = engine
+        self._unchanged = unchanged
         self.optimizers = optimizers
         self.optimizer = optimizers[0] if len(optimizers) == 1 else None
         self.last: Step | None = None
@@ -56,9 +65,12 @@ class PlacedStep:
             that returns; else what the model returns.
 
         Raises:
-            InputError: The batch is not as the example batch.
-            envs.measured.engine.StepError: An op failed.
+            InputError: The batch is not as the example batch, or the model is not what it was: a parameter was
+                replaced, frozen or moved, a module has another mode.
+            envs.measured.engine.StepError: An op failed, or the step is closed.
         """
+        if self._unchanged is not None:
+            self._unchanged.check()
         program = self.engine.program
         self.last = self.engine.step(batch_tensors(batch, program.training, program.batch))
         return self.last.output if program.loss is None else self.last.loss
@@ -168,7 +180,9 @@ def apply(
     except BaseException:
         engine.close()
         raise
-    return PlacedStep(engine, tuple(each.optimizer for each in held))
+    return PlacedStep(
+        engine, tuple(each.optimizer for each in held), Unchanged(model, loss, training=training)
+    )  # fmt: skip
 
 
 def _held(

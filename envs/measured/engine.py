@@ -204,7 +204,11 @@ class Engine:
             InputError: The inputs are not those of the capture.
         """
         if self._broken or self.plan is None:
-            raise StepError("the engine has no placement to run" if not self._broken else "the engine is closed")
+            raise StepError(
+                "the engine has no placement to run"
+                if not self._broken
+                else "the step is closed, or one before it was given up; apply the placement again"
+            )
         slots = self._slots_at_start.copy()
         with torch.inference_mode():
             for optimizer in self._optimizers:

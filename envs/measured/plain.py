@@ -146,7 +146,7 @@ class _PlainUpdate:
     def __call__(
         self,
         loss: torch.Tensor,
-        parameters: nn.Module | Iterable[torch.Tensor],
+        parameters: nn.Module | Iterable[torch.Tensor] | None = None,
         optimizer: str | None = None,
         *,
         clip_grad_norm: float | None = None,
@@ -155,7 +155,8 @@ class _PlainUpdate:
         name = self._optimizer if optimizer is None else optimizer
         if name not in self._made:
             self._made[name] = _optimizers(name, self._model, None, frozen=True)
-        leaves = [parameter for parameter in parameters_in(parameters) if parameter.requires_grad]
+        given = self._model if parameters is None else parameters
+        leaves = [parameter for parameter in parameters_in(given) if parameter.requires_grad]
         for each in self._made[name]:
             each.zero_grad()
         loss.backward(inputs=leaves)

@@ -51,9 +51,12 @@ def fed(source: Source, inputs: Mapping[str, torch.Tensor], device: torch.device
     if tensor is None:
         raise InputError(f"the batch has no tensor at '{source.key}', which the captured step reads")
     if tuple(tensor.shape) != layout.size or tensor.dtype != layout.dtype:
+        is_smaller = tensor.dtype == layout.dtype and tuple(tensor.shape)[1:] == layout.size[1:]
         raise InputError(
             f"the batch's tensor at '{source.key}' is {tensor.dtype} of shape {list(tensor.shape)}, but the step was "
-            f"captured with {layout.dtype} of shape {list(layout.size)}; capture it again for other sizes"
+            f"captured with {layout.dtype} of shape {list(layout.size)}; "
+            + ("leave out a last batch that is smaller (drop_last=True of a DataLoader), or " if is_smaller else "")
+            + "capture the model again with such a batch, and place that"
         )
     tensor = tensor.detach()
     fits = tensor.device == device and Layout.of(tensor) == layout

@@ -20,7 +20,7 @@ class Update(Protocol):
     def __call__(
         self,
         loss: torch.Tensor,
-        parameters: nn.Module | Iterable[torch.Tensor],
+        parameters: nn.Module | Iterable[torch.Tensor] | None = None,
         optimizer: str | None = None,
         *,
         clip_grad_norm: float | None = None,
@@ -29,7 +29,8 @@ class Update(Protocol):
 
         Args:
             loss: One number.
-            parameters: A module, for all of its parameters, or parameters; those that require no gradient stay.
+            parameters: A module, for all of its parameters, or parameters; those that require no gradient stay. By
+                default all of the model's.
             optimizer: Its name; every optimizer keeps states of its own for a parameter. By default that of the step.
             clip_grad_norm: What the norm of these gradients is clipped to; by default that of the step.
         """
@@ -74,7 +75,7 @@ class RecordedUpdate:
     def __call__(
         self,
         loss: torch.Tensor,
-        parameters: nn.Module | Iterable[torch.Tensor],
+        parameters: nn.Module | Iterable[torch.Tensor] | None = None,
         optimizer: str | None = None,
         *,
         clip_grad_norm: float | None = None,
@@ -85,7 +86,9 @@ class RecordedUpdate:
             raise unknown_name("optimizer", optimizer, OPTIMIZER_STATES)
         check_clip_grad_norm(clip_grad_norm)
         check_loss(loss)
-        keys = list(dict.fromkeys(self._name(parameter) for parameter in parameters_in(parameters)))
+        keys = list(self._ops)
+        if parameters is not None:
+            keys = list(dict.fromkeys(self._name(parameter) for parameter in parameters_in(parameters)))
         leaves = {key: self._state[key] for key in keys if self._state[key].requires_grad}
         outer = self._tags.tag
         self._tags.begin_backward(loss)

@@ -25,6 +25,8 @@ from graphs.reading import decode_json, read_file
 
 FORMAT: Final = "device-placement"
 VERSION: Final = 1
+UPDATE_SUFFIX: Final = "_update"
+"""How the names of ops end that update a parameter."""
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """What fits an array of int64."""
@@ -230,6 +232,12 @@ def check_graph(result: PlacementResult, graph: ComputationGraph) -> None:
     where = f"the placement was made for graph '{result.graph.name}'"
     missing = next((name for name in graph.op_names if name not in result.ops), None)
     if missing is not None:
+        other = _update_of(result, missing)
+        if other is not None:
+            raise InputError(
+                f"{where} with updates such as '{other}', but here they are such as '{missing}'; give the optimizer "
+                "that the graph was captured with, or capture it with this one and place that"
+            )
         raise InputError(f"{where} and does not place op '{missing}' of graph '{graph.name}'; place this graph again")
     if len(result.ops) != graph.num_ops:
         known = set(graph.op_names)
@@ -240,6 +248,14 @@ def check_graph(result: PlacementResult, graph: ComputationGraph) -> None:
             f"{where} (sha256 {result.graph.sha256[:12]}), which has the same ops as graph '{graph.name}' "
             f"(sha256 {graph.untimed.sha256[:12]}) but not the same sizes or edges; place this graph again"
         )
+
+
+def _update_of(result: PlacementResult, name: str) -> str | None:
+    """The op by which another optimizer updates the parameter that an op updates; None for other ops."""
+    parameter, _, kind = name.rpartition("/")
+    if not kind.endswith(UPDATE_SUFFIX):
+        return None
+    return next((op for op in result.ops if op.rpartition("/")[0] == parameter and op.endswith(UPDATE_SUFFIX)), None)
 
 
 def json_schema() -> dict[str, Any]:
