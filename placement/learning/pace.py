@@ -72,12 +72,14 @@ class PolicyTime:
 
     Attributes:
         last_s: Seconds of its last turn; 0 before the first.
-        all_s: Seconds of all its turns.
+        all_s: Seconds of all its turns; the first, in which all is made that the others use, counts as the second took.
+        turns: How many it had.
         works: Whether it is at work.
     """
 
     def __init__(self) -> None:
         self.last_s = self.all_s = 0.0
+        self.turns = 0
         self.works = False
 
     @contextlib.contextmanager
@@ -88,7 +90,8 @@ class PolicyTime:
         try:
             yield
             self.last_s = time.perf_counter() - began
-            self.all_s += self.last_s
+            self.turns += 1
+            self.all_s = 2 * self.last_s if self.turns == 2 else self.all_s + self.last_s
         finally:
             self.works = False
 
@@ -225,7 +228,8 @@ class TimedPace:
         if self._policy.last_s == 0:
             return self._first_turn_s <= FIRST_TURN_SHARE * self._limit_s
         gone_s = time.perf_counter() - self._began_s
-        due = self._policy.all_s - self._before_s <= self._policy_share * gone_s
+        share = self._policy_share if self._policy.turns > 1 else max(self._policy_share, FIRST_TURN_SHARE)
+        due = self._policy.all_s - self._before_s <= share * gone_s
         return due and gone_s + 3 * self._policy.last_s < self._limit_s
 
     def moves(self, *, evaluations: int, chains: int) -> int:

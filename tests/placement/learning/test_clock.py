@@ -106,8 +106,16 @@ def test_the_policy_gets_its_share_of_a_timed_run(now: Callable[[float], None]) 
     with policy.turn():
         now(102.0)
     assert policy.last_s == policy.all_s == 2.0
+    now(109.0)
+    assert not pace.policy_is_due(), "its first turn took more than it may"
+    now(114.0)
+    assert pace.policy_is_due(), "what the first turn makes is not counted for long"
+    with policy.turn():
+        now(115.0)
+    assert policy.last_s == 1.0
+    assert policy.all_s == 2.0, "the first counts as the second"
     share = pace_module.POLICY_SHARE * SMALL.search.num_surviving
-    for seconds, due in ((2.0, False), (0.9 * 2 / share, False), (1.1 * 2 / share, True), (45.0, False)):
+    for seconds, due in ((2.0, False), (0.9 * 2 / share, False), (1.1 * 2 / share, True), (47.5, False)):
         now(100.0 + seconds)
         assert pace.policy_is_due() is due
     now(200.0)
