@@ -34,8 +34,10 @@ _FAMILIES = (
     (r"rtx\s?3090|rtx\s?a[456]\d00|\ba[456]\d00\b|\ba40\b|\ba30\b", Generation(4, 14.0625e9, 4)),
     (r"rtx\s?20\d\d|quadro rtx|titan rtx", Generation(3, 25e9, 2)),
     (r"rtx\s?50\d\d|blackwell", Generation(5)),
-    (r"\bmi(300|325|350|355)[ax]?\b", Generation(5, 64e9, 7)),
-    (r"\bmi2\d0x?\b", Generation(4, 50e9, 8)),
+    (r"\bmi35[05]x?\b", Generation(5, 76.8e9, 7)),
+    (r"\bmi(300|325)[ax]?\b", Generation(5, 64e9, 7)),
+    (r"\bmi210\b", Generation(4, 50e9, 3)),
+    (r"\bmi250x?\b", Generation(4, 50e9, 8)),
     (r"\bmi100\b|\bmi[56]0\b", Generation(4, 46e9, 3)),
     (r"rtx\s?[34]0\d\d|\bl4\b|\bl40s?\b|\ba10g?\b|\ba16\b|\ba2\b|ada|rx\s?[67]\d00", Generation(4)),
     (r"\bt4g?\b|\bp4\b|\bp40\b|\bk80\b|\bk[24]0\b|\bm[46]0\b|gtx|titan|quadro", Generation(3)),
@@ -48,7 +50,7 @@ def generation_of(name: str) -> Generation:
     """What an accelerator's name tells of its links; PCIe 4 and NVLinks of 25 GB/s where it tells nothing.
 
     Sources: NVIDIA's whitepapers of P100, V100, A100, H100 (NVLink 1 has 20 GB/s a link each way, 2 to 4 have 25, the
-    four of a GA102 14.0625), of Blackwell (50); AMD's of MI100, MI200, MI300 (xGMI 46, 50, 64).
+    four of a GA102 14.0625), of Blackwell (50); AMD's of MI100, MI200, MI300, MI350 (xGMI 46, 50, 64, 76.8).
     """
     plain = " ".join(re.split(r"[^a-z0-9]+", name.lower()))
     for pattern, generation in _FAMILIES:
