@@ -18,16 +18,20 @@ class Generation:
         pcie: Generation of PCIe.
         nvlink_bytes_per_s: Of one NVLink (or xGMI link), each way, by the vendor; 0 where it has none.
         most_links: Of a GPU to all others together; 0 where it has none.
+        c2c_bytes_per_s: Of a link to the CPU in the same package, each way; 0 where PCIe joins them.
     """
 
     pcie: int
     nvlink_bytes_per_s: float = 0.0
     most_links: int = 0
+    c2c_bytes_per_s: float = 0.0
 
 
 _FAMILIES = (
-    (r"\b(b100|b200|b300|gb200|gb300)\b", Generation(5, 50e9, 18)),
-    (r"\b(h100|h200|h800|h20|gh200)\b", Generation(5, 25e9, 18)),
+    (r"\b(gb200|gb300)\b", Generation(5, 50e9, 18, 450e9)),
+    (r"\bgh200\b", Generation(5, 25e9, 18, 450e9)),
+    (r"\b(b100|b200|b300)\b", Generation(5, 50e9, 18)),
+    (r"\b(h100|h200|h800|h20)\b", Generation(5, 25e9, 18)),
     (r"\b(a100|a800)\b", Generation(4, 25e9, 12)),
     (r"\bv100\b", Generation(3, 25e9, 6)),
     (r"\bp100\b", Generation(3, 20e9, 4)),
@@ -50,7 +54,8 @@ def generation_of(name: str) -> Generation:
     """What an accelerator's name tells of its links; PCIe 4 and NVLinks of 25 GB/s where it tells nothing.
 
     Sources: NVIDIA's whitepapers of P100, V100, A100, H100 (NVLink 1 has 20 GB/s a link each way, 2 to 4 have 25, the
-    four of a GA102 14.0625), of Blackwell (50); AMD's of MI100, MI200, MI300, MI350 (xGMI 46, 50, 64, 76.8).
+    four of a GA102 14.0625), of Blackwell (50), of GH200 (450 GB/s between CPU and GPU); AMD's of MI100, MI200, MI300,
+    MI350 (xGMI 46, 50, 64, 76.8).
     """
     plain = " ".join(re.split(r"[^a-z0-9]+", name.lower()))
     for pattern, generation in _FAMILIES:
