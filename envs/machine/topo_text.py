@@ -230,7 +230,7 @@ def _listed(lines: Sequence[str]) -> dict[int, FoundGpu]:
         part = re.match(r"MIG (\d+)(?:c\.(\d+))?g\.(\d+)gb\S*\s+Device\s+\d+:", line)
         if card:
             last = int(card[1])
-            found[last] = FoundGpu(name=card[2])
+            found.setdefault(last, FoundGpu(name=card[2]))  # `nvidia-smi nvlink -s` lists them again
         elif part and last in found:
             name, gigabytes = line.split()[1], int(part[3])
             piece = FoundSlice(name, min(1.0, int(part[1]) / 7), gigabytes * 10**9)

@@ -274,3 +274,42 @@ def test_memory_that_the_driver_does_not_tell_is_the_catalogues(said: str) -> No
         f"<total>{said}</total><free>{said}</free></fb_memory_usage></gpu></nvidia_smi_log>"
     )
     assert cluster_of(parse_topology(text.encode(), "it")).devices[1].spec == DEVICE_SPECS["l4"]
+
+
+COLLECTED = """PyTorch version: 2.7.0+cu126
+GPU models and configuration:
+GPU 0: NVIDIA A100-SXM4-80GB
+GPU 1: NVIDIA A100-SXM4-80GB
+
+Nvidia driver version: 550.54.15
+
+CPU:
+Architecture:                         x86_64
+On-line CPU(s) list:                  0-127
+Model name:                           AMD EPYC 7763 64-Core Processor
+Core(s) per socket:                   64
+Socket(s):                            2
+NUMA node0 CPU(s):                    0-63
+NUMA node1 CPU(s):                    64-127
+Vulnerability Retbleed:               Mitigation; untrained return thunk; SMT disabled
+
+Versions of relevant libraries:
+[pip3] numpy==1.26.4
+"""
+LINKS = """GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-0)
+\t Link 0: 25 GB/s
+\t Link 1: 25 GB/s
+GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-1)
+\t Link 0: 25 GB/s
+"""
+
+
+@pytest.mark.parametrize("more", ["", LINKS])
+def test_a_report_of_the_environment_is_enough(more: str) -> None:
+    """``python -m torch.utils.collect_env``, as it is pasted into issues, with the matrix behind it."""
+    text = COLLECTED + more + PLAIN.replace("NV18", "NV12")
+    found = parse_topology(text.encode(), "it")
+    assert (found.cpu_name, found.sockets, found.cores) == ("AMD EPYC 7763 64-Core Processor", 2, 128)
+    cluster = cluster_of(found)
+    assert [device.spec.name for device in cluster.devices] == ["epyc_7763", "epyc_7763", "a100", "a100"]
+    assert [link.bytes_per_s for link in cluster.links if (link.a, link.b) == ("gpu:0", "gpu:1")] == [0.9 * 12 * 25e9]
