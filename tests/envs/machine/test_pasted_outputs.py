@@ -312,4 +312,6 @@ def test_a_report_of_the_environment_is_enough(more: str) -> None:
     assert (found.cpu_name, found.sockets, found.cores) == ("AMD EPYC 7763 64-Core Processor", 2, 128)
     cluster = cluster_of(found)
     assert [device.spec.name for device in cluster.devices] == ["epyc_7763", "epyc_7763", "a100", "a100"]
-    assert [link.bytes_per_s for link in cluster.links if (link.a, link.b) == ("gpu:0", "gpu:1")] == [pytest.approx(270e9)]
+    assert [link.bytes_per_s for link in cluster.links if (link.a, link.b) == ("gpu:0", "gpu:1")] == [
+        pytest.approx(270e9)
+    ]
