@@ -48,10 +48,10 @@ from graphs.errors import InputError
 from graphs.files import save_graph_file, write_atomically
 from graphs.reading import decode_json, exists, read_file
 from graphs.sources import load_graph
-from placement.results.placement_file import read_placement
+from placement.results.placement_file import PLACEMENT, read_placement
 from placement.runs.problem_content import decode_groups, encode_groups
 
-CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
+CONFIG, COMPARISON, CHECKPOINT = "config.json", "comparison.json", "checkpoint.pt"
 MEASUREMENTS, MEASURED = "measurements.jsonl", "measured.json"
 ONE_DEVICE, ONE_DEVICE_CLUSTER, SPLIT = "one_device.json", "one_device.yaml", "split.json"
 DEVICE_MAP = "device_map.json"
