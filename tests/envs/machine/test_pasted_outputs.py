@@ -105,15 +105,15 @@ def test_affinities_that_are_not_told_are_not_needed(beside: str, node: int | No
     assert cluster_of(found, Like(gpu="t4")).device_names == ("cpu:0", "gpu:0", "gpu:1")
 
 
-@pytest.mark.parametrize("cut", range(60, len(PLAIN.split("\nNIC0")[0])))
-def test_a_matrix_that_ends_too_early_is_refused_or_lacks_no_link(cut: int) -> None:
+def test_a_matrix_that_ends_too_early_is_refused_or_lacks_no_link() -> None:
     """Wherever a file was cut off: what is read of the links is right."""
-    try:
-        found = parse_topology(PLAIN[:cut].encode(), "it")
-    except InputError:
-        return
-    assert [(link.a, link.b, link.count) for link in found.links] == [(0, 1, 18)]
-    assert all(gpu.cpus for gpu in found.gpus)
+    for cut in range(60, len(PLAIN.split("\nNIC0")[0])):
+        try:
+            found = parse_topology(PLAIN[:cut].encode(), "it")
+        except InputError:
+            continue
+        assert [(link.a, link.b, link.count) for link in found.links] == [(0, 1, 18)]
+        assert all(gpu.cpus for gpu in found.gpus)
 
 
 def test_a_matrix_of_peers_alone_is_no_topology() -> None:

@@ -285,7 +285,7 @@ ROW = b"        GPU0    GPU1    CPU Affinity\n"
             b"GPU 1: Tesla T4\nGPU 5: Tesla T4\n" + ROW + b"GPU0     X      PIX\nGPU1    PIX     X\n",
             ["lists GPUs 1, 5"],
         ),
-        (b"==== Weight between two GPUs ====\n", ["Link Type between two GPUs"]),
+        (b"==== Weight between two GPUs ====\n", ["no table of link types", "rocm-smi --showtopo"]),
         (b"=== Link Type between two GPUs ===\n GPU0 GPU1\nGPU0 0 XGMI\nGPU1 0\n", ["a row has not as many cells"]),
     ],
 )
