@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from tests.placement.results.page.pages import needs_bokeh
 ROOT = Path(__file__).parents[2]
 MOST_S = 180.0
 BUSY = 1.5
-"""Load of each core from which a machine is so busy that the clock says nothing."""
+"""Load of each core from which a machine is so busy that the clock says nothing; then processor time counts."""
 
 
 def commands() -> list[list[str]]:
@@ -39,6 +40,7 @@ def test_from_an_empty_folder_to_the_open_page_in_three_minutes(browser: Any, tm
     empty = {"XDG_CACHE_HOME": f"{tmp_path / 'cache'}", "NUMBA_CACHE_DIR": f"{tmp_path / 'numba'}"}
     environment = {**os.environ, **empty, "PYTHONPATH": str(ROOT)}
     took_s, said = {}, {}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for line in lines:
         began_s = time.perf_counter()
         done = subprocess.run(
@@ -53,10 +55,12 @@ def test_from_an_empty_folder_to_the_open_page_in_three_minutes(browser: Any, tm
     browser.get(f"file://{report}")
     wait_for(browser, "document.body.dataset.ready")
     took_s["page"] = time.perf_counter() - began_s
-    print(", ".join(f"{what} {s:.1f} s" for what, s in took_s.items()), f"= {sum(took_s.values()):.1f} s")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    parts = ", ".join(f"{what} {s:.1f} s" for what, s in took_s.items())
+    print(f"{parts} = {sum(took_s.values()):.1f} s by the clock, {cpu_s:.1f} s of CPU")
     assert complaints(browser) == []
     assert "report.html" in said["train"]
-    sentences = re.findall(r"\S[^.]*\.(?=\s|$)", " ".join(said["explain"].split()))
-    assert any("Of the" in sentence and "of a step" in sentence for sentence in sentences)
-    if os.getloadavg()[0] < BUSY * len(os.sched_getaffinity(0)):
-        assert sum(took_s.values()) < MOST_S
+    assert "of a step, the chain of ops that decides it" in " ".join(said["explain"].split())
+    is_busy = os.getloadavg()[0] > BUSY * len(os.sched_getaffinity(0))
+    assert (cpu_s if is_busy else sum(took_s.values())) < MOST_S
