@@ -210,5 +210,5 @@ def _matrix(root: Element, name: str) -> dict[tuple[str, str], int]:
         return {}
     ends = [end.rpartition(":")[2] for e in table.findall("indexes") for end in (e.text or "").split()]
     values = [int(v) for e in table.findall("u64values") for v in (e.text or "").split() if v.isdigit()]
-    pairs = list(itertools.product(ends, repeat=2))
+    pairs = [(a, b) for a in ends for b in ends]
     return dict(zip(pairs, values, strict=True)) if len(values) == len(pairs) else {}

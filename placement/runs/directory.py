@@ -259,6 +259,8 @@ def read_config(run_dir: Path) -> RunConfig:
         InputError: There is no run there, or the file is damaged.
     """
     path = run_dir / CONFIG
+    if run_dir.is_dir() and not path.exists():
+        raise InputError(f"'{run_dir}' holds no run: there is no {CONFIG} in it; give a directory that train wrote")
     try:
         return decode_json(read_file(path, "run configuration", most_bytes=_MOST_CONFIG_BYTES), _DECODER)
     except InputError as error:
