@@ -26,6 +26,9 @@ from graphs.reading import decode_json, read_file
 PLACEMENT: Final = "placement.json"
 """What the file is called in the directory of a run."""
 
+STAGES: Final = "stages.json"
+"""The file there that says which rank runs which modules, in which order (`placement.exports.stages`)."""
+
 FORMAT: Final = "device-placement"
 VERSION: Final = 1
 

@@ -48,7 +48,7 @@ from graphs.errors import InputError
 from graphs.files import save_graph_file, write_atomically
 from graphs.reading import decode_json, exists, read_file
 from graphs.sources import load_graph
-from placement.results.placement_file import PLACEMENT, read_placement
+from placement.results.placement_file import PLACEMENT, STAGES, read_placement
 from placement.runs.problem_content import decode_groups, encode_groups
 
 CONFIG, COMPARISON, CHECKPOINT = "config.json", "comparison.json", "checkpoint.pt"
@@ -259,6 +259,10 @@ def read_config(run_dir: Path) -> RunConfig:
         InputError: There is no run there, or the file is damaged.
     """
     path = run_dir / CONFIG
+    if (run_dir / STAGES).exists() and not path.exists():
+        raise InputError(
+            f"'{run_dir}' holds the stages of a pipeline ({STAGES}), no placement of ops; give a run of another target"
+        )
     if run_dir.is_dir() and not path.exists():
         raise InputError(f"'{run_dir}' holds no run: there is no {CONFIG} in it; give a directory that train wrote")
     try:
