@@ -118,8 +118,8 @@ def _helps(found: Explanation) -> str:
     if not np.isfinite(base_s):
         if np.isfinite(best.step_time_s):
             return f"With {best.what} a placement fits: {seconds(best.step_time_s)}."
-        others_tried = ", ".join(remedy.what for remedy in found.remedies[1:])
-        return f"{best.evaluations:,} placements like it were tried, and none fits, nor with any of these: {others_tried}."
+        better = ", ".join(remedy.what for remedy in found.remedies[1:])
+        return f"{best.evaluations:,} placements like it were tried, and none fits, nor with any of these: {better}."
 
     def gain(step_time_s: float) -> float:
         return 1 - step_time_s / base_s
