@@ -29,8 +29,9 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 _MOST_COMPARED, _MOST_SHOWN = 20_000, 12
 """Names that are looked through for one like a pattern that means nothing, and that are listed then."""
 
-Asked = Mapping[str, str | int | float] | Sequence[str]
-"""How constraints are given in Python: ``{"encoder.*": "gpu:0"}``, or ``["encoder.*=gpu:0"]``."""
+Asked = Mapping[str, str | int | float | Sequence[str]] | Sequence[str]
+"""How constraints are given in Python: ``{"encoder.*": "gpu:0"}``, with a list for several devices, or
+``["encoder.*=gpu:0"]``."""
 
 
 @dataclass(frozen=True)
@@ -201,12 +202,17 @@ def _texts(what: str, given: Asked | None) -> tuple[str, ...]:
         return ()
     if isinstance(given, str):
         given = (given,)
-    texts = [f"{key}={value}" for key, value in given.items()] if isinstance(given, Mapping) else list(given)
-    for text in texts:
-        left, _, right = text.rpartition("=")
+    pairs = given.items() if isinstance(given, Mapping) else [(text, None) for text in given]
+    texts = []
+    for key, value in pairs:
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        said = "|".join(map(str, value)) if several else value  # type: ignore[arg-type]
+        text = key if said is None else f"{key}={said}"
+        left, _, right = text.rpartition("=") if isinstance(text, str) else ("", "", "")
         if not left.strip() or not right.strip():
             form = "DEVICE=SIZE, as in gpu:0=2GB" if what == "reserve" else "PATTERN=DEVICE, as in 'encoder.*=gpu:0'"
             raise InputError(f"{what} '{text}' is not of the form {form}")
+        texts.append(f"{left.strip()}={right.strip()}")
     return tuple(texts)
 
 

@@ -125,7 +125,8 @@ def train(
         out: The run directory; None writes no files.
         resume: Go on with the run in `out`: `updates` then counts those before, `time_limit_s` does not; without either
             the run goes on to the limits that it began with. Preset and seed are the run's.
-        start: A placement to start from, or its file: of the same graph, for this cluster or another.
+        start: A placement to start from, its file, or the directory of its run: of the same graph, for this cluster or
+            another.
         on_update: Called with `placement.learning.stats.UpdateStats` after each update.
         observer: Told how the run goes on, in place of `on_update`.
         workers: Walk the chains of the search on other processes or machines: see `placement.workers.open_workers`;
@@ -771,7 +772,7 @@ def placed(
         raise InputError(f"there is no run directory or placement file '{given}'; check the path")
     if given.is_dir() or (graph is None and cluster is None and directory.run_of(given) is not None):
         problem = load_problem(given)
-        return problem, read_placement(given / directory.PLACEMENT if given.is_dir() else given)
+        return problem, read_placement(given)
     if graph is None:
         raise InputError(f"{verb} of a placement file needs its GRAPH; or give a run directory")
     result = read_placement(given)

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from envs.clusters.catalog import load_cluster
 from envs.clusters.cluster import Cluster
+from envs.clusters.memories import without
 from envs.make_problem import DEFAULT_GROUPS, make_problem
 from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError, NoFeasiblePlacementError
@@ -46,7 +48,7 @@ class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         links: What every link's bandwidth was multiplied by.
         graph_sha256: Digest of the graph.
         step_time_s: Simulated seconds of the best placement that was found; None where none fits.
-        peak_memory_share: Of the device that is fullest, peak memory over its own; None where none fits.
+        peak_memory_share: Of the memory that is fullest, a device's or one that several share; None where none fits.
         tokens: Tokens a step, see `ComputationGraph.tokens`.
         note: Why nothing fits.
     """
@@ -288,7 +290,8 @@ def place_cell(
         return msgspec.structs.replace(cell, note=str(error))
     if best is None or best.step_time_s is None or best.peak_memory_bytes is None:
         return msgspec.structs.replace(cell, note="no placement that fits was found")
-    shares = best.peak_memory_bytes / problem.cluster.memory_bytes
+    memories = problem.cluster.memories
+    shares = memories.used(best.peak_memory_bytes[None])[0] / np.maximum(memories.limit_bytes, 1)
     return msgspec.structs.replace(cell, step_time_s=best.step_time_s, peak_memory_share=float(shares.max()))
 
 
@@ -356,6 +359,7 @@ def _changed(cluster: Cluster, count: int, factor: float) -> Cluster:
         name=f"{cluster.name}, {count} devices, links x {factor:g}",
         devices=tuple(device for device in cluster.devices if device.name not in gone),
         links=links,
+        shared_memories=without(cluster.shared_memories, gone),
     )
 
 

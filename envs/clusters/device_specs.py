@@ -115,12 +115,18 @@ def cpu_core(cores: int) -> DeviceSpec:
 
 
 _VENDORS = {"nvidia", "geforce", "tesla", "amd", "radeon", "instinct", "intel", "google", "aws", "corporation", "cpu"}
+_FORMS = {"oam", "vf"}
+"""What AMD's driver adds to a name: a module, a part of one that a virtual machine has for itself."""
+
+_NEAR = 0.1
+"""How far what a device reports as its memory is from its sheet's, at most: a card of 24 GB has 24 GiB."""
 
 
 def find_spec(reported: str, memory_bytes: float | None = None) -> DeviceSpec | None:
     """The known spec of a device by what a driver or an operating system calls it; None where none is known.
 
-    Laptop GPUs and parts of a card (MIG) are other devices than the card whose name they carry, and are not found.
+    Laptop GPUs and parts of a card (MIG) are other devices than the card whose name they carry, and are not found. A
+    name that was cut off, as tables do it with ``...``, is found where one device alone begins so and has that memory.
 
     Args:
         reported: For example ``"NVIDIA GeForce RTX 3090"`` or ``"Intel(R) Xeon(R) Platinum 8280 CPU @ 2.70GHz"``.
@@ -130,16 +136,41 @@ def find_spec(reported: str, memory_bytes: float | None = None) -> DeviceSpec | 
     ['a100', 't4', 'epyc_7763']
     >>> find_spec("NVIDIA GeForce RTX 4060 Ti", 16e9).name, find_spec("NVIDIA GeForce RTX 4090 Laptop GPU")
     ('rtx_4060_ti_16gb', None)
+    >>> find_spec("GeForce RTX 208...", 11019 * 2**20).name
+    'rtx_2080_ti'
     """
-    key = _key(reported)
+    named = reported.strip()
+    if named.endswith("..."):
+        return _find_cut(named.removesuffix("..."), memory_bytes)
+    key = _key(named)
     found = [row for row in ROWS if key in (row.name, *map(_key, row.reported))]
+    in_brackets = re.fullmatch(
+        r".*\[([^\[\]]+)\]", named
+    )  # "Aqua Vanjaram [Instinct MI300X]", as the PCI database has it
+    if not found and in_brackets:
+        return find_spec(in_brackets[1], memory_bytes)
     if memory_bytes is not None:
         found += [row for row in ROWS if found and re.fullmatch(rf"{re.escape(found[0].name)}_\d+gb", row.name)]
         found.sort(key=lambda row: abs(row.memory_gb * _GB - memory_bytes))  # of equally near ones the first
     return DEVICE_SPECS[found[0].name] if found else None
 
 
+def _find_cut(start: str, memory_bytes: float | None) -> DeviceSpec | None:
+    """The only spec whose name begins so and that has about so much memory."""
+    key = _key(start)
+    if not key or memory_bytes is None:
+        return None
+    found = [
+        row
+        for row in ROWS
+        if any(name.startswith(key) for name in (row.name, *map(_key, row.reported)))
+        and abs(row.memory_gb * _GB - memory_bytes) <= _NEAR * memory_bytes
+        and row.kind != "cpu"
+    ]
+    return DEVICE_SPECS[found[0].name] if len(found) == 1 else None
+
+
 def _key(reported: str) -> str:
     """A reported name as the catalogue's names are written: lower case, underscores, no vendor, no clock."""
     text = re.sub(r"\((r|tm|c)\)|@.*", " ", reported.lower())
-    return "_".join(word for word in re.findall(r"[a-z0-9+]+", text) if word not in _VENDORS)
+    return "_".join(word for word in re.findall(r"[a-z0-9+]+", text) if word not in _VENDORS | _FORMS)

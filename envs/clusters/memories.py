@@ -11,8 +11,8 @@ Letters: ``B`` placements in a batch, ``D`` devices, ``M`` memories: first that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,12 @@ class SharedMemory:
     name: str
     devices: tuple[str, ...]
     memory_bytes: int
+
+
+def without(shared: Sequence[SharedMemory], gone: Collection[str]) -> tuple[SharedMemory, ...]:
+    """Shared memories of a cluster that has lost some devices; one that nobody is left to use is gone, too."""
+    left = (replace(memory, devices=tuple(d for d in memory.devices if d not in gone)) for memory in shared)
+    return tuple(memory for memory in left if memory.devices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +66,18 @@ class Memories:
             for m in range(count, len(self.limit_bytes))
         ]
         return np.concatenate([peak_memory_bytes, np.stack(shared, axis=1)], axis=1)
+
+    def used_by(self, devices: Sequence[int], peak_memory_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``int64[M]``: what of each memory is used where only some devices hold something.
+
+        Args:
+            devices: Indices of devices.
+            peak_memory_bytes: What each of them holds.
+        """
+        peaks = np.zeros((1, int(self.users.max()) + 1), dtype=np.int64)
+        np.add.at(peaks[0], np.asarray(devices), peak_memory_bytes)
+        used: NDArray[np.int64] = self.used(peaks)[0]
+        return used
 
     def lacking(self, peak_memory_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
         """``int64[B, M]`` from ``int64[B, D]``: how many bytes each memory is short of."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -35,6 +36,7 @@ def find_host(root: Path = Path("/")) -> Found:
         root: Where ``proc`` and ``sys`` are.
     """
     usable = usable_cores(root)
+    usable = usable[: _processor_limit(root, len(usable))]
     memory = psutil.virtual_memory()
     limit = _memory_limit(root)
     return Found(
@@ -43,7 +45,7 @@ def find_host(root: Path = Path("/")) -> Found:
         cores=len(usable),
         usable_cpus=usable,
         memory_bytes=min(int(memory.total), limit),
-        free_bytes=min(int(memory.available), limit),
+        free_bytes=min(int(memory.available), max(0, limit - _memory_in_use(root))),
         nodes=_nodes(root),
     )
 
@@ -248,6 +250,26 @@ def _memory_limit(root: Path) -> int:
         if re.fullmatch(r"\d{1,19}", said):
             return int(said)
     return _UNLIMITED
+
+
+def _memory_in_use(root: Path) -> int:
+    """What a container uses of it, without what the system keeps of files and gives back when it is needed."""
+    said = _read(root / "sys/fs/cgroup/memory.current")
+    kept = re.search(r"^inactive_file (\d{1,19})$", _read(root / "sys/fs/cgroup/memory.stat"), re.MULTILINE)
+    if not re.fullmatch(r"\d{1,19}", said):
+        return 0
+    return max(0, int(said) - (int(kept[1]) if kept else 0))
+
+
+def _processor_limit(root: Path, cores: int) -> int:
+    """How many cores' time a container may use, at least one; all of them where there is no limit."""
+    said = re.fullmatch(r"(\d{1,12}) (\d{1,12})", _read(root / "sys/fs/cgroup/cpu.max"))
+    if said is None:
+        each = (_read(root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+        said = re.fullmatch(r"(\d{1,12}) (\d{1,12})", " ".join(each))
+    if said is None or not int(said[2]):
+        return cores
+    return min(cores, max(1, math.ceil(int(said[1]) / int(said[2]))))
 
 
 def _cpus(text: str) -> tuple[int, ...]:

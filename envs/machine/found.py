@@ -14,6 +14,9 @@ import msgspec
 
 from graphs.errors import InputError
 
+MOST_GPUS = 128
+"""Accelerators of a machine that are read at most."""
+
 PATHS = ("PIX", "PXB", "PHB", "NODE", "SYS")
 """How far apart two PCIe devices are, in the words of ``nvidia-smi topo -m``, from near to far: one bridge, several
 bridges, one host bridge, several host bridges of a NUMA node, several NUMA nodes."""
@@ -223,6 +226,10 @@ def parse_cpus(text: str) -> tuple[int, ...]:
         if not span:
             raise InputError(f"'{text}' is no list of processors such as 0-15,32-47; correct it there")
         first, last = int(span[1]), int(span[2] or span[1])
+        if last < first:
+            raise InputError(
+                f"'{text}' is no list of processors: {part.strip()} ends before it begins; correct it there"
+            )
         if last - first + len(cpus) >= 2**16:
             raise InputError(f"'{text}' names more than {2**16:,} processors; correct it there")
         cpus += range(first, last + 1)

@@ -7,8 +7,7 @@ import re
 from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
 
-from envs.machine.found import Found, FoundGpu, FoundLink, FoundNode, bus_address
-from envs.machine.topo_text import MOST_GPUS
+from envs.machine.found import MOST_GPUS, Found, FoundGpu, FoundLink, FoundNode, bus_address
 from graphs.errors import InputError
 
 _NVIDIA, _AMD = "10de", "1002"
@@ -18,6 +17,10 @@ _GPU_CLASSES = {_NVIDIA: ("0300", "0302"), _AMD: ("0380", "1200")}
 _RUNTIME = re.compile(r"(cuda|nvml|rsmi|ze)\d+")
 _LANE_BYTES_PER_S = {3: 0.984615, 4: 1.969231, 5: 3.938462, 6: 7.563}
 """GB/s of a lane by PCIe generation, as hwloc counts them."""
+
+
+_XGMI_UNKNOWN = 100_000
+"""MB/s that hwloc before version 3 writes for xGMI, whatever the links."""
 
 
 @dataclass
@@ -62,7 +65,7 @@ def read_lstopo(root: Element, where: str) -> Found:
         sockets=max(1, len(packages)),
         cores=sum(o.get("type") == "Core" for o in objects) or None,
         nodes=nodes,
-        memory_bytes=sum(node.memory_bytes or 0 for node in nodes) or None,
+        memory_bytes=sum(node.memory_bytes or 0 for node in nodes) or _local_memory(machine),
         said_by=(where,),
     )
 
@@ -91,9 +94,9 @@ def _card(device: Element, above: list[Element]) -> _Card:
         card.numbers.add(child.get("gp_index", ""))
         card.names.append(_info(child, "GPUModel"))
         for key, unit in (("CUDAGlobalMemorySize", 1024), ("RSMIVRAMSize", 1024), ("LevelZeroHBMSize", 1024)):
-            size = _info(child, key)
-            if re.fullmatch(r"\d{1,12}", size):
-                card.memory_bytes = int(size) * unit
+            size = re.fullmatch(r"(\d{1,12})(?:KiB)?", _info(child, key))  # hwloc 3 writes the unit
+            if size:
+                card.memory_bytes = int(size[1]) * unit
     in_brackets = re.search(r"\[(.+)\]", _info(device, "PCIDevice"))
     card.names.append(in_brackets[1] if in_brackets else _info(device, "PCIDevice"))
     return card
@@ -110,14 +113,17 @@ def _is_number(text: str) -> bool:
 def _nodes(objects: list[Element]) -> tuple[FoundNode, ...]:
     nodes = []
     for i, element in enumerate(o for o in objects if o.get("type") == "NUMANode"):
-        number, memory = element.get("os_index", ""), element.get("local_memory", "")
+        number = element.get("os_index", "")
         nodes.append(
-            FoundNode(
-                int(number) if re.fullmatch(r"\d{1,6}", number) else i,
-                memory_bytes=int(memory) if re.fullmatch(r"\d{1,18}", memory) else None,
-            )
+            FoundNode(int(number) if re.fullmatch(r"\d{1,6}", number) else i, memory_bytes=_local_memory(element))
         )
     return tuple(nodes)
+
+
+def _local_memory(element: Element) -> int | None:
+    """What hwloc says of a NUMA node, and hwloc 1 of a machine that has none, in bytes."""
+    memory = element.get("local_memory", "")
+    return int(memory) if re.fullmatch(r"\d{1,18}", memory) else None
 
 
 def _found(card: _Card, nodes: tuple[FoundNode, ...]) -> FoundGpu:
@@ -172,27 +178,37 @@ def _paths(cards: list[_Card], num_nodes: int) -> tuple[tuple[str, ...], ...]:
 
 
 def _links(root: Element, cards: list[_Card], objects: list[Element]) -> tuple[FoundLink, ...]:
-    """NVLinks and xGMI links, from the matrices of bandwidths that hwloc writes in MB/s."""
+    """NVLinks and xGMI links, from the matrices of bandwidths that hwloc writes in MB/s, each way.
+
+    Of xGMI, hwloc 1 and 2 write `_XGMI_UNKNOWN` for every pair; then a link has what its card's family has.
+    """
     links: list[FoundLink] = []
     owner = {number: i for i, card in enumerate(cards) for number in card.numbers if number}
     switches = {o.get("gp_index", "") for o in objects if o.get("subtype") == "NVSwitch"}
     switches |= {c.get("gp_index", "") for o in objects if o.get("subtype") == "NVSwitch" for c in o.findall("object")}
+    hops = _matrix(root, "XGMIHops")
     for kind, name in (("nvlink", "NVLinkBandwidth"), ("xgmi", "XGMIBandwidth")):
-        table = next((e for e in root if e.tag.startswith("distances2") and e.get("name") == name), None)
-        if table is None:
-            continue
-        ends = [end.rpartition(":")[2] for e in table.findall("indexes") for end in (e.text or "").split()]
-        values = [int(v) for e in table.findall("u64values") for v in (e.text or "").split() if v.isdigit()]
-        if len(values) != len(ends) ** 2:
-            continue
+        table = _matrix(root, name)
+        is_told = any(value != _XGMI_UNKNOWN for (a, b), value in table.items() if a != b and value)
         to_switch: dict[int, float] = {}
-        for (i, a), (j, b) in itertools.product(enumerate(ends), repeat=2):
-            bytes_per_s = values[i * len(ends) + j] * 1e6
-            if a not in owner or not bytes_per_s or a == b:
+        for (a, b), value in table.items():
+            if a not in owner or not value or a == b or (kind == "xgmi" and hops.get((a, b), 1) > 1):
                 continue
             if b in switches:
-                to_switch[owner[a]] = to_switch.get(owner[a], 0.0) + bytes_per_s
+                to_switch[owner[a]] = to_switch.get(owner[a], 0.0) + value * 1e6
             elif b in owner and owner[a] < owner[b]:
-                links.append(FoundLink(owner[a], owner[b], kind, bytes_per_s=bytes_per_s))
+                known = kind == "nvlink" or is_told
+                links.append(FoundLink(owner[a], owner[b], kind, bytes_per_s=value * 1e6 if known else None))
         links += [FoundLink(i, -1, kind, bytes_per_s=rate) for i, rate in sorted(to_switch.items())]
     return tuple(links)
+
+
+def _matrix(root: Element, name: str) -> dict[tuple[str, str], int]:
+    """A matrix of hwloc's by the numbers of its objects; empty where there is none, or not all of it."""
+    table = next((e for e in root if e.tag.startswith("distances2") and e.get("name") == name), None)
+    if table is None:
+        return {}
+    ends = [end.rpartition(":")[2] for e in table.findall("indexes") for end in (e.text or "").split()]
+    values = [int(v) for e in table.findall("u64values") for v in (e.text or "").split() if v.isdigit()]
+    pairs = [(a, b) for a in ends for b in ends]
+    return dict(zip(pairs, values, strict=True)) if len(values) == len(pairs) else {}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from xml.etree.ElementTree import Element
 
-from envs.machine.found import Found, FoundGpu, FoundSlice, bus_address
-from envs.machine.topo_text import MOST_GPUS
+from envs.machine.found import MOST_GPUS, Found, FoundGpu, FoundSlice, bus_address
 from graphs.errors import InputError
 
 _MULTIPROCESSORS = (
@@ -16,6 +15,13 @@ _MULTIPROCESSORS = (
     (r"\bh[12]00|\bgh200|\bh20\b", 132),
 )
 """Multiprocessors of the cards that can be divided (NVIDIA's whitepapers)."""
+
+
+_UNTOLD = {
+    *("", "N/A", "ERR!", "Insufficient Permissions", "Not Supported", "Unknown Error", "Function Not Found"),
+    *("GPU is lost", "Requested functionality has been deprecated"),
+}
+"""What stands in place of a figure where there is none, as for the memory of a chip that shares the CPU's."""
 
 
 def read_smi(root: Element, where: str) -> Found:
@@ -78,8 +84,8 @@ def _whole(text: str) -> int | None:
 
 
 def _bytes(text: str, where: str) -> int | None:
-    """A size as ``81920 MiB``; None for ``N/A`` and for what is absent."""
-    if text in ("", "N/A", "[N/A]", "Insufficient Permissions"):
+    """A size as ``81920 MiB``; None for ``N/A``, for what the driver could not tell, and for what is absent."""
+    if text.strip("[]") in _UNTOLD:
         return None
     found = re.fullmatch(r"(\d{1,9}) (MiB|KiB|GiB|MB)", text)
     if not found:

@@ -27,6 +27,7 @@ _MOST_LINKS = 18
 _NVLINK_LATENCY_S = 10e-6
 _NVSWITCH_LATENCY_S = 5e-6
 _XGMI_LATENCY_S = 10e-6
+_C2C_LATENCY_S = 2e-6
 # A PCIe 3 x16 link gives about 12 of its 15.75 GB/s; a transfer from host to GPU takes 15 us, of later generations 10.
 _PCIE = {1: (3e9, 20e-6), 2: (6e9, 20e-6), 3: (12e9, 15e-6), 4: (25e9, 10e-6), 5: (50e9, 10e-6), 6: (100e9, 10e-6)}
 # NCCL's model of machines counts 10 to 22 GB/s between the sockets of servers of 2017 to 2023; 16 is AMD's.
@@ -189,6 +190,9 @@ def _switch_groups(found: Found, cards: Sequence[int]) -> list[list[int]]:
 
 def _pcie(found: Found, card: int) -> tuple[float, float]:
     gpu = found.gpus[card]
-    generation = gpu.pcie_generation or generation_of(gpu.name).pcie
+    family = generation_of(gpu.name)
+    if family.c2c_bytes_per_s:
+        return _COUNTED * family.c2c_bytes_per_s, _C2C_LATENCY_S
+    generation = gpu.pcie_generation or family.pcie
     rate, latency = _PCIE[min(max(generation, 1), 6)]
     return rate * min(gpu.pcie_lanes or 16, 16) / 16, latency

@@ -1,29 +1,43 @@
-"""Reading the text of ``nvidia-smi topo -m``, ``nvidia-smi -L``, ``nvidia-smi``, ``lscpu`` and ``rocm-smi --showtopo``.
+"""Reading the text of ``nvidia-smi topo -m``, ``nvidia-smi -L``, ``nvidia-smi`` and ``lscpu``.
 
-People post these one after the other, indented, coloured, with tabs or without, and with a legend below. Whatever of
-them a text holds is read; the rest is passed over.
+People post these one after the other, indented, quoted, coloured, with tabs or without, and with a legend below.
+Whatever of them a text holds is read; the rest is passed over.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from envs.machine.found import PATHS, Found, FoundGpu, FoundLink, FoundNode, FoundSlice, bus_address, parse_cpus
+from envs.machine import amd_text
+from envs.machine.found import (
+    MOST_GPUS,
+    PATHS,
+    Found,
+    FoundGpu,
+    FoundLink,
+    FoundNode,
+    FoundSlice,
+    bus_address,
+    parse_cpus,
+)
 from graphs.errors import InputError
 
-MOST_GPUS = 128
-"""Accelerators of a machine that are read at most."""
+_CODES = re.compile(
+    r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()][A-Z0-9]"
+    r"|(?:\^\[|\u241b|\\(?:033|e|x1b|u001b))?\[[0-9;]{1,8}m"
+)
+"""What terminals do not show: underlining and colours, titles, character sets; also where a paste has lost or spelt out
+the escape character: ``[4mGPU0``, ``^[[4mGPU0``."""
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _GPU = re.compile(r"GPU\d{1,4}")
+_AFFINITY = re.compile(r"\b(?:CPU|NUMA)\s+Affinity\b|\bGPU\s+NUMA\s+ID\b")
+_PEERS = {"OK", "CNS", "GNS", "TNS", "DR", "NS", "U"}
+"""What the cells of ``nvidia-smi topo -p2p`` say, which looks alike."""
 _OLD_PATHS = {"SOC": "SYS", "PSB": "PIX"}
 """What drivers before 2017 called them."""
-
-_XGMI_STEP = 15
-"""What ``rocm-smi`` counts for each xGMI link on the way; PCIe counts more."""
 
 
 def read_text(text: str, where: str) -> Found:
@@ -36,9 +50,8 @@ def read_text(text: str, where: str) -> Found:
     Raises:
         InputError: It holds none of these outputs, or one that cannot be right.
     """
-    lines = [_COLOURS.sub("", line).replace("\ufeff", "").strip() for line in text.splitlines()]
-    is_amd = any("between two GPUs" in line for line in lines)
-    matrix = _rocm(lines, where) if is_amd else _nvidia(lines, where)
+    lines = [_CODES.sub("", line).replace("\ufeff", "").strip() for line in text.splitlines()]
+    matrix = amd_text.read_matrices(lines, where) if amd_text.is_amd(lines) else _nvidia(lines, where)
     named = _with_names(lines, len(matrix.gpus), where)
     gpus = matrix.gpus or (FoundGpu(),) * len(named)
     if named and len(named) != len(gpus):
@@ -46,11 +59,11 @@ def read_text(text: str, where: str) -> Found:
             f"{where} lists {len(named)} GPUs, but its matrix has {len(gpus)}; give both of the same machine"
         )
     gpus = tuple(_filled(gpu, name) for gpu, name in zip(gpus, named or gpus, strict=True))
-    host = _lscpu(lines)
+    host = _lscpu(lines, where)
     if not gpus and not host.cpu_name:
         raise InputError(
             f"{where} is none of the outputs that are read: nvidia-smi topo -m, nvidia-smi -q -x, nvidia-smi -L, "
-            "rocm-smi --showtopo, lstopo --of xml, lscpu; save one of them there"
+            "rocm-smi --showtopo, amd-smi topology, lstopo --of xml, lscpu; save one of them there"
         )
     return msgspec.structs.replace(
         matrix,
@@ -70,7 +83,7 @@ def _filled(gpu: FoundGpu, named: FoundGpu) -> FoundGpu:
         name=named.name,
         memory_bytes=named.memory_bytes,
         free_bytes=named.free_bytes,
-        bus=named.bus,
+        bus=named.bus or gpu.bus,
         slices=named.slices,
         is_divided=named.is_divided,
     )
@@ -81,19 +94,17 @@ def _nvidia(lines: Sequence[str], where: str) -> Found:
     head = next((i for i, line in enumerate(lines) if _is_head(lines, i)), None)
     if head is None:
         return Found()
-    columns = lines[head].partition("CPU Affinity")[0].partition("NUMA Affinity")[0].split()
+    columns = _from(_split(_AFFINITY.split(lines[head])[0]), _GPU.fullmatch)
     count = sum(_GPU.fullmatch(column) is not None for column in columns)
     if count > MOST_GPUS:
         raise InputError(f"{where} names {count} GPUs; no more than {MOST_GPUS} are read")
     rows: dict[str, list[str]] = {}
     for line in lines[head + 1 :]:
-        cells = line.split()
-        if not cells or cells[0] == "Legend:" or _is_other_table(cells):
-            if rows:
-                break
-            continue
-        if cells[0] not in columns or cells[0] in rows:
+        cells = _from(_split(line), columns.__contains__)
+        if _split(line)[:1] == ["Legend:"] or (cells and cells[0] in rows):
             break
+        if not cells or _is_other_table(cells):
+            continue
         if len(cells) <= len(columns) and _GPU.fullmatch(cells[0]):
             raise InputError(
                 f"{where}: row {cells[0]} has {len(cells) - 1} cells, but there are {len(columns)} columns; save the "
@@ -106,22 +117,36 @@ def _nvidia(lines: Sequence[str], where: str) -> Found:
         raise InputError(f"{where}: there is a column {missing[0]} but no such row; save the whole output")
     cell = {(row, column): rows[row][i] for row in names for i, column in enumerate(columns)}
     links, paths = _cells(names, cell, where)
-    gpus = tuple(_next_to(rows[name][len(columns) :], where) for name in names)
+    beside = [rows[name][len(columns) :] for name in names]
+    if any(beside) and not beside[-1]:
+        raise InputError(f"{where}: row {names[-1]} ends before its CPU affinity; save the whole output")
+    gpus = tuple(_next_to(cells, where) for cells in beside)
     others = [column for column in columns if not _GPU.fullmatch(column)]
     return Found(gpus=gpus, links=links, paths=paths, shared=_shared(names, others, cell))
 
 
+def _split(line: str) -> list[str]:
+    """The words of a line; bars of a table in Markdown are none."""
+    return line.replace("|", " ").split()
+
+
+def _from(words: Sequence[str], begins: Callable[[str], object]) -> list[str]:
+    """Words from the first that begins a row on: a log's time, a number of a line or a ``>`` before it are dropped."""
+    return next((list(words[i:]) for i, word in enumerate(words) if begins(word)), [])
+
+
 def _is_head(lines: Sequence[str], i: int) -> bool:
     """Whether the matrix begins here: a line of names, and below it the row of the first of them."""
-    names = lines[i].split()
-    if not names or not _GPU.fullmatch(names[0]) or (len(names) > 1 and names[1] == "X"):
+    names = _from(_split(lines[i]), _GPU.fullmatch)
+    if not names or (len(names) > 1 and names[1] == "X"):
         return False
-    below = next((line.split() for line in lines[i + 1 :] if line), [])
-    return len(below) > 1 and below[0] == names[0] and below[1] == "X"
+    rest = (_split(line) for line in lines[i + 1 :])
+    below = _from(next((words for words in rest if any(set(word) - set("-:>") for word in words)), []), names[0].__eq__)
+    return len(below) > 1 and below[1] == "X" and not (len(below) > 2 and below[2] in _PEERS)
 
 
 def _is_other_table(cells: Sequence[str]) -> bool:
-    """Whether the matrix of ``nvidia-smi topo -p2p`` begins, which looks alike."""
+    """Whether another matrix begins."""
     return len(cells) > 1 and all(_GPU.fullmatch(cell) for cell in cells)
 
 
@@ -155,13 +180,22 @@ def _next_to(cells: Sequence[str], where: str) -> FoundGpu:
     cpus: tuple[int, ...] = ()
     node = None
     if cells and re.fullmatch(r"\d[\d,-]*", cells[0]):
-        try:
-            cpus = parse_cpus(cells[0].strip(","))
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+        cpus = _cpus(cells[0].strip(","), where)
     if len(cells) > 1 and re.fullmatch(r"\d{1,6}", cells[1]):
         node = int(cells[1])
     return FoundGpu(cpus=cpus, node=node)
+
+
+def _cpus(text: str, where: str) -> tuple[int, ...]:
+    """As `parse_cpus`; messages begin with the file.
+
+    Raises:
+        InputError: It is no list of processors.
+    """
+    try:
+        return parse_cpus(text)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _shared(
@@ -177,62 +211,9 @@ def _shared(
     return tuple(tuple(sorted(group)) for group in largest)
 
 
-def _rocm(lines: Sequence[str], where: str) -> Found:
-    """The matrices of ``rocm-smi --showtopo``: link types, and weights, by which direct xGMI links are told."""
-    tables: dict[str, dict[str, list[str]]] = {}
-    title = ""
-    for line in lines:
-        found = re.match(r"=+\s*(.*?)\s*=+$", line)
-        if found:
-            title = found[1]
-        cells = line.split()
-        if title.endswith("between two GPUs") and len(cells) > 1 and _GPU.fullmatch(cells[0]):
-            if _GPU.fullmatch(cells[1]):
-                continue
-            tables.setdefault(title.partition(" between")[0], {})[cells[0]] = cells[1:]
-    types, weights = tables.get("Link Type", {}), tables.get("Weight", {})
-    names = list(types)
-    count = len(names)
-    if not names or count > MOST_GPUS:
-        raise InputError(
-            f"{where} has no table 'Link Type between two GPUs' of at most {MOST_GPUS} GPUs; save all of: "
-            "rocm-smi --showtopo"
-        )
-    if any(len(row) != count for table in (types, weights) for row in table.values()):
-        raise InputError(f"{where}: a row has not as many cells as there are GPUs; save the output again")
-    nodes = {int(n): int(node) for n, node in re.findall(r"GPU\[(\d+)\].*Numa Affinity: (\d+)", "\n".join(lines))}
-    step = _least_weight(names, types, weights)
-    links, paths = [], [[""] * count for _ in names]
-    for i, name in enumerate(names):
-        for j in range(count):
-            if i == j:
-                continue
-            is_direct = step is None or _number(weights[name][j]) < 2 * step
-            if types[name][j] == "XGMI" and is_direct and i < j:
-                links.append(FoundLink(i, j, "xgmi"))
-            paths[i][j] = "NODE" if nodes.get(i) == nodes.get(j) else "SYS"
-    gpus = tuple(FoundGpu(node=nodes.get(i)) for i in range(count))
-    return Found(gpus=gpus, links=tuple(links), paths=tuple(map(tuple, paths)))
-
-
-def _least_weight(names: Sequence[str], types: dict[str, list[str]], weights: dict[str, list[str]]) -> int | None:
-    """The weight of one xGMI link; None where there are no weights or no such links."""
-    found = [
-        _number(weights[name][j])
-        for i, name in enumerate(names)
-        for j in range(len(names))
-        if i != j and name in weights and types[name][j] == "XGMI"
-    ]
-    return max(min(found), _XGMI_STEP) if found and len(weights) == len(names) else None
-
-
-def _number(cell: str) -> int:
-    return int(cell) if re.fullmatch(r"\d{1,6}", cell) else 10**6
-
-
 def _with_names(lines: Sequence[str], count: int, where: str) -> list[FoundGpu]:
     """GPUs as ``nvidia-smi -L``, the table of ``nvidia-smi`` and ``rocm-smi --showproductname`` name them."""
-    found = _listed(lines) or _tabled(lines) or _rocm_named(lines)
+    found = _listed(lines) or _tabled(lines) or amd_text.read_names(lines)
     if found and sorted(found) != list(range(len(found))):
         if count:
             raise InputError(f"{where} lists GPUs {', '.join(map(str, found))}; save the whole list, from 0 on")
@@ -249,7 +230,7 @@ def _listed(lines: Sequence[str]) -> dict[int, FoundGpu]:
         part = re.match(r"MIG (\d+)(?:c\.(\d+))?g\.(\d+)gb\S*\s+Device\s+\d+:", line)
         if card:
             last = int(card[1])
-            found[last] = FoundGpu(name=card[2])
+            found.setdefault(last, FoundGpu(name=card[2]))  # `nvidia-smi nvlink -s` lists them again
         elif part and last in found:
             name, gigabytes = line.split()[1], int(part[3])
             piece = FoundSlice(name, min(1.0, int(part[1]) / 7), gigabytes * 10**9)
@@ -259,7 +240,7 @@ def _listed(lines: Sequence[str]) -> dict[int, FoundGpu]:
 
 
 def _tabled(lines: Sequence[str]) -> dict[int, FoundGpu]:
-    """Of the table that ``nvidia-smi`` prints; it cuts long names."""
+    """Of the table that ``nvidia-smi`` prints; it cuts long names, which then end in ``...``."""
     found: dict[int, FoundGpu] = {}
     last = -1
     for line in lines:
@@ -269,7 +250,7 @@ def _tabled(lines: Sequence[str]) -> dict[int, FoundGpu]:
         used = re.search(r"(\d+)MiB\s*/\s*(\d+)MiB", line)
         if card:
             last = int(card[1])
-            found[last] = FoundGpu(name=card[2].removesuffix("..."), bus=bus_address(card[3]))
+            found[last] = FoundGpu(name=card[2], bus=bus_address(card[3]))
         elif used and last in found and found[last].memory_bytes is None:
             total, taken = int(used[2]) * 2**20, int(used[1]) * 2**20
             found[last] = msgspec.structs.replace(found[last], memory_bytes=total, free_bytes=max(0, total - taken))
@@ -278,16 +259,7 @@ def _tabled(lines: Sequence[str]) -> dict[int, FoundGpu]:
     return found
 
 
-def _rocm_named(lines: Sequence[str]) -> dict[int, FoundGpu]:
-    text = "\n".join(lines)
-    names = {int(n): name.strip() for n, name in re.findall(r"GPU\[(\d+)\]\s*: Card [Ss]eries:\s*(\S.*)", text)}
-    sizes = {int(n): int(size) for n, size in re.findall(r"GPU\[(\d+)\]\s*: VRAM Total Memory \(B\): (\d+)", text)}
-    used = {int(n): int(size) for n, size in re.findall(r"GPU\[(\d+)\]\s*: VRAM Total Used Memory \(B\): (\d+)", text)}
-    free = {n: max(0, sizes[n] - used[n]) for n in sizes.keys() & used.keys()}
-    return {n: FoundGpu(name=name, memory_bytes=sizes.get(n), free_bytes=free.get(n)) for n, name in names.items()}
-
-
-def _lscpu(lines: Sequence[str]) -> Found:
+def _lscpu(lines: Sequence[str], where: str) -> Found:
     """The processors, from ``lscpu``, and memory from ``/proc/meminfo``."""
     said: dict[str, str] = {}
     for line in lines:
@@ -300,7 +272,7 @@ def _lscpu(lines: Sequence[str]) -> Found:
     for key, value in said.items():
         node = re.fullmatch(r"NUMA node(\d+) CPU\(s\)", key)
         if node and value:
-            nodes.append(FoundNode(int(node[1]), parse_cpus(value)))
+            nodes.append(FoundNode(int(node[1]), _cpus(value, where)))
     memory = re.fullmatch(r"(\d{1,15}) kB", said.get("MemTotal", ""))
     return Found(
         cpu_name=said.get("Model name", ""),

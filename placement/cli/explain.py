@@ -17,7 +17,7 @@ from placement.cli.report import problem_heading
 from placement.cli.shared import cluster_of_placement, make_console, status
 from placement.results.page.content import PageContent
 from placement.results.page.html import check_can_draw, make_page
-from placement.results.placement_file import PlacementResult, read_placement
+from placement.results.placement_file import read_placement
 from placement.results.reasons.encode import encode_explanation
 from placement.results.reasons.explanation import Explanation
 from placement.results.reasons.sentences import percent, why
@@ -44,7 +44,7 @@ def explain(verb: verbs.Explain) -> int:
     cluster = cluster_of_placement(verb.placement, verb.graph, verb.cluster, verb.topology)
     with status(err, f"reading {verb.graph or verb.placement}"):
         problem, result = api.placed(verb.placement, graph=verb.graph, cluster=cluster, verb="explain")
-        against = None if verb.against is None else _placement_of(verb.against)
+        against = None if verb.against is None else read_placement(verb.against)
     with status(err, "evaluating every group on every device, and better clusters"):
         found = api.explain(problem, result, against=against, tries=max(verb.tries, 0))
     out.print(explanation_report(found, groups=verb.groups))
@@ -62,10 +62,6 @@ def explain(verb: verbs.Explain) -> int:
             write_atomically(verb.html, make_page(PageContent(found, commands=(shlex.join(words),))))
         out.print(f"report   {verb.html}", soft_wrap=True)
     return 0
-
-
-def _placement_of(path: Path) -> PlacementResult:
-    return read_placement(path / directory.PLACEMENT if path.is_dir() else path)
 
 
 def explanation_report(found: Explanation, *, groups: int) -> RenderableType:

@@ -10,9 +10,9 @@ from envs.clusters.cluster import Cluster
 from graphs.errors import InputError
 from placement.cli import verbs
 from placement.cli.shared import status
-from placement.exports.stages import STAGES
 from placement.placers.pipeline_stages import PlacedStages
 from placement.placers.replicated_stages import ReplicatedStages
+from placement.results.placement_file import STAGES
 from placement.runs.pipeline import PipelineRun, train_pipeline
 from placement.text import seconds, size, table
 

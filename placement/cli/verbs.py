@@ -152,7 +152,7 @@ class Train:
     forbid: ForbidArg = ()
     reserve: ReserveArg = ()
     start: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """A placement file of the same graph to start from, for this cluster or another."""
+    """A placement of the same graph to start from, for this cluster or another: a file, or the directory of a run."""
     workers: WorkersArg = None
     """Walk the search's chains on a number of processes, or on Ray; with --measured: measure on their machines."""
     chains: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None

@@ -55,9 +55,7 @@ from envs.pipelines.segments import Segments
 from graphs.errors import InputError
 from graphs.reading import read_file
 from placement.placers.pipeline_stages import PlacedStages
-
-STAGES = "stages.json"
-"""The file of a run directory that says which rank runs which modules, in which order."""
+from placement.results.placement_file import STAGES
 
 _MOST_BYTES = 2**26
 

@@ -102,7 +102,9 @@ def evaluate_way(
     else:
         table = make_lists(pipeline, micro_batches, split=way[0], limit=way[1])
     timed = run(pipeline, table, micro_batches)
-    fits = bool((timed.peak_memory_bytes <= segments.cluster.memory_bytes[pipeline.device_of_rank]).all())
+    memories = segments.cluster.memories
+    used = memories.used_by(pipeline.device_of_rank.tolist(), timed.peak_memory_bytes)
+    fits = bool((used <= memories.limit_bytes).all())
     return PlacedStages(
         tuple(cuts), tuple(devices), order, table, way, timed.step_time_s, timed.peak_memory_bytes, fits
     )
@@ -117,8 +119,9 @@ def cost(found: PlacedStages, segments: Segments) -> tuple[bool, float]:
     """What does not fit comes after all that does, that which lacks least first."""
     if found.feasible:
         return False, found.step_time_s
-    ranks = list(dict.fromkeys(found.devices))
-    return True, float((found.peak_memory_bytes / segments.cluster.memory_bytes[ranks]).max())
+    memories = segments.cluster.memories
+    used = memories.used_by(list(dict.fromkeys(found.devices)), found.peak_memory_bytes)
+    return True, float((used / np.maximum(memories.limit_bytes, 1)).max())
 
 
 def equal_segments(segments: Segments, stages: int) -> tuple[int, ...]:

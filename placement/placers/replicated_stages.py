@@ -83,7 +83,8 @@ def evaluate_replicas(
         pipeline = segments.replicas(cuts, devices, split=known == "zb_h1")
         lists = lists_of_replicas(known, [len(row) for row in devices], segments.micro_batches)
         timed = run(pipeline, lists, segments.micro_batches)
-        fits = bool((timed.peak_memory_bytes <= segments.cluster.memory_bytes[flat]).all())
+        used = segments.cluster.memories.used_by(flat, timed.peak_memory_bytes)
+        fits = bool((used <= segments.cluster.memories.limit_bytes).all())
         rows = tuple(tuple(row) for row in devices)
         found.append(
             ReplicatedStages(

@@ -139,7 +139,8 @@ def search(
         if accepted:
             current, old = state, new
     if not best.feasible:
-        short = best.peak_memory_bytes - segments.cluster.memory_bytes[list(dict.fromkeys(best.devices))]
+        memories = segments.cluster.memories
+        short = memories.used_by(list(dict.fromkeys(best.devices)), best.peak_memory_bytes) - memories.limit_bytes
         raise NoFeasiblePlacementError(
             f"no stages fit the memory of cluster '{segments.cluster.name}': {short.max() / 1e9:.2f} GB are short at "
             f"least with order '{order}'; take more micro-batches, or devices with more memory"

@@ -6,7 +6,8 @@ with the least cost so far that has room for it; what no accelerator has room fo
 - ``tables_by_size``: the cost is the bytes of the table.
 - ``tables_by_lookups``: the bytes of the rows that a step looks up. Both are among the human rules of Zha et al.,
   "DreamShard: generalizable embedding table placement for recommender systems", NeurIPS 2022, arXiv 2210.02023.
-- ``torchrec``: torchrec's planner, its estimates and its ``GreedyPerfPartitioner``, in our words
+- ``torchrec``: what torchrec's own planner says, where the package is installed (`placement.placers.torchrec_planner`);
+  else its estimates and its ``GreedyPerfPartitioner``, in our words
   (https://github.com/meta-pytorch/torchrec, ``torchrec/distributed/planner``: ``shard_estimators.py``,
   ``partitioners.py``, ``storage_reservations.py``, BSD): the cost of a shard is what it reads and writes over the
   memory's bandwidth, twice as much again for its backward pass, and its pooled rows over the links' bandwidth, there
@@ -33,6 +34,7 @@ from graphs.errors import NotServedError
 from graphs.split_tables import table_bytes
 from graphs.tables import Table, find_tables
 from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, Search, SearchOptions
+from placement.placers.torchrec_planner import ask_torchrec
 
 BACKWARD_COMPUTE = 2.0
 """torchrec's ``BWD_COMPUTE_MULTIPLIER``: what a backward pass takes, in forward passes."""
@@ -49,10 +51,17 @@ Cost = Callable[[PlacementProblem, Table, int, int], float]
 
 @dataclass(frozen=True)
 class _Rule:
-    """How tables are spread: what one costs, and the share of each accelerator's memory that is not for tables."""
+    """How tables are spread.
+
+    Attributes:
+        cost: What one costs.
+        reserved: The share of each accelerator's memory that is not for tables.
+        asks_torchrec: Whether torchrec is asked first.
+    """
 
     cost: Cost
     reserved: float = 0.0
+    asks_torchrec: bool = False
 
 
 def has_tables(graph: ComputationGraph) -> bool:
@@ -91,7 +100,7 @@ def place_as_torchrec(
     Raises:
         NotServedError: As `_place`.
     """
-    return _place(problem, budget, "torchrec", _Rule(_estimated_s, RESERVED))
+    return _place(problem, budget, "torchrec", _Rule(_estimated_s, RESERVED, asks_torchrec=True))
 
 
 def _place(problem: PlacementProblem, budget: Budget, name: str, rule: _Rule) -> Placed:
@@ -109,14 +118,51 @@ def _place(problem: PlacementProblem, budget: Budget, name: str, rule: _Rule) ->
     search = Search(problem, budget)
     tables = find_tables(problem.graph)
     home = [_group_of(problem, table) for table in tables]
-    placements = np.stack([_spread(problem, tables, home, rule, accelerators, dense) for dense in accelerators])
+    planned, by = _planned(problem, tables, home, rule, accelerators) if rule.asks_torchrec else (None, "")
+    placements = np.stack(
+        [
+            _spread(problem, tables, home, rule, accelerators, dense)
+            if planned is None
+            else np.where(planned >= 0, planned, _rest_on(problem, dense))
+            for dense in accelerators
+        ]
+    )
     evaluation = search.evaluate(np.unique(placements, axis=0))
-    note = "" if evaluation.feasible.any() else "what it says does not fit"
+    note = by if evaluation.feasible.any() else "what it says does not fit"
     host = [i for i in range(problem.num_devices) if i not in accelerators]
-    if not note and search.best_placement is not None:
+    if evaluation.feasible.any() and search.best_placement is not None:
         left = sum(search.best_placement[group] in host for group in set(home))
-        note = f"{left} of {len(tables)} tables on the host" if left else ""
+        note = "; ".join(filter(None, [note, f"{left} of {len(tables)} tables on the host" if left else ""]))
     return search.placed(note=note)
+
+
+def _planned(
+    problem: PlacementProblem, tables: Sequence[Table], home: Sequence[int], rule: _Rule, accelerators: Sequence[int]
+) -> tuple[NDArray[np.int64] | None, str]:
+    """``int64[G]``: where torchrec's planner puts the tables, -1 for all else; None where it is not asked, and why."""
+    rest = np.ones(problem.num_groups, dtype=np.bool_)
+    rest[list(home)] = False
+    devices, by = ask_torchrec(
+        problem,
+        tables,
+        accelerators,
+        row_bytes=[sum(_row_bytes(problem.graph, op) for op in table.lookups) for table in tables],
+        dense_bytes=int(group_bytes(problem)[rest].sum()),
+        reserved=rule.reserved,
+    )
+    if devices is None:
+        return None, by
+    if not problem.allowed[list(home), devices].all():
+        return None, "by its published rule: torchrec knows no pins"
+    placement = np.full(problem.num_groups, -1, dtype=np.int64)
+    placement[list(home)] = devices
+    return placement, by
+
+
+def _rest_on(problem: PlacementProblem, dense: int) -> NDArray[np.int64]:
+    """``int64[G]``: all on one device where it may be there."""
+    allowed = problem.allowed
+    return np.where(allowed[:, dense], dense, allowed.argmax(axis=1)).astype(np.int64)
 
 
 def _group_of(problem: PlacementProblem, table: Table) -> int:
@@ -134,7 +180,7 @@ def _spread(
 ) -> NDArray[np.int64]:
     """``int64[G]``: the tables by the rule, all else on one device."""
     allowed = problem.allowed
-    placement = np.where(allowed[:, dense], dense, allowed.argmax(axis=1)).astype(np.int64)
+    placement = _rest_on(problem, dense)
     sizes = group_bytes(problem).astype(np.float64)
     room = problem.cluster.memory_bytes * (1 - rule.reserved)
     rest = np.ones(problem.num_groups, dtype=np.bool_)

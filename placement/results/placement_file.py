@@ -23,6 +23,12 @@ from graphs.errors import InputError
 from graphs.files import write_atomically
 from graphs.reading import decode_json, read_file
 
+PLACEMENT: Final = "placement.json"
+"""What the file is called in the directory of a run."""
+
+STAGES: Final = "stages.json"
+"""The file there that says which rank runs which modules, in which order (`placement.exports.stages`)."""
+
 FORMAT: Final = "device-placement"
 VERSION: Final = 1
 UPDATE_SUFFIX: Final = "_update"
@@ -148,9 +154,14 @@ def write_placement(path: str | Path, result: PlacementResult) -> None:
 def read_placement(path: str | Path) -> PlacementResult:
     """Read a placement file.
 
+    Args:
+        path: The file, or the run directory that it stands in.
+
     Raises:
         InputError: The file cannot be read, is not a placement file, or contradicts itself.
     """
+    if Path(path).is_dir() and (Path(path) / PLACEMENT).exists():
+        path = Path(path) / PLACEMENT
     data = read_file(path, "placement file")
     try:
         header = decode_json(data, _HEADER)

@@ -48,10 +48,10 @@ from graphs.errors import InputError
 from graphs.files import save_graph_file, write_atomically
 from graphs.reading import decode_json, exists, read_file
 from graphs.sources import load_graph
-from placement.results.placement_file import read_placement
+from placement.results.placement_file import PLACEMENT, STAGES, read_placement
 from placement.runs.problem_content import decode_groups, encode_groups
 
-CONFIG, PLACEMENT, COMPARISON, CHECKPOINT = "config.json", "placement.json", "comparison.json", "checkpoint.pt"
+CONFIG, COMPARISON, CHECKPOINT = "config.json", "comparison.json", "checkpoint.pt"
 MEASUREMENTS, MEASURED = "measurements.jsonl", "measured.json"
 ONE_DEVICE, ONE_DEVICE_CLUSTER, SPLIT = "one_device.json", "one_device.yaml", "split.json"
 DEVICE_MAP = "device_map.json"
@@ -259,6 +259,12 @@ def read_config(run_dir: Path) -> RunConfig:
         InputError: There is no run there, or the file is damaged.
     """
     path = run_dir / CONFIG
+    if (run_dir / STAGES).exists() and not path.exists():
+        raise InputError(
+            f"'{run_dir}' holds the stages of a pipeline ({STAGES}), no placement of ops; give a run of another target"
+        )
+    if run_dir.is_dir() and not path.exists():
+        raise InputError(f"'{run_dir}' holds no run: there is no {CONFIG} in it; give a directory that train wrote")
     try:
         return decode_json(read_file(path, "run configuration", most_bytes=_MOST_CONFIG_BYTES), _DECODER)
     except InputError as error:

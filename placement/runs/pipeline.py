@@ -26,10 +26,11 @@ from graphs.errors import InputError, NoFeasiblePlacementError, unknown_name
 from graphs.files import write_atomically
 from graphs.microbatch_parts import batch_of
 from graphs.sources import load_microbatches
-from placement.exports.stages import STAGES, Stages, encode_stages, to_stages
+from placement.exports.stages import Stages, encode_stages, to_stages
 from placement.placers.pipeline_stages import PlacedStages, cost, heuristics
 from placement.placers.replicated_stages import ReplicatedStages, with_replicas
 from placement.placers.stage_search import search
+from placement.results.placement_file import STAGES
 from placement.runs import directory
 
 MOST_EVALUATIONS = 1_000_000

@@ -64,6 +64,11 @@ class TestWhatHolds:
         assert where(model(), machine(), pin=["decoder=gpu:*"])["decoder/mm"] == {"gpu:0", "gpu:1"}
         assert where(model(), machine(), pin=["decoder=cpu:0|gpu:1"])["decoder/mm"] == {"cpu:0", "gpu:1"}
 
+    def test_lists_of_devices_and_spaces_mean_the_same(self) -> None:
+        plain = make_problem(model(), machine(), pin=["decoder=gpu:0|gpu:1"])
+        for pin in ({"decoder": ["gpu:0", "gpu:1"]}, {"decoder": ("gpu:*",)}, [" decoder = gpu:0 | gpu:1 "]):
+            assert (make_problem(model(), machine(), pin=pin).op_allowed == plain.op_allowed).all()
+
     def test_forbidden_devices_are_left_out(self) -> None:
         assert where(model(), machine(), forbid=["decoder=gpu:*"])["decoder/mm"] == {"cpu:0"}
 
@@ -100,6 +105,10 @@ class TestWhatIsRefused:
             ({"pin": ["decodr=gpu:0"]}, "did you mean 'decoder'"),
             ({"pin": ["decoder=gpu:7"]}, "no device 'gpu:7'"),
             ({"pin": ["decoder"]}, "not of the form PATTERN=DEVICE"),
+            ({"pin": [("decoder", "gpu:0")]}, "not of the form PATTERN=DEVICE"),
+            ({"pin": {"decoder": ["gpu:0", "gpu:7"]}}, "no device 'gpu:7'"),
+            ({"reserve": {"gpu:0": -1}}, "'-1' is not a size"),
+            ({"reserve": ["gpu:0=50%"]}, "'50%' is not a size"),
             ({"pin": ["x=gpu:0"]}, "op 'x' .input. may only be on cpu:0"),
             ({"pin": ["encoder=gpu:0", "encoder.1=gpu:1"]}, "pin 'encoder=gpu:0' and pin 'encoder.1=gpu:1' contradict"),
             ({"pin": ["decoder=gpu:0"], "forbid": ["*=gpu:0"]}, "contradict each other"),

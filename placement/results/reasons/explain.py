@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from envs.bounds import lower_bound_s
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
+from graphs.errors import NoFeasiblePlacementError
 from placement.results.reasons.differences import differences
 from placement.results.reasons.explanation import Explanation
 from placement.results.reasons.limits import find_limits
@@ -63,7 +65,9 @@ def explain(
     first = np.argsort(-of_groups.sum(axis=1), kind="stable")
     moves = evaluate_moves(problem, ops, first=first, time_limit_s=left_s(0.5 if tries else 1.0))
     if bound_s is None and time_limit_s is None:
-        bound_s = lower_bound_s(problem.with_groups(one_group_an_op(problem.graph)))
+        # Where nothing fits there is no bound; what is short is said of the placement.
+        with contextlib.suppress(NoFeasiblePlacementError):
+            bound_s = lower_bound_s(problem.with_groups(one_group_an_op(problem.graph)))
     remedies: tuple[Remedy, ...] = ()
     if tries:
         in_use = link_seconds(problem, trace)
@@ -75,17 +79,18 @@ def explain(
             tries=tries,
             time_limit_s=left_s(1.0),
         )
+    feasible = bool(problem.evaluate_ops(ops[None]).feasible[0])
     found = Explanation(
         problem=problem,
         op_placement=ops,
         trace=trace,
-        feasible=bool(problem.evaluate_ops(ops[None]).feasible[0]),
+        feasible=feasible,
         path=path,
         device_s=device_parts(problem, trace, arrived),
         group_s=of_groups,
         moves=moves,
         lower_bound_s=bound_s,
-        limits=find_limits(problem, trace, moves),
+        limits=find_limits(problem, trace, moves, feasible=feasible),
         remedies=remedies,
         difference=None if against is None else differences(problem, problem.to_ops(against), ops),
     )

@@ -35,8 +35,15 @@ class Limit:
     share: float
 
 
-def find_limits(problem: PlacementProblem, trace: Trace, moves: Moves) -> tuple[Limit, ...]:
-    """What the step cannot be shorter than, the tightest first; memory is last, and there only if it costs time."""
+def find_limits(problem: PlacementProblem, trace: Trace, moves: Moves, *, feasible: bool) -> tuple[Limit, ...]:
+    """What the step cannot be shorter than, the tightest first; memory is last, and there only if it costs time.
+
+    Args:
+        problem: What is placed.
+        trace: Of one step.
+        moves: Every group elsewhere.
+        feasible: Whether the placement fits; memory costs nothing where it is exceeded already.
+    """
     step_s = trace.step_time_s
     if step_s <= 0:
         return ()
@@ -54,7 +61,7 @@ def find_limits(problem: PlacementProblem, trace: Trace, moves: Moves) -> tuple[
         ends = (link.a, link.b) if direction % 2 == 0 else (link.b, link.a)
         found.append(Limit("link", " -> ".join(ends), float(in_use[direction]), float(in_use[direction]) / step_s))
     found.sort(key=lambda limit: -limit.share)
-    too_large = moves.elsewhere() & ~moves.feasible & (moves.short_bytes > 0)
+    too_large = feasible & moves.elsewhere() & ~moves.feasible & (moves.short_bytes > 0)
     if too_large.any():
         times_s = np.where(too_large, moves.step_time_s, np.inf)
         group, device = np.unravel_index(int(times_s.argmin()), times_s.shape)

@@ -25,7 +25,7 @@ class Moves:
         step_time_s: ``float64[G, D]``: the step time if all ops of the group were there; where the group may not be,
             and where nobody asked because the time was up, NaN.
         feasible: ``bool[G, D]``: it would fit, too.
-        short_bytes: ``int64[G, D]``: the memory that would be missing, over all devices.
+        short_bytes: ``int64[G, D]``: the memory that would be missing, over all devices and what they share.
         home: ``int64[G]``: where most of the work of the group is now; -1 where a group is on several devices.
         evaluations: Placements that were evaluated.
     """
@@ -70,7 +70,7 @@ def evaluate_moves(
         time_limit_s: Seconds after which no further ones are evaluated; None evaluates all.
     """
     deadline_s = None if time_limit_s is None else time.perf_counter() + time_limit_s
-    group_of_op, memory = problem.groups.group_of_op, problem.cluster.memory_bytes
+    group_of_op, memories = problem.groups.group_of_op, problem.cluster.memories
     ops = np.asarray(ops, dtype=np.int32)
     home = group_homes(problem, ops)
     shape = (problem.num_groups, problem.num_devices)
@@ -80,7 +80,7 @@ def evaluate_moves(
     whole = np.flatnonzero(home >= 0)
     step_time_s[whole, home[whole]] = now.step_time_s[0]
     feasible[whole, home[whole]] = now.feasible[0]
-    short_bytes[whole, home[whole]] = np.maximum(now.peak_memory_bytes[0] - memory, 0).sum()
+    short_bytes[whole, home[whole]] = memories.lacking(now.peak_memory_bytes).sum()
     order = np.arange(problem.num_groups) if first is None else np.asarray(first)
     wanted = problem.allowed[order] & (np.arange(problem.num_devices) != home[order, None])
     row, device = np.nonzero(wanted)
@@ -94,6 +94,6 @@ def evaluate_moves(
         evaluation = problem.evaluate_ops(moved)
         step_time_s[some_groups, some_devices] = evaluation.step_time_s
         feasible[some_groups, some_devices] = evaluation.feasible
-        short_bytes[some_groups, some_devices] = np.maximum(evaluation.peak_memory_bytes - memory, 0).sum(axis=1)
+        short_bytes[some_groups, some_devices] = memories.lacking(evaluation.peak_memory_bytes).sum(axis=1)
         done += len(some_groups)
     return Moves(step_time_s, feasible, short_bytes, home, done + 1)

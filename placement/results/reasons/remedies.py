@@ -103,11 +103,9 @@ def _clusters(problem: PlacementProblem, busiest_device: int, link: int | None) 
             one = cluster.links[link]
             links = tuple(_faster(x) if i == link else x for i, x in enumerate(cluster.links))
             yield "link", f"the link between {one.a} and {one.b} twice as fast", replace(cluster, links=links)
-    larger = tuple(
-        replace(d, spec=replace(d.spec, memory_bytes=min(round(d.spec.memory_bytes * FASTER), 2**63 - 1)))
-        for d in cluster.devices
-    )
-    yield "memory", "twice the memory on every device", replace(cluster, devices=larger)
+    larger = tuple(replace(d, spec=replace(d.spec, memory_bytes=_larger(d.spec.memory_bytes))) for d in cluster.devices)
+    shared = tuple(replace(m, memory_bytes=_larger(m.memory_bytes)) for m in cluster.shared_memories)
+    yield "memory", "twice the memory on every device", replace(cluster, devices=larger, shared_memories=shared)
     device = cluster.devices[busiest_device]
     yield "device", f"one more {device.spec.name}", one_more(cluster, busiest_device)
 
@@ -115,7 +113,8 @@ def _clusters(problem: PlacementProblem, busiest_device: int, link: int | None) 
 def one_more(cluster: Cluster, like: int) -> Cluster:
     """The cluster with one more device, linked as one that it has is linked.
 
-    Where that one is linked to others of its spec directly, the new one is linked to it in the same way.
+    Where that one is linked to others of its spec directly, the new one is linked to it in the same way. A memory that
+    it shares with others is shared by the new one as well.
     """
     twin = cluster.devices[like]
     kind = twin.name.partition(":")[0]
@@ -134,7 +133,15 @@ def one_more(cluster: Cluster, like: int) -> Cluster:
         links.append(to_twin)
     if not cluster.links:  # a cluster of one device: as fast as its own memory
         links.append(Link(twin.name, name, twin.spec.memory_bytes_per_s, 0.0))
-    return replace(cluster, devices=(*cluster.devices, Device(name, twin.spec)), links=tuple(links))
+    shared = tuple(
+        replace(m, devices=(*m.devices, name)) if twin.name in m.devices else m for m in cluster.shared_memories
+    )
+    devices = (*cluster.devices, Device(name, twin.spec))
+    return replace(cluster, devices=devices, links=tuple(links), shared_memories=shared)
+
+
+def _larger(memory_bytes: int) -> int:
+    return min(round(memory_bytes * FASTER), 2**63 - 1)
 
 
 def _faster(link: Link) -> Link:

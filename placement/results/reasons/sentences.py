@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from placement.results.reasons.explanation import Explanation
+from placement.results.simulated import describe_short
 from placement.text import seconds, short, size
 
 TELLING = 0.01
@@ -19,7 +20,7 @@ _SAME = 5e-4
 
 def say(found: Explanation) -> list[str]:
     """All sentences, the most telling first: the parts, what holds the step back, what would help, what is left."""
-    said = [_parts(found), _holds(found), _helps(found), _single_moves(found), _difference(found)]
+    said = [_does_not_fit(found), _parts(found), _holds(found), _helps(found), _single_moves(found), _difference(found)]
     return [sentence for sentence in said if sentence]
 
 
@@ -45,6 +46,12 @@ def why(found: Explanation, group: int) -> str:
     if not elsewhere.any():
         return f"{where}: no other device was tried"
     fitting = np.flatnonzero(elsewhere & moves.feasible[group])
+    if not found.feasible:
+        best = int(np.where(elsewhere, moves.short_bytes[group], np.iinfo(np.int64).max).argmin())
+        if not fitting.size:
+            return f"{where}: on {names[best]} {size(moves.short_bytes[group, best])} in all would still be missing"
+        best = int(fitting[moves.step_time_s[group, fitting].argmin()])
+        return f"{where}: on {names[best]} the whole would fit, in {seconds(float(moves.step_time_s[group, best]))}"
     if not fitting.size:
         least = int(np.where(elsewhere, moves.short_bytes[group], np.iinfo(np.int64).max).argmin())
         return f"{where}: it fits nowhere else (on {names[least]} {size(moves.short_bytes[group, least])} are missing)"
@@ -55,6 +62,13 @@ def why(found: Explanation, group: int) -> str:
     if change < 0:
         return f"{where}, though on {names[best]} the step would take {percent(-change)} less"
     return f"{where}: the next best, {names[best]}, would cost {percent(change)}"
+
+
+def _does_not_fit(found: Explanation) -> str:
+    if found.feasible:
+        return ""
+    short = describe_short(found.problem, found.trace.peak_memory_bytes)
+    return f"The placement cannot run: it {short}. Were it to run, it would be as follows."
 
 
 def _parts(found: Explanation) -> str:
@@ -86,7 +100,9 @@ def _holds(found: Explanation) -> str:
         text = f"the link {tight.name}, which is in use for {percent(tight.share)} of the step"
     text = f"What holds the step back most is {text}"
     bound_s = found.lower_bound_s
-    if bound_s:
+    if bound_s and not found.feasible:
+        text += f"; no placement that fits takes less than {seconds(bound_s)}"
+    elif bound_s:
         text += f"; no placement takes less than {seconds(bound_s)}, {percent(bound_s / found.step_time_s)} of it"
     memory = next((limit for limit in found.limits if limit.kind == "memory" and limit.share >= TELLING), None)
     if memory is not None:
@@ -100,8 +116,10 @@ def _helps(found: Explanation) -> str:
     base_s = min(found.remedies[0].step_time_s, found.step_time_s if found.feasible else np.inf)
     best, *others = found.remedies[1:]
     if not np.isfinite(base_s):
-        fits = np.isfinite(best.step_time_s)
-        return f"With {best.what} a placement fits: {seconds(best.step_time_s)}." if fits else ""
+        if np.isfinite(best.step_time_s):
+            return f"With {best.what} a placement fits: {seconds(best.step_time_s)}."
+        better = ", ".join(remedy.what for remedy in found.remedies[1:])
+        return f"{best.evaluations:,} placements like it were tried, and none fits, nor with any of these: {better}."
 
     def gain(step_time_s: float) -> float:
         return 1 - step_time_s / base_s
@@ -120,12 +138,14 @@ def _helps(found: Explanation) -> str:
 def _single_moves(found: Explanation) -> str:
     moves, problem = found.moves, found.problem
     fits = moves.elsewhere() & moves.feasible
-    if not fits.any() or not found.feasible:
+    if not fits.any():
         return ""
     times_s = np.where(fits, moves.step_time_s, np.inf)
     group, device = (int(i) for i in np.unravel_index(int(times_s.argmin()), times_s.shape))
     change = float(times_s[group, device]) / found.step_time_s - 1
     where = f"{short(problem.groups.names[group], 60)} to {problem.cluster.device_names[device]}"
+    if not found.feasible:
+        return f"Moving {where} makes it fit, in {seconds(float(times_s[group, device]))}."
     if change < -_SAME:
         return f"Moving {where} would save {percent(-change)}; a longer search may find it."
     tried = int(fits.sum())

@@ -12,6 +12,7 @@ import yaml
 import envs.clusters.machines
 from envs.clusters.catalog import CLUSTERS, load_cluster
 from envs.clusters.cluster import Cluster
+from envs.machine.spec_names import generation_of
 
 CONTENT = yaml.safe_load((Path(envs.clusters.machines.__file__).parent / "data" / "machines.yaml").read_text())
 MACHINES = {machine["name"]: machine for machine in CONTENT["machines"]}
@@ -60,6 +61,7 @@ def test_a_machine_has_what_it_says(name: str) -> None:
         ("dgx2", 135),
         ("ND96isr_MI300X_v5", 57.6),
         ("gaudi2x8", 33.75),
+        ("mi210x4", 45),
         ("rtx_3090_pair", 50.6),
         ("rtx_3090x2", 12.5),
         ("g5.12xlarge", 12.5),
@@ -68,6 +70,26 @@ def test_a_machine_has_what_it_says(name: str) -> None:
 )
 def test_accelerators_of_one_host_talk_at_what_joins_them(name: str, gb_per_s: float) -> None:
     assert between(load_cluster(name)) == pytest.approx(gb_per_s)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_gpus_links_carry_no_more_than_its_family_has_each_way(name: str) -> None:
+    """Vendors quote both directions together: a figure taken as one way would be twice what the links are."""
+    cluster = load_cluster(name)
+    for i in accelerators(cluster):
+        device = cluster.devices[i]
+        family = generation_of(device.spec.name.replace("_", " "))
+        if device.spec.kind != "gpu" or not family.most_links:
+            continue
+        other = {device.name} | {d.name for d in cluster.devices if d.spec.kind != "gpu"}
+        fast = [
+            link.bytes_per_s
+            for link in cluster.links
+            if device.name in (link.a, link.b)
+            and not {link.a, link.b} - {device.name} & other
+            and not any(end.startswith(("pcie", "plx", "net")) for end in (link.a, link.b))
+        ]
+        assert sum(fast) <= 0.9 * family.most_links * family.nvlink_bytes_per_s * 1.001
 
 
 def test_bridges_join_pairs_and_others_go_through_the_host() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,13 @@ from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.computation_graph import OpRecord, TensorRecord, build
 from graphs.errors import InputError, NoFeasiblePlacementError
+from placement import scenarios
 from placement.cli.report import simulated_report
 from placement.placers.base import Budget
 from placement.registry import get_placer
+from placement.results.reasons.explain import explain
+from placement.results.reasons.remedies import one_more
+from placement.results.reasons.sentences import why
 from placement.results.simulated import describe_short
 
 GB = 10**9
@@ -157,3 +162,33 @@ def test_links_between_devices_of_one_memory_stay_links() -> None:
     )
     times_s = [problem_of([0, 0], cluster).evaluate(np.array([[0, 1]])).step_time_s[0] for cluster in (fast, slow)]
     assert times_s[1] == pytest.approx(times_s[0] + 1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(("devices", "shares"), [(1, ("cpu:0", "gpu:0")), (2, ("cpu:0", "gpu:0"))])
+def test_fewer_devices_still_share(devices: int, shares: tuple[str, ...]) -> None:
+    """What-if takes devices away; what is left of a shared memory's devices still shares it."""
+    graph = problem_of([1, 1], laptop()).graph
+    found = placement.what_if(graph, laptop(), devices=[devices], placer="heft", time_limit_s=None)
+    assert found.cells[0].step_time_s is not None
+    smaller = scenarios._changed(laptop(), devices, 1.0)
+    assert smaller.shared_memories[0].devices == shares
+    cores = Cluster("cores", laptop().devices[:2], laptop().links[:1], shared_memories=laptop().shared_memories)
+    both_cpus = tuple(replace(d, name=f"cpu:{i}", spec=laptop().devices[0].spec) for i, d in enumerate(cores.devices))
+    link = replace(cores.links[0], a="cpu:0", b="cpu:1")
+    cores = Cluster("cores", both_cpus, (link,), shared_memories=(SharedMemory("host", ("cpu:0", "cpu:1"), 16 * GB),))
+    assert scenarios._changed(cores, 1, 1.0).shared_memories == (SharedMemory("host", ("cpu:0",), 16 * GB),)
+    cell = placement.what_if(graph, cores, devices=[2], placer="heft", time_limit_s=None).cells[0]
+    assert cell.peak_memory_share == pytest.approx(2 / 16, rel=0.01), "of both together"
+
+
+def test_reasons_know_what_is_shared() -> None:
+    problem = problem_of([9, 5], laptop())
+    found = explain(problem, np.array([0, 1]), tries=8)  # 14 of 16 GB: both on the GPU would be 14 of its 12
+    assert why(found, 0).startswith("on cpu:0")
+    over = explain(problem_of([9, 8], laptop()), np.array([0, 1]), tries=8)
+    assert not over.feasible
+    assert over.moves.short_bytes[0, 0] == pytest.approx(1 * GB, rel=1e-3), "17 GB in 16, though either has its own"
+    memory = next(remedy for remedy in over.remedies if remedy.name == "memory")
+    assert memory.problem.evaluate(np.array([[0, 1]])).feasible[0], "twice the memory is twice what is shared, too"
+    assert one_more(laptop(), 1).shared_memories[0].devices == ("cpu:0", "gpu:0", "gpu:1")
+    assert one_more(laptop(), 2).shared_memories == laptop().shared_memories

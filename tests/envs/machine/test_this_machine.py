@@ -183,6 +183,36 @@ def test_the_host_is_read_from_proc_and_sys(tmp_path: Path, monkeypatch: pytest.
     assert (empty.nodes, empty.sockets) == ((), 1)
 
 
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "250000 100000"}, 3),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ({"cpu.max": "100000 0"}, 8),
+        ({"cpu.max": "?"}, 8),
+        ({}, 8),
+    ],
+)
+def test_a_container_has_its_share_of_the_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    write(tmp_path, {f"sys/fs/cgroup/{name}": content for name, content in files.items()})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    found = find_host(tmp_path)
+    assert (found.cores, found.usable_cpus) == (cores, tuple(range(cores)))
+
+
+def test_what_a_container_uses_of_its_memory_is_not_free(tmp_path: Path) -> None:
+    group = {"memory.max": "5000000", "memory.current": "3000000", "memory.stat": "anon 1\ninactive_file 1000000"}
+    write(tmp_path, {f"sys/fs/cgroup/{name}": content for name, content in group.items()})
+    assert (find_host(tmp_path).memory_bytes, find_host(tmp_path).free_bytes) == (5_000_000, 3_000_000)
+
+
 def answers(**said: bytes | None) -> finding.Run:
     """A machine on which ``nvidia-smi -q -x`` and ``nvidia-smi topo -m`` print this."""
 

@@ -279,12 +279,13 @@ ROW = b"        GPU0    GPU1    CPU Affinity\n"
         (ROW + b"GPU0     X      PIX     0-3\nGPU1    SYS      X      0-3\n", ["GPU0 to GPU1 is 'PIX'", "'SYS'"]),
         (ROW + b"GPU0     X      NEAR    0-3\nGPU1    NEAR     X      0-3\n", ["'NEAR'", "none of PIX"]),
         (ROW + b"GPU0     X      PIX     0-99999999\nGPU1    PIX     X      0-3\n", ["no list of processors"]),
+        (b"Model name: A\nNUMA node0 CPU(s): 8-3\n", ["8-3 ends before it begins"]),
         (b"GPU 0: Tesla T4 (UUID: x)\n" + ROW + b"GPU0     X      PIX\nGPU1    PIX     X\n", ["lists 1 GPUs", "has 2"]),
         (
             b"GPU 1: Tesla T4\nGPU 5: Tesla T4\n" + ROW + b"GPU0     X      PIX\nGPU1    PIX     X\n",
             ["lists GPUs 1, 5"],
         ),
-        (b"==== Weight between two GPUs ====\n", ["Link Type between two GPUs"]),
+        (b"==== Weight between two GPUs ====\n", ["no table of link types", "rocm-smi --showtopo"]),
         (b"=== Link Type between two GPUs ===\n GPU0 GPU1\nGPU0 0 XGMI\nGPU1 0\n", ["a row has not as many cells"]),
     ],
 )
@@ -393,6 +394,6 @@ def test_damaged_outputs_are_read_or_refused_in_a_sentence(name: str, data: st.D
 def test_lists_of_processors() -> None:
     for text in ("0-3,8", "0", "0-15,32-47", "5,7,9"):
         assert show_cpus(parse_cpus(text)) == text
-    for bad in ("a", "3-", "1-2-3", "0-70000"):
+    for bad in ("a", "3-", "1-2-3", "0-70000", "48-9"):
         with pytest.raises(InputError, match="processors"):
             parse_cpus(bad)

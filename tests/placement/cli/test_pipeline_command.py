@@ -38,6 +38,8 @@ def test_it_leaves_the_stages_that_it_shows(order: str, here: Path, capsys: pyte
     assert (stages.order, stages.batch, stages.micro_batches) == (order, 32, 4)
     assert all(name in shown for name in ("search", "pipedream", "equal_segments", "equal_parameters", "lower bound"))
     assert all(f"{stage.modules[0]} " in shown for stage in stages.stages)
+    assert main(["explain", "run"]) == 2
+    assert "holds the stages of a pipeline" in capsys.readouterr().err
     listed = [path for stage in stages.stages for path in stage.modules]
     assert listed == [str(i) for i in range(9)] or listed == [""]
 

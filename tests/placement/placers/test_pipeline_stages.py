@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from envs.clusters.cluster import Cluster
+from envs.clusters.memories import SharedMemory
 from envs.pipelines.actions import run
 from envs.pipelines.bound import lower_bound_s
 from envs.pipelines.orders import ORDERS
@@ -122,6 +123,20 @@ def test_memory_counts() -> None:
     none = replace(segments, cluster=with_memory(segments.cluster, 1000))
     with pytest.raises(NoFeasiblePlacementError, match="no stages fit the memory"):
         search(none, "1f1b", evaluations=10)
+
+
+def test_memory_that_ranks_share_counts_once() -> None:
+    segments = any_segments(7, count=6, devices=3)
+    free = search(segments, "gpipe", evaluations=300)
+    assert len(set(free.devices)) > 1
+    most, whole = int(free.peak_memory_bytes.max()), int(free.peak_memory_bytes.sum())
+    for size, fits in ((whole, True), (max(most, whole - 1), False)):
+        roomy = with_memory(segments.cluster, whole)
+        shared = replace(roomy, shared_memories=(SharedMemory("host", roomy.device_names, size),))
+        again = evaluate(replace(segments, cluster=shared), free.cuts, free.devices, "gpipe")
+        assert again.feasible == fits
+        found = search(replace(segments, cluster=shared), "gpipe", evaluations=1000)
+        assert found.peak_memory_bytes.sum() <= size
 
 
 def test_equal_cuts() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +18,17 @@ from graphs.errors import NotServedError
 from graphs.sources import load_graph
 from graphs.split_tables import split_tables
 from graphs.tables import find_tables
-from placement.placers import tables
+from placement.placers import tables, torchrec_planner
 from placement.placers.base import Budget
 from placement.results.comparison import compare_placers, quick_placers
 from tests.placement.placer_problems import training_problem
+
+
+@pytest.fixture
+def without_torchrec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the package is not installed: its published rule."""
+    monkeypatch.setattr(torchrec_planner, "is_installed", lambda module: False)
+
 
 GPU = DeviceSpec("card", "gpu", 1000, {"float32": 1e12}, 1e9)
 HOST = DeviceSpec("host", "cpu", 10**6, {"float32": 1e11}, 1e8)
@@ -72,6 +81,7 @@ def test_by_size_and_by_lookups_balance_what_they_look_at() -> None:
     assert loads(ask(problem, tables.place_by_lookups), read) == [264, 400]
 
 
+@pytest.mark.usefixtures("without_torchrec")
 def test_torchrec_goes_by_time_and_leaves_memory_free() -> None:
     sizes, read = (400, 200, 160, 120, 80), (8, 40, 400, 16, 200)
     problem = tables_on(sizes, read, 2)
@@ -84,6 +94,35 @@ def test_torchrec_goes_by_time_and_leaves_memory_free() -> None:
     assert ask(tight, tables.place_by_size)[0].startswith("gpu")
 
 
+def test_a_torchrec_that_does_not_load_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torchrec.py").write_text("raise OSError('undefined symbol: made for another PyTorch')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchrec", raising=False)
+    problem = tables_on((400, 200), (8, 40), 2)
+    placed = tables.place_as_torchrec(problem, budget=Budget(), rng=np.random.default_rng(0))
+    assert placed.note == ("by its published rule: torchrec does not load (undefined symbol: made for another PyTorch)")
+
+
+@pytest.mark.parametrize(
+    ("source", "cluster"), [("dlrm:rows=100000", "a100x4"), ("dlrm:rows=1000000,width=64", "dgx_a100")]
+)
+def test_torchrecs_own_plan_is_as_good_as_its_rule(source: str, cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package, where it is installed for this PyTorch: what is said of it here is what it does."""
+    pytest.importorskip("torchrec", reason="torchrec is not installed: pip install torchrec fbgemm-gpu-cpu")
+    problem = make_problem(load_graph(source), cluster)
+    own = tables.place_as_torchrec(problem, budget=Budget(), rng=np.random.default_rng(0))
+    assert own.note.startswith("by the planner of torchrec")
+    monkeypatch.setattr(torchrec_planner, "is_installed", lambda module: False)
+    rule = tables.place_as_torchrec(problem, budget=Budget(), rng=np.random.default_rng(0))
+    steps_s = [float(problem.evaluate_one(placed.placement).step_time_s[0]) for placed in (own, rule)]
+    assert steps_s[0] == pytest.approx(steps_s[1], rel=0.02)
+    counts = [
+        np.bincount(problem.to_ops(p.placement)[[t.parameter for t in find_tables(problem.graph)]]) for p in (own, rule)
+    ]
+    assert (counts[0] > 0).tolist() == (counts[1] > 0).tolist(), "tables on all accelerators, and none on the host"
+
+
+@pytest.mark.usefixtures("without_torchrec")
 def test_what_no_accelerator_holds_goes_to_the_host() -> None:
     problem = tables_on((2000, 100, 100), (8, 8, 8), 2)
     for placer in (tables.place_by_size, tables.place_by_lookups, tables.place_as_torchrec):

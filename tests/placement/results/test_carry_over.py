@@ -190,10 +190,11 @@ class TestTheCommand:
         assert main(["compare", *asked, *rows]) == 0
         assert main(["compare", *asked[:-2], *rows]) == 2
         assert "constraints" in capsys.readouterr().err
-        assert (
-            main(["train", "g.graph.json", "--cluster", "k80x4", "--updates", "1", "--start", "run/placement.json"])
-            == 0
-        )
+        for start in ("run/placement.json", "run"):
+            again = ["train", "g.graph.json", "--cluster", "k80x4", "--updates", "1", "--start", start]
+            assert main([*again, "--out", f"again-{start.partition('/')[2]}"]) == 0
+        assert main([*again[:-1], "."]) == 2
+        assert "it is a folder" in capsys.readouterr().err
 
     def test_what_cannot_hold_is_said_in_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["train", "g.graph.json", "--cluster", "k80x2", "--pin", "layr0=gpu:1"]) == 2

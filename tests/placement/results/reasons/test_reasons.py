@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from placement.results.placement_file import make_result, write_placement
 from placement.results.reasons.encode import explanation_content
 from placement.results.reasons.explain import explain
 from placement.results.reasons.explanation import Explanation
+from placement.results.reasons.moving import evaluate_moves
 from placement.results.reasons.remedies import one_more
 from placement.results.reasons.sentences import why
 from placement.results.reasons.step_parts import (
@@ -216,6 +218,29 @@ def test_memory_that_costs_time_is_a_limit() -> None:
     )
 
 
+def test_a_placement_that_does_not_fit_is_said_to_and_what_would_make_it_fit() -> None:
+    problem = problem_of(3)
+    ops = np.where(problem.op_allowed[:, 1], 1, problem.op_allowed.argmax(axis=1))
+    need = int(problem.trace(ops).peak_memory_bytes[1])
+    nearly = replace(problem, cluster=cluster(2, gpu_bytes=need - 1))
+    found = explain(nearly, ops, tries=32)
+    assert not found.feasible
+    assert found.sentences[0].startswith("The placement cannot run: it needs ")
+    assert "on gpu:0, which has" in found.sentences[0]
+    assert not any("does not fit" in sentence for sentence in found.sentences[1:])
+    assert any("no placement that fits takes less than" in sentence for sentence in found.sentences)
+    moved = next(sentence for sentence in found.sentences if sentence.startswith("Moving "))
+    fits = np.where(found.moves.elsewhere() & found.moves.feasible, found.moves.step_time_s, np.inf)
+    group, device = np.unravel_index(int(fits.argmin()), fits.shape)
+    assert f"{problem.groups.names[group]} to {problem.cluster.device_names[device]} makes it fit" in moved
+    assert "the whole would fit, in" in why(found, int(group))
+    assert "memory" not in [limit.kind for limit in found.limits]
+    hopeless = replace(problem, cluster=cluster(2, gpu_bytes=1000, cpu_bytes=1000))
+    found = explain(hopeless, ops, tries=32)
+    assert any("were tried, and none fits" in sentence for sentence in found.sentences)
+    assert any("in all would still be missing" in why(found, g) for g in range(problem.num_groups))
+
+
 def test_one_more_device_is_linked_as_its_twin() -> None:
     before = cluster(2)
     after = one_more(before, 1)
@@ -264,3 +289,19 @@ class TestTheCommand:
         )
         with pytest.raises(InputError):
             placement.explain(problem, ops[:-1])
+
+
+@pytest.mark.slow
+def test_all_groups_of_nmt_on_all_of_four_devices_are_evaluated_in_two_seconds() -> None:
+    """Exactly, in processor time, so that what else runs on the machine does not count."""
+    problem = placement.make_problem("nmt", "k80x4")
+    ops = random_ops(problem, 0)
+    evaluate_moves(problem, ops, time_limit_s=0.0)  # compiles, or loads what was compiled
+    problem.evaluate_ops(np.stack([ops, ops]))
+    began_s = time.process_time()
+    moves = evaluate_moves(problem, ops)
+    took_s = time.process_time() - began_s
+    asked = int(problem.allowed.sum())
+    print(f"{moves.evaluations:,} placements of {problem.graph.num_ops:,} ops in {took_s:.2f} s")
+    assert np.isfinite(moves.step_time_s).sum() >= asked - problem.num_groups
+    assert took_s < 2
