@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a clone runs 
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from envs.problem import PlacementProblem
 from envs.simulator.workspace import available_cores
@@ -108,6 +107,8 @@ def _always(share: float) -> Callable[[float], float]:
 
 
 def _show(stages: list[str], costs_s: NDArray[np.float64]) -> None:
+    from scipy.stats import spearmanr  # slow to load
+
     print(f"  {'after':<10}{'median':>10}{'best':>10}{'correlation with the end':>26}")
     for stage, column in zip(stages, costs_s.T, strict=True):
         differ = np.ptp(column) > 0 and np.ptp(costs_s[:, -1]) > 0

@@ -38,7 +38,7 @@ from placement.runs.measurements import MeasurementFile
 from placement.runs.observer import RunObserver
 from placement.runs.one_device import compiled_regions, run_in_turn
 from placement.runs.plain import COMPILE_REGIONS, Beside, PlainSteps, can_be_one
-from placement.runs.record import TrainingRecord, resume_trainer
+from placement.runs.record import TrainingRecord, draw_from_s, resume_trainer
 from placement.runs.stopping import stop_on_sigterm
 from placement.runs.training import LEARNED, compare_others, make_trainer
 
@@ -271,7 +271,10 @@ class MeasuredTraining:
             trainer = Trainer(self.problem, config=_CONFIG, seed=self.seed, start=start)
         self._trainer = trainer
         # A checkpoint after every update: next to the steps that an update runs it costs nothing.
-        record = None if self.run_dir is None else TrainingRecord(trainer, self.run_dir, interval_s=0.0)
+        record = None
+        if self.run_dir is not None:
+            drawn = draw_from_s(self.time_limit_s)
+            record = TrainingRecord(trainer, self.run_dir, interval_s=0.0, draw_from_s=drawn)
         try:
             trainer.run(time_limit_s=self._left_s(_SHARE_CONFIRM), should_stop=self._stopped, observer=record)
         finally:
@@ -285,7 +288,9 @@ class MeasuredTraining:
         trainer = self._earlier or make_trainer(
             self.simulated, self._comparison, preset="default", seed=self.seed, run_dir=None
         )
-        record = None if self.run_dir is None else TrainingRecord(trainer, self.run_dir)
+        record = None
+        if self.run_dir is not None:
+            record = TrainingRecord(trainer, self.run_dir, draw_from_s=draw_from_s(self.time_limit_s))
         with contextlib.nullcontext() if record is None else contextlib.closing(record):
             self._screen_in_rounds(trainer, None if record is None else _RoundRecord(record))
 

@@ -24,9 +24,18 @@ if TYPE_CHECKING:
 IMAGE_INTERVAL_S = 60.0
 """Seconds between pictures of the best placement's trace, which come with a checkpoint."""
 
+LEAST_DRAWN_S = 15.0
+"""Seconds of training from which TensorBoard gets a picture: making one takes a second, which is no part of a limit."""
 
 CHECKPOINT_INTERVAL_S = 20.0
 """Seconds of training between checkpoints; one is written at the end of every run, too."""
+
+
+def draw_from_s(time_limit_s: float | None) -> float:
+    """Seconds of training from which a run gets pictures: a time limit says at once whether there are any."""
+    if time_limit_s is None:
+        return LEAST_DRAWN_S
+    return 0.0 if time_limit_s >= LEAST_DRAWN_S else math.inf
 
 
 class TrainingRecord:
@@ -37,7 +46,7 @@ class TrainingRecord:
         run_dir: Where the checkpoint and TensorBoard's events go.
         interval_s: Seconds between checkpoints.
         reference_s: Step times to compare with, see `placement.runs.telemetry.Telemetry`.
-        draws: Whether TensorBoard gets a picture of the best placement's step.
+        draw_from_s: Seconds of training from which TensorBoard gets a picture of the best placement's step.
     """
 
     def __init__(
@@ -47,7 +56,7 @@ class TrainingRecord:
         *,
         interval_s: float = CHECKPOINT_INTERVAL_S,
         reference_s: Mapping[str, float] | None = None,
-        draws: bool = True,
+        draw_from_s: float = LEAST_DRAWN_S,
     ) -> None:
         from placement.runs.telemetry import Telemetry  # slow to import, and placers that only search never need it
 
@@ -70,7 +79,7 @@ class TrainingRecord:
             )
         self._saved_at = time.perf_counter()
         self._known_s = trainer.best_s
-        self._draws = draws
+        self._draw_from_s = draw_from_s
         self._drawn_s = math.inf
         self._drawn_at = -math.inf
 
@@ -113,7 +122,7 @@ class TrainingRecord:
 
     def _draw(self) -> None:
         trainer = self._trainer
-        if not self._draws:
+        if trainer.elapsed_s < self._draw_from_s:
             return
         self._drawn_at = time.perf_counter()
         if trainer.best_placement is not None and trainer.best_s < self._drawn_s:

@@ -72,9 +72,9 @@ EXPLAIN_SHARE, LEAST_EXPLAIN_S, MOST_EXPLAIN_S = 0.03, 0.2, 2.0
 REMEDY_S_AN_OP = 2e-5
 """Seconds for each op that an explanation must have, or it leaves out what other clusters would give."""
 
-LEAST_REPORTED_S, LEAST_DRAWN_S = 1.5, 15.0
-"""Seconds of training from which a run leaves a report, and TensorBoard a picture: making either takes a second or two,
-which is no part of its limit."""
+LEAST_REPORTED_S = 1.5
+"""Seconds of training from which a run leaves a report: making it takes a second or two, which is no part of its limit.
+"""
 
 _OTHERS_SHARE, _ALL_OTHERS_SHARE = 0.1, 0.25
 """Share of the time limit that one of the placers that do not search may take, and that all of them may."""
@@ -349,12 +349,11 @@ def _ask_others(
         )
     took_s = time.perf_counter() - began_s
     with observer.stage("loading PyTorch"):
-        import placement.learning.trainer
-
         if writes:
-            import placement.runs.telemetry  # noqa: F401
+            from placement.runs.record import draw_from_s
 
-            load_drawing()
+            if draw_from_s(time_limit_s) == 0.0:
+                load_drawing()
     with observer.stage("compiling the search, which only the first run has to"):
         compile_search(problem.schedule)
     return others, time.perf_counter() - took_s
@@ -480,7 +479,7 @@ def _learn(
         KeyboardInterrupt: A signal came before anything was evaluated.
         InputError: There is no limit, or a file cannot be written.
     """
-    from placement.runs.record import TrainingRecord
+    from placement.runs.record import TrainingRecord, draw_from_s
 
     best_file = _BestPlacementFile(trainer, run_dir)
     if run_dir is not None:
@@ -493,10 +492,11 @@ def _learn(
     spent_s = time.perf_counter() - began_s
     plan = TrainingPlan(others, resumed, trainer.updates, updates, time_limit_s, spent_s)
     with observer.training(plan), stop_on_sigterm() as stop:
-        draws = time_limit_s is None or time_limit_s >= LEAST_DRAWN_S
         record = None
         if run_dir is not None:
-            record = TrainingRecord(trainer, run_dir, reference_s=_references(others), draws=draws)
+            record = TrainingRecord(
+                trainer, run_dir, reference_s=_references(others), draw_from_s=draw_from_s(time_limit_s)
+            )
         trainer.run(
             updates=updates,
             time_limit_s=None if time_limit_s is None else max(time_limit_s - spent_s, 0.0),

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import kendalltau, spearmanr
 
 from envs.measured.problem import interquartile_mean
 from envs.measured.profile import AGREE, MOST_RUNS, Observation
@@ -153,6 +152,8 @@ class Row:
 
 def fit_of(predicted_s: Floats, measured_s: Floats) -> Fit:
     """Compare predictions with measurements."""
+    from scipy.stats import kendalltau, spearmanr  # slow to load
+
     error = predicted_s / measured_s - 1
     return Fit(
         predicted_s,
@@ -171,6 +172,8 @@ def row_of(graph: str, devices: str, problem: PlacementProblem, found: Measureme
     of the profile say so; ``own ops`` has instead the op times of the very steps that are predicted, so that what is
     left of the error comes from order, waiting and copies.
     """
+    from scipy.stats import spearmanr
+
     places, measured_s = found.op_device.astype(np.int32), found.step_s
     links = tuple(replace(link, receiver_copies=False) for link in problem.cluster.links)
     overlapping = replace(problem, cluster=replace(problem.cluster, links=links))

@@ -1,5 +1,7 @@
 """A limit of micro-batches in flight: kept by every placement and schedule, and nothing else changes."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -10,15 +12,20 @@ from envs.problem import PlacementProblem
 from envs.simulator import simulate
 from graphs.capture import capture
 from graphs.colocation import colocate
+from graphs.computation_graph import ComputationGraph
 from graphs.errors import InputError
 from graphs.in_flight import GATE, limit_in_flight
 from graphs.microbatch import MicroBatches, repeat
 
 
-def step(count: int, made: int | None = None) -> MicroBatches:
+@functools.cache
+def captured() -> ComputationGraph:
     model = nn.Sequential(*[layer for _ in range(3) for layer in (nn.Linear(32, 32), nn.ReLU())], nn.Linear(32, 4))
-    graph = capture(model, (torch.zeros(8, 32), torch.zeros(8).long()), nn.CrossEntropyLoss())
-    return repeat(graph, count, made=made)
+    return capture(model, (torch.zeros(8, 32), torch.zeros(8).long()), nn.CrossEntropyLoss())
+
+
+def step(count: int, made: int | None = None) -> MicroBatches:
+    return repeat(captured(), count, made=made)
 
 
 @pytest.mark.parametrize("schedule", ["priority", "fifo", "program_order"])

@@ -1,5 +1,6 @@
 """Micro-batches: what is repeated, what is done once, where gradients are added up, and how a batch is scaled."""
 
+import functools
 import sys
 import time
 from collections import Counter
@@ -62,16 +63,19 @@ class Sparse(nn.Module):
         return self.head(self.table(rows))
 
 
+@functools.cache
 def tied(batch: int) -> ComputationGraph:
     words = torch.zeros(batch, dtype=torch.int64)
     return capture(Tied(), (words, words), nn.functional.cross_entropy)
 
 
+@functools.cache
 def pictures(batch: int) -> ComputationGraph:
     x = torch.zeros(batch, 3, 9, 9)
     return capture(Pictures(), (x, torch.zeros(batch, dtype=torch.int64)), nn.functional.cross_entropy)
 
 
+@functools.cache
 def sparse(batch: int) -> ComputationGraph:
     rows = torch.zeros(batch, dtype=torch.int64)
     return capture(Sparse(), (rows, rows), nn.functional.cross_entropy, optimizer="sgd")

@@ -40,10 +40,14 @@ def own_cache(tmp_path, monkeypatch, shared_cache):
     return tmp_path
 
 
-@functools.cache
 def uncaptured_step(spec: str):
     """The model without a capture, and PyTorch's own FLOP count of its forward and backward pass."""
-    workload, sizes = zoo.parse(spec)
+    return step_of_name(zoo.canonical_name(*zoo.parse(spec)))
+
+
+@functools.cache
+def step_of_name(name: str):
+    workload, sizes = zoo.parse(name)
     training = bool(sizes["training"])
     with FakeTensorMode():
         model, batch = zoo.build(workload, sizes)

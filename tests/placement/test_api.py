@@ -25,6 +25,7 @@ from placement.placers.base import DEFAULT_OPTIONS, Budget, Placed, SearchOption
 from placement.registry import get_placer
 from placement.results.placement_file import encode_placement
 from placement.runs.observer import RunObserver, TrainingPlan
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,7 +109,7 @@ def test_two_processes_cannot_work_on_one_run(problem: PlacementProblem, tmp_pat
         "import sys, time; from pathlib import Path; from placement.runs.directory import hold\n"
         "with hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
-    other = subprocess.Popen([sys.executable, "-c", code, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    other = forked.Popen([sys.executable, "-c", code, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"

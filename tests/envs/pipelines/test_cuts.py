@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributed.pipelining import SplitPoint
-from torch.distributed.pipelining import pipeline as trace
 
 from envs.clusters.catalog import load_cluster
 from envs.cost_model import op_times_s
@@ -129,6 +127,9 @@ def test_one_stage_takes_what_its_ops_take() -> None:
 
 
 def test_pytorch_cuts_models_at_every_segment() -> None:
+    from torch.distributed.pipelining import SplitPoint  # slow to load
+    from torch.distributed.pipelining import pipeline as trace
+
     model = Words()
     segments = find_segments(in_parts(model), CLUSTER)
     points = {modules[0]: SplitPoint.BEGINNING for modules in segments.modules[1:]}

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, settings
@@ -21,7 +23,18 @@ TIMES_S = (0.0, 0.0, 0.25, 1.0, 1.0, 2.0, 1 / 3, 0.1)  # ties, no time at all, a
 SENDS_S = (*(math.nan,) * 4, *TIMES_S)  # most tensors take what their bytes take
 MODULES = ("", "", "a", "a.x", "a.y", "b", "b.z.u", "b.z.v", "c.0", "c.1.x", "loss")
 SIZES = (0, 1, 1, 2, 7, 1000)
+HELD = (*(None,) * len(SIZES), *SIZES)  # half of the ops hold nothing
 SPECS = tuple(DeviceSpec(f"spec{i}", kind, 500, {"float32": 1.0}, 1.0) for i, kind in enumerate(("gpu", "gpu", "cpu")))
+
+
+def choices(draw: st.DrawFn, *menus: Sequence[Any]) -> list[Any]:
+    """One of each menu: all are digits of one number, as drawing takes the time; it shrinks to the first of each."""
+    code = draw(st.integers(0, math.prod(map(len, menus)) - 1))
+    chosen = []
+    for menu in menus:
+        code, place = divmod(code, len(menu))
+        chosen.append(menu[place])
+    return chosen
 
 
 @st.composite
@@ -53,18 +66,26 @@ def problems(
     specs = sorted({d.spec.name for d in machine.devices})
     ops, tensors = [], []
     forward = draw(st.sampled_from([count, count // 2]))
+    kept = (None, None, None, *([kind] for kind in kinds)) if restrict else (None,)
     for op in range(count):
-        allowed = draw(st.sampled_from([None, None, None, *([kind] for kind in kinds)])) if restrict else None
-        held = {"parameter": draw(st.sampled_from(SIZES))} if draw(st.booleans()) else {}
-        times = {spec: draw(st.sampled_from(TIMES_S)) for spec in specs}
-        module, call = draw(st.sampled_from(MODULES)), draw(st.sampled_from([0, 0, 1]))
-        record = OpRecord(f"op{op}", "add", allowed_kinds=allowed, resident_bytes=held, time_s=times)
+        allowed, held, module, call, made, *times_s = choices(
+            draw, kept, HELD, MODULES, (0, 0, 1), (0, 1, 1, 1, 2, 3), *(TIMES_S for _ in specs)
+        )
+        record = OpRecord(
+            f"op{op}",
+            "add",
+            allowed_kinds=allowed,
+            resident_bytes={} if held is None else {"parameter": held},
+            time_s=dict(zip(specs, times_s, strict=True)),
+        )
         phase = "forward" if op < forward else "backward"
         ops.append(replace(record, module=module, module_call=call, phase=phase))
-        for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 3]))):
-            readers = draw(st.sets(st.integers(op + 1, count - 1), max_size=4)) if op + 1 < count else set()
-            size, resident, seconds = draw(st.sampled_from(SIZES)), draw(st.booleans()), draw(st.sampled_from(SENDS_S))
-            tensors.append(TensorRecord(op, size, sorted(readers), resident, seconds))
+        later = range(op + 1, count) or (None,)
+        for _ in range(made):
+            size, resident, seconds, several, *readers = choices(
+                draw, SIZES, (False, True), SENDS_S, range(5), *(later for _ in range(4))
+            )
+            tensors.append(TensorRecord(op, size, sorted({*readers[:several]} - {None}), resident, seconds))
     graph = build("random", ops, tensors)
     return PlacementProblem(graph, one_group_an_op(graph), machine, draw(st.sampled_from(SCHEDULES)))
 
@@ -72,5 +93,4 @@ def problems(
 @st.composite
 def placed(draw: st.DrawFn, problem: st.SearchStrategy[PlacementProblem]) -> tuple[PlacementProblem, np.ndarray]:
     made = draw(problem)
-    device = st.integers(0, made.num_devices - 1)
-    return made, np.array(draw(st.lists(device, min_size=made.graph.num_ops, max_size=made.graph.num_ops)))
+    return made, np.array(choices(draw, *(range(made.num_devices) for _ in range(made.graph.num_ops))))

@@ -294,7 +294,8 @@ def test_every_documented_tag_is_written_at_every_update(tmp_path: Path) -> None
     problem = branches(3, 2)
     stats: list[UpdateStats] = []
     trainer = Trainer(problem, config=SMALL)
-    trainer.run(updates=5, on_update=stats.append, observer=TrainingRecord(trainer, tmp_path))
+    record = TrainingRecord(trainer, tmp_path, draw_from_s=0.0)
+    trainer.run(updates=5, on_update=stats.append, observer=record)
     written = events(tmp_path)
     assert set(STEP_TAGS) <= set(written.Tags()["scalars"])
     for tag, key in STEP_TAGS.items():

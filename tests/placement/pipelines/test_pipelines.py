@@ -15,7 +15,6 @@ from torch import nn
 
 from graphs.errors import InputError
 from placement.exports.stages import Stage, Stages, schedule_csv
-from placement.pipelines.cut import check_rows, cut, split_batch
 from tests import forked
 from tests.pages import GUIDE, blocks
 from tests.placement.pipelines import train_in_stages
@@ -144,6 +143,8 @@ class Depends(nn.Module):
 
 
 def test_what_cannot_be_cut_is_refused_in_a_sentence() -> None:
+    from placement.pipelines.cut import check_rows, cut, split_batch  # slow to load, as torch.distributed.pipelining is
+
     ids, x = torch.zeros(8, 3, dtype=torch.long), torch.zeros(8, 4)
     with pytest.raises(InputError, match=r"stages\[1\].modules has 'tail', which the model has not"):
         cut(Tied(), plan((0, ["embed"]), (1, ["tail"])), (ids,), {})
@@ -160,6 +161,8 @@ def test_what_cannot_be_cut_is_refused_in_a_sentence() -> None:
 
 
 def test_stages_have_the_parameters_of_the_model_also_those_that_several_use() -> None:
+    from placement.pipelines.cut import cut
+
     model = Tied()
     pipe, users = cut(model, plan((0, ["embed", "middle"]), (1, ["head"])), (torch.zeros(8, 3, dtype=torch.long),), {})
     assert users == {"embed.weight": (0, 1)}

@@ -10,7 +10,6 @@ import sys
 from typing import cast
 
 import torch
-import torch.distributed.pipelining.schedules
 from torch import nn
 
 import placement
@@ -138,7 +137,9 @@ def check(case: str) -> None:
 
 def die_in_step() -> None:
     """End this process, without a word, when it first computes its stage."""
-    torch.distributed.pipelining.schedules.Schedule1F1B.step = lambda *_, **__: os._exit(3)  # type: ignore[method-assign]
+    from torch.distributed.pipelining import schedules  # slow to load
+
+    schedules.Schedule1F1B.step = lambda *_, **__: os._exit(3)  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

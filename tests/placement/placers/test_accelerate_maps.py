@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate import infer_auto_device_map
 from torch import nn
 
 import placement
@@ -73,13 +72,14 @@ def model_of(source: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["accelerate_balanced", "accelerate_sequential"])
 def test_groups_are_where_accelerate_puts_their_modules(source: str, name: str) -> None:
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
     problem = placement.make_problem(source, "k80x2:memory_bytes=40000", target="accelerate")
     placed = place(name, problem)
     model = model_of(source)
     limits: dict[int | str, int] = {0: 40000, 1: 40000, "cpu": 2**40}
     if name == "accelerate_balanced":
-        from accelerate.utils import get_balanced_memory
-
         limits = get_balanced_memory(model, limits, no_split_module_classes=["Block"])
     devices = infer_auto_device_map(model, limits, no_split_module_classes=["Block"])
     assert set(devices.values()) == {0, 1}
