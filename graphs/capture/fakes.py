@@ -54,7 +54,7 @@ def stand_in(tensor: torch.Tensor, what: str, *, runs: bool) -> torch.Tensor:
             "capture the model before it is converted"
         )
     sparse = sparse or is_wrapper(tensor)
-    fake = fake_like(tensor if sparse else tensor.detach())
+    fake = fake_like(tensor)
     return fake if sparse else fake.requires_grad_(tensor.requires_grad)
 
 

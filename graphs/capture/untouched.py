@@ -16,6 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -177,21 +178,35 @@ def _look_at_attributes(item: Any, undo: list[_Undo]) -> list[Any]:
     if isinstance(attributes, dict):
         held += _look_at_dict(attributes, undo)
     slots: dict[Any, tuple[bool, Any]] = {}
-    for kind in type(item).__mro__:
-        for member in vars(kind).values():
-            if (
-                isinstance(member, types.MemberDescriptorType)
-                and kind.__module__ != "builtins"
-                and "__slots__" in vars(kind)
-            ):
-                try:
-                    slots[member] = True, member.__get__(item)
-                except AttributeError:
-                    slots[member] = False, None
+    for member in _slots_of(type(item)):
+        try:
+            slots[member] = True, member.__get__(item)
+        except AttributeError:
+            slots[member] = False, None
     if slots:
         undo.append(functools.partial(_put_back_slots, item, slots))
         held += [value for _, value in slots.values()]
     return held
+
+
+def _slots_of(kind: type) -> tuple[types.MemberDescriptorType, ...]:
+    """The slots of a class and of those that it is made of."""
+    if kind in _without_slots:
+        return ()
+    found = tuple(
+        member
+        for part in kind.__mro__
+        if part.__module__ != "builtins" and "__slots__" in vars(part)
+        for member in vars(part).values()
+        if isinstance(member, types.MemberDescriptorType)
+    )
+    if not found:
+        _without_slots.add(kind)
+    return found
+
+
+_without_slots: WeakSet[type] = WeakSet()
+"""Classes that have been looked at: nearly all, thousands of times."""
 
 
 def _look_at_tensor(item: torch.Tensor, undo: list[_Undo]) -> list[Any]:
