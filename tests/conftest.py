@@ -60,6 +60,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         compile_share(int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")))
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # captures make much that lives as long as they do
     gc.enable()
 
 

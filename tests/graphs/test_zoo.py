@@ -217,7 +217,7 @@ def test_small_models_run_and_learn():
         }
         optimizer = torch.optim.SGD(model.parameters(), 0.05)
         losses = []
-        for _ in range(8):
+        for _ in range(5):
             loss = model(**batch)
             optimizer.zero_grad()
             loss.backward()

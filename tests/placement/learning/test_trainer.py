@@ -40,7 +40,7 @@ from placement.placers.base import Budget
 from placement.registry import PLACERS
 from placement.runs import checkpoint
 from placement.runs.checkpoint import FILE_NAME
-from placement.runs.record import TrainingRecord, resume_trainer
+from placement.runs.record import TrainingRecord, draw_from_s, resume_trainer
 from placement.runs.telemetry import STEP_TAGS
 from tests import forked
 from tests.placement.problems import branches, optimum_s, with_settings
@@ -312,6 +312,13 @@ def test_every_documented_tag_is_written_at_every_update(tmp_path: Path) -> None
         assert busy == pytest.approx(busy_s / trainer.best_s, rel=1e-6)
         peak = problem.evaluate_one(trainer.best_placement).peak_memory_bytes[0, d]
         assert written.Scalars(f"device/{name}/peak_memory_bytes")[-1].value == pytest.approx(float(peak), rel=1e-6)
+
+
+def test_a_brief_training_leaves_no_picture(tmp_path: Path) -> None:
+    trainer = Trainer(branches(3, 2), config=SMALL)
+    trainer.run(updates=1, observer=TrainingRecord(trainer, tmp_path, draw_from_s=draw_from_s(None)))
+    assert events(tmp_path).Tags()["images"] == []
+    assert [draw_from_s(limit_s) for limit_s in (None, 14.9, 15.0, 60.0)] == [15.0, math.inf, 0.0, 0.0]
 
 
 def test_tensorboard_has_charts_of_what_belongs_together_and_settings_to_compare(tmp_path: Path) -> None:
