@@ -24,6 +24,8 @@ BATCH = torch.randn(8, 6, generator=torch.Generator().manual_seed(1)), torch.ara
 class Model(nn.Module):
     """With statistics that are updated in place, and a buffer that is given anew."""
 
+    mean: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
