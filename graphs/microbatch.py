@@ -125,8 +125,8 @@ def repeat(graph: ComputationGraph, count: int, *, made: int | None = None) -> M
 
 def _rows_of(graph: ComputationGraph, times: int) -> ComputationGraph:
     """The step with updates of single rows that touch so many times the rows."""
-    sparse = find_parts(graph).sparse_update
-    if times == 1 or not sparse.any():
+    sparse = find_parts(graph).sparse_update if times > 1 else np.zeros(0, dtype=np.bool_)
+    if not sparse.any():
         return graph
     return replace(
         graph,
@@ -174,8 +174,10 @@ class _Numbers:
 def _repeat(given: ComputationGraph, whole: int, made: int | None) -> MicroBatches:
     """Repeat a graph, which may need its convolutions split, for all micro-batches of the whole or the first ones."""
     count = whole if made is None else min(whole, made)
-    graph, origin_of_part = split_convolutions(given, find_parts(given))
-    parts = find_parts(graph)
+    parts = find_parts(given)
+    graph, origin_of_part = split_convolutions(given, parts)
+    if graph is not given:
+        parts = find_parts(graph)
     summed = np.flatnonzero(parts.summed)  # [K] tensors
     numbers, origin, micro_batch, is_sum = _number(graph, parts, summed, count)
     kind = _kinds(parts)[origin]
@@ -238,14 +240,13 @@ def _columns(
 ) -> dict[str, Any]:
     """The columns of ops but for the bytes that accumulations access."""
     names = graph.op_names
-    taken = set(names)
-    op_names = []
-    for op, m, sums in zip(origin.tolist(), micro_batch.tolist(), is_sum.tolist(), strict=True):
-        if m < 0:
-            op_names.append(names[op])
-            continue
-        op_names.append(f"micro{m}/{names[op]}/accumulate" if sums else f"micro{m}/{names[op]}")
-    _make_unique(op_names, taken if len(set(op_names)) < len(op_names) else None)
+    starts = [*(f"micro{m}/" for m in range(count)), ""]  # the last one of what is there once: its number is -1
+    op_names = [
+        f"{starts[m]}{names[op]}/accumulate" if sums else f"{starts[m]}{names[op]}"
+        for op, m, sums in zip(origin.tolist(), micro_batch.tolist(), is_sum.tolist(), strict=True)
+    ]
+    if len(set(op_names)) < len(op_names):
+        _make_unique(op_names)
 
     def column(values: NDArray[Any], of_sum: int) -> NDArray[Any]:
         made = values[origin]
@@ -284,10 +285,8 @@ def _columns(
     }
 
 
-def _make_unique(op_names: list[str], taken: set[str] | None) -> None:
+def _make_unique(op_names: list[str]) -> None:
     """Number names that are there twice: an op may make the gradients of several parameters."""
-    if taken is None:
-        return
     seen: set[str] = set()
     for i, name in enumerate(op_names):
         number = 1

@@ -56,7 +56,7 @@ MICRO_BATCHES = 8
 ENOUGH = {"1f1b": 0.08, "zb_h1": 0.12, "list": 0.12}
 """What a search should save over the opponents of the same order."""
 
-SAME_KIND = ("pipedream", "equal_segments", "equal_parameters")
+SAME_KIND = ("pipedream", "max_load", "equal_segments", "equal_parameters")
 REPLICATED = ("data_parallel", "replicated_pipelines", "pipedream_replicas")
 
 
@@ -71,8 +71,8 @@ class Row(msgspec.Struct, frozen=True):
         search_s: Step time of the stages that the search found; None where none fit, or nothing can be cut.
         uniform_s: Of the search with uniform moves.
         opponents: Step times of what fits, by placer.
-        bound_s: The lower bound.
-        note: Why there is none.
+        bound_s: What no pipeline is below under this order.
+        note: Why there is no step time of the search.
     """
 
     graph: str
@@ -94,6 +94,12 @@ class Row(msgspec.Struct, frozen=True):
         """The fastest of some opponents."""
         there = {name: self.opponents[name] for name in names if name in self.opponents}
         return min(there.items(), key=lambda item: item[1], default=None)
+
+    @property
+    def room(self) -> float | None:
+        """What of the fastest opponent of one device a stage could be saved at most."""
+        best = self.best(SAME_KIND)
+        return None if best is None or self.bound_s is None else 1 - self.bound_s / best[1]
 
 
 class Rows(msgspec.Struct, frozen=True):
@@ -128,7 +134,7 @@ def measure(step: Step, graph: str, cluster: Cluster, order: str, time_limit_s: 
     there = {name: one.step_time_s for name, one in replicated.items() if one.feasible}
     if segments.num_segments == 1:
         note = "cannot be cut: values skip over all modules"
-        return Row(graph, cluster.name, order, 1, None, None, there, lower_bound_s(segments), note)
+        return Row(graph, cluster.name, order, 1, None, None, there, lower_bound_s(segments, order), note)
     starts = heuristics(segments, order)
     there |= {name: one.step_time_s for name, one in starts.items() if one.feasible}
     found: list[float | None] = []
@@ -149,7 +155,7 @@ def measure(step: Step, graph: str, cluster: Cluster, order: str, time_limit_s: 
         except NoFeasiblePlacementError:
             found.append(None)
             note = "no stages fit"
-    bound_s = lower_bound_s(segments)
+    bound_s = lower_bound_s(segments, order)
     return Row(graph, cluster.name, order, segments.num_segments, found[0], found[1], there, bound_s, note)
 
 
@@ -166,18 +172,27 @@ def report(content: Rows, command: str) -> str:
         "",
         f"Every step is cut into {content.micro_batches} micro-batches and captured at that size; time and memory are "
         "those of strict lists of whole actions ([Pipelines](../guide/pipelines.md)). "
-        f"The search and the one with uniform moves have {content.time_limit_s:g} s of one core each. "
-        "*Opponent* is the best of PipeDream's dynamic programme, equal segments and equal parameters, each with its "
-        "best number of stages, under the same order and memory; under `list`, where the search makes lists and may "
-        "give a device several stages, they get the best of made lists and all orders. "
-        "*Data parallel*: the whole model on several devices, in as many or fewer micro-batches. "
-        "*Replicated*: the better of equal pipelines side by side and PipeDream's programme with replication; "
-        "PyTorch's pipelines do not run these by themselves. Every row is in [pipelines.json](../data/pipelines.json).",
+        f"The search and the one with uniform moves have {content.time_limit_s:g} s of one core each.",
+        "",
+        "- *Opponent* is the fastest of PipeDream's dynamic programme, that of Tarnawski et al. for the largest load, "
+        "equal segments and equal parameters, under the same order and memory. Each has its best number of stages and, "
+        "where devices are unlike, its best order of them, all of them simulated: more than these placers do by "
+        "themselves. Under `list`, where the search makes lists and may give a device several stages, they get the "
+        "best of made lists and all orders.",
+        "- *Room* is what nobody can save more of: how far the bound is below the opponent. *Bound* is a step time "
+        "that no pipeline of these segments is below under this order, with any cuts and devices "
+        "(`envs.pipelines.bound` has the proof); memory and most transfers are left out of it.",
+        "- *Data parallel*: the whole model on several devices, in as many or fewer micro-batches. *Replicated*: the "
+        "better of equal pipelines side by side and PipeDream's programme with replication; PyTorch's pipelines do not "
+        "run these by themselves.",
+        "",
+        "Every row is in [pipelines.json](../data/pipelines.json). What the simulated times are worth on a machine is "
+        "in [Does the simulator predict the machine?](fidelity.md#pipelines).",
         "",
     ]
     for order in dict.fromkeys(row.order for row in content.rows):
         rows = [row for row in content.rows if row.order == order]
-        lines += [f"## Order {order}", "", *summary(order, rows), "", *_table(rows), ""]
+        lines += [f"## Order {order}", "", *summary(order, rows), "", *_against(order, rows), "", *_table(rows), ""]
     return "\n".join(lines)
 
 
@@ -187,8 +202,11 @@ def summary(order: str, rows: Sequence[Row]) -> list[str]:
     cut = [(row, search_s, best[1]) for row, search_s in fit if (best := row.best(SAME_KIND)) is not None]
     if not cut:
         return ["Nothing can be cut here."]
+    enough = ENOUGH.get(order, 0.08)
     saved = [1 - search_s / other_s for _, search_s, other_s in cut]
-    enough = sum(share >= ENOUGH.get(order, 0.08) for share in saved)
+    reached = sum(share >= enough for share in saved)
+    room = [row.room for row, _, _ in cut if row.room is not None]
+    could = sum(share >= enough for share in room)
     better = [row for row, search_s, _ in cut if (best := row.best(REPLICATED)) and best[1] < search_s]
     parallel = [row for row, search_s, _ in cut if row.opponents.get("data_parallel", search_s) < search_s]
     ratios = [row.uniform_s / search_s - 1 for row, search_s, _ in cut if row.uniform_s is not None]
@@ -196,7 +214,9 @@ def summary(order: str, rows: Sequence[Row]) -> list[str]:
     return [
         f"{len(cut)} of {len(rows)} cells can be cut and fit. In {worse or 'none'} of them the search is worse than "
         f"the best opponent of one device a stage; it saves {statistics.median(saved):.1%} at the median and "
-        f"{max(saved):.0%} at most, at least {ENOUGH.get(order, 0.08):.0%} in {enough}.",
+        f"{max(saved):.0%} at most.",
+        f"It saves at least {enough:.0%} in {reached} cells. In {len(room) - could} the bound proves that nothing can: "
+        f"the opponent is within {enough:.0%} of it. In the other {could} the bound leaves room for it.",
         f"Data parallelism is faster than the search's stages in {len(parallel)} cells, and some opponent with several "
         f"devices a stage in {len(better)}: a pipeline is for models that do not fit, or links that are slow.",
         f"Uniform moves in place of learned ones take {statistics.mean(ratios):+.2%} on average, from "
@@ -204,9 +224,23 @@ def summary(order: str, rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def _against(order: str, rows: Sequence[Row]) -> list[str]:
+    """How often the search is better than each opponent."""
+    enough = ENOUGH.get(order, 0.08)
+    heads = ["opponent", "devices a stage", "cells", "saved, median", "search slower", f"saves {enough:.0%} or more"]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for name in (*SAME_KIND, *REPLICATED):
+        saved = [1 - row.search_s / row.opponents[name] for row in rows if row.search_s and name in row.opponents]
+        if saved:
+            slower, reached = sum(share < 0 for share in saved), sum(share >= enough for share in saved)
+            one = "one" if name in SAME_KIND else "several"
+            lines.append(f"| {name} | {one} | {len(saved)} | {statistics.median(saved):.1%} | {slower} | {reached} |")
+    return lines
+
+
 def _table(rows: Sequence[Row]) -> list[str]:
-    heads = ["graph", "cluster", "segments", "search", "uniform moves", "opponent", "saved", "data parallel"]
-    heads += ["replicated", "bound"]
+    heads = ["graph", "cluster", "segments", "search", "uniform moves", "opponent", "saved", "room", "bound"]
+    heads += ["data parallel", "replicated"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in rows:
         best, many = row.best(SAME_KIND), row.best(REPLICATED[1:])
@@ -222,9 +256,10 @@ def _table(rows: Sequence[Row]) -> list[str]:
             more,
             f"{seconds(best[1])} ({best[0]})" if best else "",
             saved,
+            f"{row.room:.1%}" if row.room is not None else "",
+            seconds(row.bound_s) if row.bound_s is not None else "",
             seconds(row.opponents["data_parallel"]) if "data_parallel" in row.opponents else "does not fit",
             f"{seconds(many[1])} ({many[0]})" if many else "does not fit",
-            seconds(row.bound_s) if row.bound_s is not None else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

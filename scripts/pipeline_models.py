@@ -11,6 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+MICRO_BATCHES = 8
+BATCH = 32
+"""Of the models that `scripts/pipeline_fidelity.py` runs."""
+
+Trained = tuple[nn.Module, tuple[Tensor, Tensor], Any]
+
 
 class _Twice(nn.Sequential):
     """Two convolutions, each normalised and rectified."""
@@ -60,3 +66,101 @@ def t5() -> tuple[nn.Module, dict[str, Tensor]]:
     model = T5ForConditionalGeneration(config)
     tokens = torch.zeros(32, 128, dtype=torch.int64)
     return model, {"input_ids": tokens, "labels": tokens}
+
+
+class Block(nn.Module):
+    """A block of a decoder."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, T, H]`` -> ``[B, T, H]``."""
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + self.out(mixed)
+        return x + self.narrow(F.gelu(self.wide(self.norm2(x))))
+
+
+class Decoder(nn.Module):
+    """An embedding, six blocks and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(2000, 256)
+        self.blocks = nn.ModuleList(Block(256) for _ in range(6))
+        self.head = nn.Linear(256, 2000)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """``[B, T]`` -> ``[B, T, 2000]``."""
+        x = self.embed(words)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class Residual(nn.Module):
+    """Two convolutions and what they are added to."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.norm = nn.GroupNorm(8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As large as `x`."""
+        return x + self.second(F.relu(self.norm(self.first(x))))
+
+
+class Pictures(nn.Module):
+    """A stem, six residual blocks and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(Residual(64) for _ in range(6))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, 3, 64, 64]`` -> ``[B, 10]``."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+def words_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Of next words."""
+    return F.cross_entropy(output.flatten(0, 1), target.flatten())
+
+
+def decoder(batch: int = BATCH // MICRO_BATCHES) -> Trained:
+    """The decoder, a batch and its loss; by default one micro-batch."""
+    torch.manual_seed(0)
+    words = torch.randint(0, 2000, (batch, 64))
+    return Decoder(), (words, words.roll(-1, 1)), words_loss
+
+
+def pictures(batch: int = BATCH // MICRO_BATCHES) -> Trained:
+    """The convolutional model likewise."""
+    torch.manual_seed(0)
+    return Pictures(), (torch.randn(batch, 3, 64, 64), torch.randint(0, 10, (batch,))), F.cross_entropy
+
+
+def of_one(function: Any) -> Any:
+    """A step of one micro-batch under SGD, for the profile."""
+    model, batch, loss = function()
+    return {"model": model, "example_batch": batch, "loss": loss, "optimizer": "sgd"}
+
+
+def decoder_part() -> dict[str, Any]:
+    """One micro-batch of the decoder."""
+    return of_one(decoder)
+
+
+def pictures_part() -> dict[str, Any]:
+    """One micro-batch of the convolutional model."""
+    return of_one(pictures)

@@ -11,7 +11,7 @@ A cut is before a module's first op, as PyTorch's tracing cuts (``SplitPoint.BEG
 
 The parts between neighbouring cuts are *segments*; a stage is a run of them. A segment has its forward ops, the
 backward ops and parameters that belong to them, and their updates. The loss is in the last one. Inputs of the step are
-read by each rank for itself.
+read by each rank for itself, and what follows from them alone does not cross.
 
 Letters: ``K`` segments, ``D`` devices, ``M`` micro-batches, ``N`` ops, ``S`` stages.
 """
@@ -26,7 +26,7 @@ from envs.cost_model import op_times_s
 from envs.pipelines.segments import Segments, Tied
 from graphs.after_updates import check_not_clipped, check_updates_are_last
 from graphs.colocation.whole_modules import is_loss, prefixes
-from graphs.computation_graph import INPUT, RESIDENT_PARTS, ComputationGraph
+from graphs.computation_graph import INPUT, PARAMETER, RESIDENT_PARTS, ComputationGraph
 from graphs.errors import InputError
 from graphs.microbatch import KINDS, MicroBatches
 
@@ -80,6 +80,7 @@ def find_segments(micro: MicroBatches, cluster: Cluster) -> Segments:
         cluster=cluster,
         micro_batches=micro.count,
         modules=_modules(micro, segment, count),
+        spans=_spans(micro, segment),
         action_s=action_s,
         add_s=add_s,
         update_s=update_s,
@@ -239,14 +240,19 @@ def _trained(graph: ComputationGraph, works: NDArray[np.bool_]) -> NDArray[np.bo
     """``bool[N]``: the forward ops that follow from a parameter that is updated: gradients flow to what they make."""
     updated = np.zeros(graph.num_ops, dtype=np.bool_)
     updated[graph.edge_producer[graph.phase[graph.consumers] == 2]] = True
-    trained = (updated & (graph.resident_bytes[:, 0] > 0)).tolist()
+    return _followers(graph, works, updated & (graph.resident_bytes[:, 0] > 0))
+
+
+def _followers(graph: ComputationGraph, works: NDArray[np.bool_], roots: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """``bool[N]``: some ops and the forward ops that follow from them."""
+    follows = roots.tolist()
     offsets = graph.consumer_offsets[graph.tensor_offsets].tolist()
     consumers, forward = graph.consumers.tolist(), works.tolist()
     for op in range(graph.num_ops):
-        if trained[op]:
+        if follows[op]:
             for reader in consumers[offsets[op] : offsets[op + 1]]:
-                trained[reader] = trained[reader] or forward[reader]
-    return np.array(trained)
+                follows[reader] = follows[reader] or forward[reader]
+    return np.array(follows)
 
 
 def _sizes(micro: MicroBatches, segment: NDArray[np.int64], count: int) -> dict[str, NDArray[np.int64]]:
@@ -276,7 +282,8 @@ def _sizes(micro: MicroBatches, segment: NDArray[np.int64], count: int) -> dict[
         crossed[[0, count]] = 0
         return crossed
 
-    over = is_forward & (furthest > segment[made])
+    # What follows from inputs alone, such as a mask, is made anew where it is read: `placement.pipelines.inputs`.
+    over = is_forward & (furthest > segment[made]) & _followers(graph, forward, graph.is_type(PARAMETER))[made]
     trained = _trained(graph, forward)
     return {
         "saved_bytes": saved,
@@ -313,6 +320,18 @@ def _most_alive(
     chosen = np.flatnonzero(ops)
     np.maximum.at(most, segment[chosen], alive[chosen])
     return most
+
+
+def _spans(micro: MicroBatches, segment: NDArray[np.int64]) -> dict[str, tuple[int, int]]:
+    """Of each module the first and the last segment that has forward ops of it."""
+    graph = micro.graph
+    works = np.flatnonzero((micro.kind == _FORWARD) & (micro.micro_batch == 0) & ~graph.is_type(INPUT))
+    spans: dict[str, tuple[int, int]] = {}
+    for m, number in sorted(set(zip(graph.module[works].tolist(), segment[works].tolist(), strict=True))):
+        for path in prefixes(graph.module_names[m]):
+            first, last = spans.get(path, (number, number))
+            spans[path] = min(first, number), max(last, number)
+    return spans
 
 
 def _modules(micro: MicroBatches, segment: NDArray[np.int64], count: int) -> tuple[tuple[str, ...], ...]:

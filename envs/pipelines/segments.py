@@ -15,8 +15,9 @@ Letters: ``K`` segments, ``D`` devices, ``M`` micro-batches, ``S`` stages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -67,6 +68,7 @@ class Segments:
         fixed_bytes: ``int64[K]``: parameters, optimizer state and accumulated gradients.
         summed_bytes: ``int64[K]``: of these the accumulated gradients.
         tied: Parameters that several segments read.
+        spans: Of each module the first and the last segment with a part of it, by its path.
     """
 
     cluster: Cluster
@@ -83,6 +85,7 @@ class Segments:
     fixed_bytes: NDArray[np.int64]
     summed_bytes: NDArray[np.int64]
     tied: tuple[Tied, ...] = ()
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def num_segments(self) -> int:
@@ -214,9 +217,30 @@ class Segments:
         return _Sums(self)
 
     def modules_between(self, start: int, end: int) -> tuple[str, ...]:
-        """The outermost whole modules of some neighbouring segments, in program order."""
+        """The outermost whole modules of some neighbouring segments, in program order.
+
+        A list of modules such as ``layers`` is no module that is called, so its members are named, ``layers.0`` each.
+        """
         listed = [path for segment in self.modules[start:end] for path in segment]
-        return tuple(dict.fromkeys(listed))
+        return tuple(dict.fromkeys(self._outermost(path, start, end) for path in listed))
+
+    def _outermost(self, path: str, start: int, end: int) -> str:
+        """The outermost module around one that is in these segments alone and has no list of modules in it."""
+        for last in (match.start() for match in re.finditer(r"\.", path)):
+            first_of, last_of = self.spans.get(path[:last], (-1, end))
+            if start <= first_of and last_of < end and path[:last] not in self._with_lists:
+                return path[:last]
+        return path
+
+    @cached_property
+    def _with_lists(self) -> set[str]:
+        """The lists of modules, and the modules that they are in."""
+        found = set()
+        for path in self.spans:
+            parts = path.split(".")
+            number = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+            found |= {".".join(parts[:i]) for i in range(1, number + 1)}
+        return found
 
 
 class _Sums:

@@ -292,7 +292,7 @@ def _run(
         if not how.training:
             return
         tags.set(("loss", 0))
-        value = loss(recorded.output, *targets) if loss is not None else _own_loss(recorded.output)
+        value = loss(recorded.output, *targets) if loss is not None else own_loss(recorded.output)
         check_loss(value)
         recorded.loss = value
         tags.begin_backward(value)
@@ -396,7 +396,7 @@ class _Fakes:
         return self._known[id(tensor)]
 
 
-def _own_loss(output: Any) -> torch.Tensor:
+def own_loss(output: Any) -> torch.Tensor:
     """The loss of a model that computes it itself."""
     if isinstance(output, Mapping) and "loss" in output:
         return output["loss"]

@@ -1,66 +1,69 @@
 """A model cut into the stages of ``stages.json``, by PyTorch's own tracing (``torch.distributed.pipelining``).
 
 A stage begins right before the first of its modules is called; what the model itself does between two modules goes with
-the one before. The parameters of the stages are those of the model, so an optimizer or a checkpoint of it goes on
-serving.
+the one before. The parameters and buffers of the stages are those of the model, so an optimizer or a checkpoint of it
+goes on serving. Inputs of the step that later stages read, and what follows from them, do not cross
+(`placement.pipelines.inputs`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Any
+import operator
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.distributed.pipelining import Pipe, SplitPoint
 from torch.distributed.pipelining import pipeline as trace_pipeline
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.distributed.pipelining._IR import annotate_split_points
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_map_only, tree_unflatten
 
 from graphs.errors import InputError
 from placement.exports.stages import Stages
+from placement.pipelines.inputs import read_inputs, recompute
+
+_CALL = re.compile(r"@\d+(?=\.|$)")
+"""What PyTorch's tracing adds to the path of a module that is called again."""
 
 
-def split_batch(example_batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
-    """Positional arguments, keyword arguments and targets of a batch, in the forms that `graphs.capture.capture` takes.
+class Cut(NamedTuple):
+    """A model in its stages.
 
-    Raises:
-        InputError: There is no tensor in the inputs, or more than one target.
+    Attributes:
+        pipe: The stages, with the model's parameters.
+        users: Of each parameter that several stages use these stages, by its name.
+        output: What the last stage returns, as the model returns it.
     """
-    inputs, targets = example_batch, ()
-    if isinstance(example_batch, tuple | list):
-        inputs, *rest = example_batch
-        targets = tuple(rest)
-    if len(targets) > 1:
-        raise InputError(f"the batch has {len(targets)} targets; PyTorch's pipelines take one tensor, so join them")
-    args, kwargs = (), {}
-    if isinstance(inputs, Mapping):
-        kwargs = dict(inputs)
-    else:
-        args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    if not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
-        raise InputError("the batch has no tensor among the inputs; give it as for placement.train")
-    return args, kwargs, targets
+
+    pipe: Pipe
+    users: dict[str, tuple[int, ...]]
+    output: Output
 
 
-def check_rows(batch: Any, rows: int) -> None:
-    """Raise where a tensor cannot be cut into micro-batches by its first dimension.
+class Output(NamedTuple):
+    """How what a model returns is made of what its last stage returns.
 
-    Raises:
-        InputError: It names the shape.
+    Attributes:
+        leaves: Of each value in what the model returns its place in the last stage's tuple, None where it returns no
+            tuple; or in a list the value itself, where it is no tensor.
+        form: What they are in: a tensor, tuple, dict, or another container that PyTorch knows.
     """
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, torch.Tensor) and (leaf.dim() == 0 or len(leaf) != rows):
-            raise InputError(
-                f"a tensor of the batch has shape {list(leaf.shape)}, but the stages are for {rows} samples in the "
-                "first dimension of each; pad the batch, or export the stages for another"
-            )
+
+    leaves: tuple[int | list[Any] | None, ...]
+    form: TreeSpec
+
+    def of(self, given: Any) -> Any:
+        """What the model returns, of what the last stage does."""
+        made = [leaf[0] if isinstance(leaf, list) else given if leaf is None else given[leaf] for leaf in self.leaves]
+        return tree_unflatten(made, self.form)
 
 
-def cut(
-    model: nn.Module, stages: Stages, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Pipe, dict[str, tuple[int, ...]]]:
+def cut(model: nn.Module, stages: Stages, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cut:
     """Trace a model in its stages.
 
     Args:
@@ -69,14 +72,14 @@ def cut(
         args: Positional arguments of one step, all micro-batches in one.
         kwargs: Keyword arguments likewise.
 
-    Returns:
-        The stages, with the model's parameters; and of each parameter that several stages use these stages, by its
-        name.
-
     Raises:
         InputError: A module of the stages is not in the model, or PyTorch cannot trace or cut the model there.
     """
     known = dict(model.named_modules())
+    for path, module in known.items():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            what = f"module '{path}'" if path else "the model"
+            raise InputError(f"{what} is compiled by torch.compile, but stages are traced; give it as it was before")
     for number, stage in enumerate(stages.stages):
         missing = [path for path in stage.modules if path not in known]
         if missing:
@@ -84,12 +87,22 @@ def cut(
     first = [stage.modules[0] for stage in stages.stages[1:]]
     rows = stages.batch // stages.micro_batches
     of_one: Any = tree_map_only(torch.Tensor, lambda tensor: tensor[:rows], (args, kwargs))
+    forms: list[TreeSpec] = []
+
+    def kept(traced: fx.GraphModule) -> fx.GraphModule:
+        forms.append(traced.graph._codegen.pytree_info.out_spec)  # type: ignore[attr-defined]
+        return recompute(traced)
+
     with _forward_restored(known[path] for path in first), _quiet():
         try:
-            split_at = dict.fromkeys(first, SplitPoint.BEGINNING)
-            pipe = trace_pipeline(model, of_one[0], of_one[1], split_spec=split_at)
+            annotate_split_points(model, dict.fromkeys(first, SplitPoint.BEGINNING))
+            pipe = trace_pipeline(model, of_one[0], of_one[1], split_policy=kept)
         except Exception as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
+            if "nonexistent attribute submod" in reason:  # what PyTorch makes of a context inside of forward
+                reason = (
+                    "its forward switches autocast or gradients by itself, so put torch.autocast around the pipeline"
+                )
             raise InputError(
                 f"PyTorch cannot trace {type(model).__name__} in stages: {reason}; cut it elsewhere, or make its "
                 "forward traceable by torch.export"
@@ -99,7 +112,65 @@ def cut(
             f"{type(model).__name__} falls into {pipe.num_stages} stages where {len(stages.stages)} are asked for: a "
             "stage's first module is not called once in each step, or not in the order of the stages"
         )
-    return pipe, _join_parameters(model, pipe)
+    _check_chain(model, pipe, stages)
+    read_inputs(pipe)
+    return Cut(pipe, _join_parameters(model, pipe), _output(model, pipe, forms[0]))
+
+
+def _calls(pipe: Pipe) -> list[fx.Node]:
+    """The calls of the stages."""
+    return [node for node in pipe.split_gm.graph.nodes if node.op == "call_module"]
+
+
+def _maker(node: fx.Node) -> tuple[fx.Node, int | None]:
+    """The stage that makes a value, and its place in what that returns; None where it is all of it."""
+    if node.target is operator.getitem:
+        made, place = node.args
+        assert isinstance(made, fx.Node)
+        assert isinstance(place, int)
+        return made, place
+    return node, None
+
+
+def _check_chain(model: nn.Module, pipe: Pipe, stages: Stages) -> None:
+    """Raise where a stage reads what another than the one before makes.
+
+    Raises:
+        InputError: It names the stages and their first modules.
+    """
+    calls = _calls(pipe)
+    for number, call in enumerate(calls):
+        for given in call.all_input_nodes:
+            maker, _ = _maker(given)
+            if maker.op == "call_module" and calls.index(maker) != number - 1:
+                raise InputError(
+                    f"stage {number} of {type(model).__name__}, from '{stages.stages[number].modules[0]}' on, reads "
+                    f"what stage {calls.index(maker)} makes, and PyTorch's pipelines only pass on from one stage to "
+                    "the next; cut it elsewhere"
+                )
+
+
+def _output(model: nn.Module, pipe: Pipe, form: TreeSpec) -> Output:
+    """How what the model returns is made of what the last stage does.
+
+    Raises:
+        InputError: Another stage makes a part of it.
+    """
+    last = _calls(pipe)[-1]
+    (node,) = [node for node in pipe.split_gm.graph.nodes if node.op == "output"]
+    leaves: list[int | list[Any] | None] = []
+    for leaf in tree_leaves(node.args):
+        if not isinstance(leaf, fx.Node):
+            leaves.append([leaf])
+            continue
+        maker, place = _maker(leaf)
+        if maker is not last:
+            raise InputError(
+                f"{type(model).__name__} returns a value that its last stage does not make, and only the last one has "
+                "the loss; return what the loss needs alone"
+            )
+        leaves.append(place)
+    return Output(tuple(leaves), form)
 
 
 def _join_parameters(model: nn.Module, pipe: Pipe) -> dict[str, tuple[int, ...]]:
@@ -117,7 +188,7 @@ def _join_parameters(model: nn.Module, pipe: Pipe) -> dict[str, tuple[int, ...]]
     for number in range(pipe.num_stages):
         module = pipe.get_stage_module(number)
         for name, parameter in list(module.named_parameters()):
-            own = known.get(name)
+            own = known.get(_CALL.sub("", name))
             if own is None or own.shape != parameter.shape or own.dtype != parameter.dtype:
                 raise InputError(f"parameter '{name}' of stage {number} is not the model's own after tracing; untie it")
             if own is not parameter:
@@ -144,7 +215,7 @@ def _forward_restored(modules: Iterator[nn.Module]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Tracing logs its progress as warnings and information."""
+    """Tracing logs its progress as warnings and information, and warns of what PyTorch itself does."""
     loggers = [
         logging.getLogger("torch.distributed.pipelining"),
         logging.getLogger("torch.export"),
@@ -153,7 +224,9 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -7,6 +7,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,20 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
+from torch.utils._pytree import tree_map_only
 
+from graphs.capture.step import own_loss
 from graphs.errors import InputError
 from placement.exports.stages import Stages, check_stages, read_stages, schedule_csv
-from placement.pipelines.cut import check_rows, cut, split_batch
+from placement.pipelines.batches import Form, check_rows, split_batch
+from placement.pipelines.cut import Output, cut
+from placement.pipelines.inputs import inputs_of
 
 DEFAULT_TIMEOUT_S = 300.0
 """Seconds that a process waits for another before it gives up."""
+
+_NO_OUTPUTS = {"return_outputs": False} if "return_outputs" in signature(Schedule1F1B.step).parameters else {}
+"""Outputs are for the loss alone, where PyTorch can be told so: joining them takes time and memory."""
 
 _LOST = ("connection", "timed out", "timeout", "gloo", "nccl", "socket", "broken pipe")
 
@@ -40,6 +48,8 @@ class Pipeline:
         rank: The number of this process.
         device: Where this process computes.
         shared: Parameters of this process that other processes have as well, each with their group.
+        loss: What the schedule calls.
+        form: What the example batch has in common with all others.
 
     Attributes:
         stages: As above.
@@ -56,6 +66,8 @@ class Pipeline:
         rank: int,
         device: torch.device,
         shared: Sequence[tuple[nn.Parameter, dist.ProcessGroup]],
+        loss: _Loss,
+        form: Form,
     ) -> None:
         self.stages = stages
         self.modules = modules
@@ -63,6 +75,9 @@ class Pipeline:
         self.device = device
         self._schedule = schedule
         self._shared = shared
+        self._loss = loss
+        self._form = form
+        self._casts = _autocast(device)
         self._steps = 0
 
     @property
@@ -93,23 +108,26 @@ class Pipeline:
             InputError: The batch has another size or form.
             RankLostError: Another process has ended or does not answer.
         """
-        args, kwargs, targets = split_batch(batch)
-        check_rows((args, kwargs, targets), self.stages.batch)
-        args, kwargs, targets = _to(self.device, (args, kwargs, targets))
+        check_rows(batch, self.stages.batch)
+        self._form.check(batch)
+        if _autocast(self.device) != self._casts:
+            raise InputError(
+                "the stages were traced with autocast "
+                f"{'off' if self._casts is None else f'to {self._casts}'}, but step is called with it "
+                f"{'off' if _autocast(self.device) is None else f'to {_autocast(self.device)}'}; make and step the "
+                "pipeline under the same torch.autocast"
+            )
+        args, kwargs, self._loss.targets = _to(self.device, split_batch(batch))
         losses: list[torch.Tensor] = []
-        given: dict[str, Any] = {}
+        given: dict[str, Any] = inputs_of(args, kwargs)
         if self.is_last:
-            rows = torch.zeros(self.stages.batch, device=self.device)
-            given = {"target": targets[0] if targets else rows, "losses": losses}
+            given |= {"target": torch.arange(self.stages.batch), "losses": losses}
         self._steps += 1
         before = [parameter.grad for parameter, _ in self._shared]
         for parameter, _ in self._shared:
             parameter.grad = None
         try:
-            if self.is_first:
-                self._schedule.step(*args, **kwargs, **given)
-            else:
-                self._schedule.step(**given)
+            self._schedule.step(**given, **_NO_OUTPUTS)
             self._sum_shared(before)
         except (RuntimeError, dist.DistError) as error:
             if not _is_lost(error):
@@ -134,7 +152,7 @@ def pipeline(
     model: nn.Module,
     stages: str | os.PathLike[str] | Stages,
     example_batch: Any,
-    loss: Callable[..., torch.Tensor],
+    loss: Callable[..., torch.Tensor] | None = None,
     *,
     device: torch.device | str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -145,12 +163,13 @@ def pipeline(
     the same weights. It joins the processes where nothing did yet.
 
     Args:
-        model: Any module that ``torch.export`` traces and that returns a tensor; it is left as it is. Its mode
-            (training or not) is traced with it.
+        model: Any module that ``torch.export`` traces; it is left as it is. Its mode (training or not) is traced with
+            it, and autocast where this is called under it. What it returns must come from its last stage.
         stages: A run's directory, a file ``stages.json``, or its content.
         example_batch: One step's batch, as for `graphs.capture.capture`: the first dimension of every tensor is that of
             the samples.
-        loss: Called as ``loss(output, target)``, or ``loss(output)`` without a target; the mean over samples.
+        loss: Called as ``loss(output, *targets)`` with what the model returns; the mean over samples. Without one the
+            model's output must be the loss, or hold it as ``output.loss`` or ``output["loss"]``.
         device: Where this process computes; ``cuda:LOCAL_RANK`` where there is CUDA, else the CPU.
         timeout_s: Seconds to wait for another process before giving up.
 
@@ -159,8 +178,8 @@ def pipeline(
         RankLostError: Another process has ended or does not answer.
     """
     plan = _read(stages)
-    args, kwargs, targets = split_batch(example_batch)
-    check_rows((args, kwargs, targets), plan.batch)
+    args, kwargs, _ = split_batch(example_batch)
+    check_rows(example_batch, plan.batch)
     where = torch.device(_default_device() if device is None else device)
     _join(where, timeout_s)
     rank, processes = dist.get_rank(), dist.get_world_size()
@@ -169,21 +188,47 @@ def pipeline(
             f"the stages are for {len(plan.ranks)} processes, but {processes} were started; take torchrun "
             f"--nproc-per-node {len(plan.ranks)}"
         )
-    pipe, users = cut(model, plan, args, kwargs)
+    pipe, users, output = cut(model, plan, args, kwargs)
     made = {number: pipe.build_stage(number, where) for number, stage in enumerate(plan.stages) if stage.rank == rank}
     homes = [stage.rank for stage in plan.stages]
     if any(before == after for before, after in itertools.pairwise(homes)):
         for stage in made.values():  # PyTorch would greet every neighbour, and a process cannot greet itself
             stage._get_init_p2p_neighbors_ops = list  # type: ignore[method-assign]
-    has_target = bool(targets)
-
-    def of_micro_batch(output: Any, target: torch.Tensor) -> torch.Tensor:
-        return (loss(output, target) if has_target else loss(output)) / plan.micro_batches
-
+    of_micro_batch = _Loss(loss, output, plan.micro_batches)
     schedule = _schedule(plan, list(made.values()), of_micro_batch)
     modules = {number: stage.submod for number, stage in made.items()}
     shared = _share(modules, {name: {homes[number] for number in numbers} for name, numbers in users.items()}, model)
-    return Pipeline(plan, modules, schedule, rank, where, shared)
+    return Pipeline(plan, modules, schedule, rank, where, shared, of_micro_batch, Form.of(example_batch))
+
+
+class _Loss:
+    """What a schedule calls with the output of a micro-batch and the numbers of its samples: their part of the loss.
+
+    Args:
+        loss: The user's, if any.
+        output: How what the model returns is made of what the last stage does.
+        micro_batches: ``M``.
+
+    Attributes:
+        targets: Of the whole batch.
+    """
+
+    def __init__(self, loss: Callable[..., torch.Tensor] | None, output: Output, micro_batches: int) -> None:
+        self._loss = own_loss if loss is None else loss
+        self._output = output
+        self._micro_batches = micro_batches
+        self.targets: tuple[Any, ...] = ()
+
+    def __call__(self, output: Any, rows: torch.Tensor) -> torch.Tensor:
+        """The loss of one micro-batch, divided by their number."""
+        first, last = int(rows[0]), int(rows[-1])
+        targets = tree_map_only(torch.Tensor, lambda tensor: tensor[first : last + 1], self.targets)
+        return self._loss(self._output.of(output), *targets) / self._micro_batches
+
+
+def _autocast(device: torch.device) -> torch.dtype | None:
+    """What autocast casts to where a device computes; None where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 def _share(
@@ -257,7 +302,7 @@ def _join(device: torch.device, timeout_s: float) -> None:
 
 
 def _to(device: torch.device, values: Any) -> Any:
-    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), values)
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), values)
 
 
 def _is_lost(error: BaseException) -> bool:

@@ -1,6 +1,9 @@
 """Placers of pipelines: which runs of segments are stages, and on which devices, under an order of PyTorch's.
 
 - `equal_segments` gives each stage as many segments, `equal_parameters` as many bytes of parameters.
+- `max_load` is the dynamic programme of Tarnawski et al., "Efficient Algorithms for Device Placement of DNN Graph
+  Operators" (NeurIPS 2020, arXiv 2006.16423, section 5.1) for a chain, in which the exact one and that over a linear
+  order are the same: the smallest largest load, of a device's work and all its transfers, under the same memory.
 - `pipedream` is the dynamic programme of Narayanan et al., "PipeDream" (SOSP 2019, arXiv 1806.03377, section 3.1)
   without replication: the smallest largest stage (its compute time, or the transfers before it), memory as under 1F1B.
 
@@ -142,27 +145,37 @@ def equal_parameters(segments: Segments, stages: int) -> tuple[int, ...]:
 
 def pipedream(segments: Segments, devices: Sequence[int]) -> tuple[int, ...] | None:
     """The cuts with the smallest largest stage for devices in this order; None where none fits."""
+    return _smallest_largest(segments, devices, both=False)
+
+
+def max_load(segments: Segments, devices: Sequence[int]) -> tuple[int, ...] | None:
+    """The cuts with the smallest largest load of a device, its transfers added; None where none fits."""
+    return _smallest_largest(segments, devices, both=True)
+
+
+def _smallest_largest(segments: Segments, devices: Sequence[int], *, both: bool) -> tuple[int, ...] | None:
+    """The cuts with the smallest largest stage: work or transfers before it, or *both* with those behind it, too."""
     count, stages = segments.num_segments, len(devices)
     work_s = np.concatenate([np.zeros((segments.cluster.num_devices, 1)), segments.action_s.sum(axis=2)], axis=1)
     work_s = np.cumsum(work_s, axis=1)
     kept, stays = (np.concatenate([[0], np.cumsum(x)]) for x in (segments.saved_bytes, segments.fixed_bytes))
-    routes = segments.cluster.routes
     room = segments.cluster.memory_bytes
     best = np.full((stages + 1, count + 1), np.inf)
     chosen = np.zeros((stages + 1, count + 1), dtype=np.int64)
     best[0, 0] = 0.0
+    passed = [np.zeros((2, count + 1)), *(_passed_s(segments, *pair) for pair in itertools.pairwise(devices))]
+    passed.append(passed[0])
     for s, device in enumerate(devices, start=1):
         in_flight = min(stages - s + 1, segments.micro_batches)
         for end in range(s, count + 1):
             starts = np.arange(end)
             crossing = segments.crossing_bytes[starts]
             largest_s = work_s[device, end] - work_s[device, starts]
-            if s > 1 and devices[s - 2] != device:
-                before = devices[s - 2]
-                forward_s = routes.latency_s[before, device] + crossing / routes.bytes_per_s[before, device]
-                gradient = segments.gradient_bytes[starts]
-                backward_s = routes.latency_s[device, before] + gradient / routes.bytes_per_s[device, before]
-                largest_s = np.maximum(largest_s, np.maximum(forward_s, backward_s))
+            before_s = passed[s - 1][:, starts]
+            if both:
+                largest_s = largest_s + before_s.sum(axis=0) + passed[s][:, end].sum()
+            else:
+                largest_s = np.maximum(largest_s, before_s.max(axis=0))
             buffers = segments.micro_batches * (crossing + segments.gradient_bytes[end])
             saved = kept[end] - kept[starts] + crossing + segments.output_bytes[end]
             largest_s = np.maximum(largest_s, best[s - 1, starts])
@@ -176,6 +189,16 @@ def pipedream(segments: Segments, devices: Sequence[int]) -> tuple[int, ...] | N
         end = int(chosen[s, end])
         cuts.append(end)
     return tuple(cuts[::-1][1:])
+
+
+def _passed_s(segments: Segments, before: int, after: int) -> NDArray[np.float64]:
+    """``float64[2, K + 1]``: what activations and gradients take between two devices, by where they are cut."""
+    routes = segments.cluster.routes
+    if before == after:
+        return np.zeros((2, segments.num_segments + 1))
+    forth = routes.latency_s[before, after] + segments.crossing_bytes / routes.bytes_per_s[before, after]
+    back = routes.latency_s[after, before] + segments.gradient_bytes / routes.bytes_per_s[after, before]
+    return np.stack([forth, back])
 
 
 def usable_devices(segments: Segments) -> list[int]:
@@ -196,6 +219,27 @@ def _device_rows(segments: Segments, order: str) -> Iterator[tuple[int, ...]]:
                 yield row * each
 
 
+def folded(segments: Segments, most_turns: int = 4) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Cuts and devices of stages that go over the same devices several times, which shortens the wait at both ends.
+
+    Each time in the same direction, as Megatron-LM's interleaved stages do, or there and back, as those of Qi et al.,
+    "Pipeline Parallelism with Controllable Memory" (NeurIPS 2024, arXiv 2405.15362). Cut into equally many segments,
+    and by PipeDream's programme.
+    """
+    usable = usable_devices(segments)
+    fast = sorted(usable, key=lambda d: float(segments.action_s[d].sum()))
+    for ranks in range(2, len(usable) + 1):
+        for turns in range(2, min(most_turns, segments.num_segments // ranks) + 1):
+            seen = set()
+            for row in (usable[:ranks], fast[:ranks]):
+                for devices in (row * turns, [d for turn in range(turns) for d in row[:: -1 if turn % 2 else 1]]):
+                    seen.add(tuple(devices))
+            for each in sorted(seen):
+                for cuts in dict.fromkeys([equal_segments(segments, len(each)), pipedream(segments, each)]):
+                    if cuts is not None:
+                        yield cuts, each
+
+
 def heuristics(segments: Segments, order: str) -> dict[str, PlacedStages]:
     """What the placers that do not search find, each with its best number of stages.
 
@@ -213,6 +257,7 @@ def heuristics(segments: Segments, order: str) -> dict[str, PlacedStages]:
         for name, cuts in (
             ("equal_segments", equal_segments(segments, stages)),
             ("equal_parameters", equal_parameters(segments, stages)),
+            ("max_load", max_load(segments, devices)),
             ("pipedream", pipedream(segments, devices)),
         ):
             if cuts is None:

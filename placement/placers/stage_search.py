@@ -1,6 +1,7 @@
 """A search for the stages of a pipeline that learns, as it goes, which moves are worth an evaluation.
 
-Simulated annealing over cuts, devices and, where lists are searched, the ways to make them. In each round some moves
+Simulated annealing over cuts, devices and, where lists are searched, the ways to make them, from the best that placers
+without a search find; for lists also from stages that go over the devices several times. In each round some moves
 are drawn; a linear softmax policy over what they would change (`FEATURES`) picks the one that is evaluated. It is
 trained by REINFORCE (Williams, Machine Learning 8, 1992, doi:10.1007/BF00992696): the reward of an accepted move is
 what it gains in units of the annealing's temperature, at most 1 either way, that of a rejected one 0; the baseline is
@@ -30,7 +31,9 @@ from placement.placers.pipeline_stages import (
     PlacedStages,
     Way,
     cost,
+    evaluate,
     evaluate_way,
+    folded,
     heuristics,
     usable_devices,
     ways_of,
@@ -54,6 +57,9 @@ _UNIFORM = 0.25
 
 _ONE_A_RANK = 0.4
 """The share of a search for lists that looks at one stage a rank only: the space of all others is far larger."""
+
+_ON_STARTS = 0.3
+"""The share of the time that goes to stages that go over the devices several times, to begin with."""
 
 _RATE = 0.05
 _MOST_WEIGHT = 5.0
@@ -107,6 +113,11 @@ def search(
     if learn:
         moves.figures([_State(best.cuts, best.devices, best.way)])  # compiles, which is no part of the search
     began_s = clock()
+    for cuts, devices in folded(segments) if order == "list" else ():
+        if time_limit_s is not None and clock() - began_s > _ON_STARTS * time_limit_s:
+            break
+        best = min(best, evaluate(segments, cuts, devices, order), key=lambda placed: cost(placed, segments))
+    folds = order == "list" and len(set(best.devices)) < len(best.devices)
     current, old = _State(best.cuts, best.devices, best.way), cost(best, segments)
     known: dict[_State, tuple[bool, float]] = {current: old}
     for number in range(evaluations):
@@ -115,7 +126,7 @@ def search(
             spent = max(spent, (clock() - began_s) / time_limit_s)
         if spent >= 1:
             break
-        moves.several = order == "list" and spent >= _ONE_A_RANK
+        moves.several = folds or (order == "list" and spent >= _ONE_A_RANK)
         drawn = moves.draw(current, MOVES if learn else 1)
         if not drawn:
             break  # there is one way to cut this step and no other device

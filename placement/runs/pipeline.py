@@ -75,7 +75,7 @@ class PipelineRun:
         found: The best stages.
         opponents: What placers that do not search found under the same order and memory, by name.
         replicated: What opponents with several devices a stage found, data parallelism among them, by name.
-        lower_bound_s: Seconds that no pipeline of these segments is below.
+        lower_bound_s: Seconds that no pipeline of these segments is below under this order.
         tried: What the number of micro-batches, and of batches a step, was chosen among.
     """
 
@@ -194,7 +194,7 @@ def train_pipeline(
         run_dir = Path(out)
         with directory.hold(run_dir):
             write_atomically(run_dir / STAGES, encode_stages(stages))
-    return PipelineRun(stages, segments, found, opponents, replicated, lower_bound_s(segments), tried)
+    return PipelineRun(stages, segments, found, opponents, replicated, lower_bound_s(segments, order), tried)
 
 
 def _choose(

@@ -15,6 +15,7 @@ from torch import nn
 
 from graphs.errors import InputError
 from placement.exports.stages import Stage, Stages, schedule_csv
+from placement.pipelines.batches import Form, check_rows, split_batch
 from tests import forked
 from tests.pages import GUIDE, blocks
 from tests.placement.pipelines import train_in_stages
@@ -28,6 +29,8 @@ CONV = "conv/{}/{}/0:stem+layers.0+layers.1,1:layers.2+head"
 TURNS = "conv/list/4/0:stem,0:layers.0,1:layers.1,1:layers.2+head"
 TIED = "tied/1f1b/4/0:embed+places+blocks.0,1:blocks.1+blocks.2+blocks.3+head"
 TIED_V = "tied/list/4/0:embed+places,1:blocks.0+blocks.1+blocks.2+blocks.3,0:head"
+MASKED = "masked/{}/4/0:embed+blocks.0,1:blocks.1,{}:blocks.2,{}:blocks.3+head"
+NORMED = "normed/{}/4/0:convs.0+norms.0,1:convs.1+norms.1+convs.2+norms.2+head"
 THREE = "bert/{}/4/0:embed+places+blocks.0,1:blocks.1,2:blocks.2+blocks.3+head"
 
 
@@ -75,6 +78,10 @@ def run_in_stages(count: int, cases: list[str]) -> None:
 
 def test_two_processes_train_as_one() -> None:
     run_in_stages(2, [GPT.format("1f1b"), CHUNKS, CONV.format("gpipe", 2), TURNS, TIED, TIED_V])
+
+
+def test_masks_that_all_layers_read_several_targets_and_statistics() -> None:
+    run_in_stages(2, [MASKED.format("interleaved", 0, 1), MASKED.format("list", 0, 1), NORMED.format("1f1b")])
 
 
 @pytest.mark.slow
@@ -143,7 +150,7 @@ class Depends(nn.Module):
 
 
 def test_what_cannot_be_cut_is_refused_in_a_sentence() -> None:
-    from placement.pipelines.cut import check_rows, cut, split_batch  # slow to load, as torch.distributed.pipelining is
+    from placement.pipelines.cut import cut  # slow to load, as torch.distributed.pipelining is
 
     ids, x = torch.zeros(8, 3, dtype=torch.long), torch.zeros(8, 4)
     with pytest.raises(InputError, match=r"stages\[1\].modules has 'tail', which the model has not"):
@@ -154,22 +161,84 @@ def test_what_cannot_be_cut_is_refused_in_a_sentence() -> None:
     assert "forward" not in model.b.__dict__
     with pytest.raises(InputError, match=r"shape \[8, 3\], but the stages are for 6 samples"):
         check_rows(ids, 6)
-    with pytest.raises(InputError, match="2 targets"):
-        split_batch((x, x, x))
     with pytest.raises(InputError, match="no tensor among the inputs"):
         split_batch(({"a": 1}, x))
+
+
+class Chain(nn.Module):
+    """What is read later than by the next module, or returned, is said by `way`."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> object:
+        first = self.a(x)
+        made = self.c(self.b(first))
+        if self.way == "skips":
+            return made + first
+        return (made, first) if self.way == "returns" else made
+
+
+IN_THREE = plan((0, ["a"]), (1, ["b"]), (2, ["c"]))
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("skips", "stage 2 of Chain, from 'c' on, reads what stage 0 makes"),
+        ("returns", "returns a value that its last stage does not make"),
+    ],
+)
+def test_a_value_that_skips_over_a_stage_is_refused(way: str, said: str) -> None:
+    from placement.pipelines.cut import cut
+
+    with pytest.raises(InputError, match=said):
+        cut(Chain(way), IN_THREE, (torch.zeros(8, 4),), {})
+
+
+def test_compiled_modules_are_refused() -> None:
+    from placement.pipelines.cut import cut
+
+    with pytest.raises(InputError, match=r"the model is compiled by torch\.compile"):
+        cut(torch.compile(Chain("")), IN_THREE, (torch.zeros(8, 4),), {})  # type: ignore[arg-type]
+    inside, apart = Chain(""), Chain("")
+    inside.b.compile()
+    apart.c = torch.compile(apart.c)  # type: ignore[assignment]
+    for model, path in ((inside, "b"), (apart, "c")):
+        with pytest.raises(InputError, match=f"module '{path}' is compiled"):
+            cut(model, IN_THREE, (torch.zeros(8, 4),), {})
+
+
+def test_batches_are_of_the_form_of_the_example() -> None:
+    x, ids = torch.zeros(8, 4), torch.zeros(8, dtype=torch.long)
+    form = Form.of(({"x": x, "scale": 0.5}, ids))
+    form.check([{"scale": 0.5, "x": torch.ones(8, 4)}, ids])  # a list as a tuple, names in any order
+    for batch, said in (
+        (
+            ({"x": torch.zeros(8, 5), "scale": 0.5}, ids),
+            r"\['x'\] is a tensor \[8, 5\] of float32, but a tensor \[8, 4\]",
+        ),
+        (({"x": x.double(), "scale": 0.5}, ids), "of float64, but a tensor"),
+        (({"x": x, "scale": 0.25}, ids), r"\['scale'\] is 0.25, but 0.5 in the example batch"),
+        (({"x": x, "scale": 0.5}, ids, ids), "other parts than the example batch"),
+    ):
+        with pytest.raises(InputError, match=said):
+            form.check(batch)
 
 
 def test_stages_have_the_parameters_of_the_model_also_those_that_several_use() -> None:
     from placement.pipelines.cut import cut
 
     model = Tied()
-    pipe, users = cut(model, plan((0, ["embed", "middle"]), (1, ["head"])), (torch.zeros(8, 3, dtype=torch.long),), {})
+    words = (torch.zeros(8, 3, dtype=torch.long),)
+    pipe, users, _ = cut(model, plan((0, ["embed", "middle"]), (1, ["head"])), words, {})
     assert users == {"embed.weight": (0, 1)}
     stages = [set(map(id, pipe.get_stage_module(number).parameters())) for number in range(2)]
     assert stages[0] & stages[1] == {id(model.embed.weight)}
     assert stages[0] | stages[1] == set(map(id, model.parameters()))
-    apart, users = cut(model, plan((0, ["embed"]), (1, ["middle", "head"])), (torch.zeros(8, 3, dtype=torch.long),), {})
+    apart, users, _ = cut(model, plan((0, ["embed"]), (1, ["middle", "head"])), words, {})
     assert apart.num_stages == 2
     assert users == {"embed.weight": (0, 1)}
 

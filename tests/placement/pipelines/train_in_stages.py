@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
+import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 import placement
 from envs.pipelines.orders import Action, Order
+from graphs.errors import InputError
 from placement.exports.stages import Stage, Stages
 
 BATCH = 8
@@ -71,8 +75,53 @@ class Pictures(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def make(name: str) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+class Masked(nn.Module):
+    """What every layer reads is made once: a mask of an input, angles of a buffer. It returns a dict."""
+
+    rates: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rates", torch.linspace(0.1, 1, 16), persistent=False)
+        self.embed, self.head = nn.Embedding(40, 16), nn.Linear(16, 3)
+        self.blocks = nn.ModuleList(Block(16, causal=False, norm_first=True) for _ in range(4))
+
+    def forward(self, mask: torch.Tensor, ids: torch.Tensor, *, scale: float = 1.0) -> dict[str, torch.Tensor]:
+        kept = mask[..., None] * scale
+        angles = torch.arange(ids.shape[1], device=ids.device)[:, None] * self.rates
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x * kept + angles.cos())
+        return {"hidden": x, "scores": self.head(x.mean(1))}
+
+
+class Normed(nn.Module):
+    """Statistics of micro-batches, in buffers that are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = torch.relu(norm(conv(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def masked_loss(output: dict[str, torch.Tensor], target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    each = nn.functional.cross_entropy(output["scores"], target, reduction="none")
+    return (each * weight).mean() + output["hidden"].square().mean() / 100
+
+
+def make(name: str) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
+    if name == "masked":
+        inputs = {"ids": torch.randint(0, 40, (BATCH, 6)), "mask": torch.rand(BATCH, 6), "scale": 0.5}
+        return Masked(), (inputs, torch.randint(0, 3, (BATCH,)), torch.rand(BATCH))
+    if name == "normed":
+        return Normed(), (torch.randn(BATCH, 3, 8, 8), torch.randint(0, 3, (BATCH,)))
     if name == "conv":
         return Pictures(), (torch.randn(BATCH, 3, 8, 8), torch.randint(0, 3, (BATCH,)))
     ids = torch.randint(0, 40, (BATCH, 6))
@@ -104,15 +153,31 @@ def stages_of(case: str) -> Stages:
     )  # fmt: skip
 
 
+def in_one_process(model: nn.Module, batch: Any, loss_of: Callable[..., torch.Tensor], parts: int) -> torch.Tensor:
+    """The mean loss of all micro-batches, whose gradients are added to those of the model."""
+    total = torch.zeros(())
+    for part in range(parts):
+
+        def own(tensor: torch.Tensor, part: int = part) -> torch.Tensor:
+            return tensor.chunk(parts)[part]
+
+        inputs, *targets = tree_map_only(torch.Tensor, own, batch)
+        value = loss_of(model(**inputs) if isinstance(inputs, dict) else model(inputs), *targets) / parts
+        value.backward()
+        total += value.detach()
+    return total
+
+
 def check(case: str) -> None:
-    plain, batch = make(case.split("/")[0])
-    expected = loss(plain(batch[0]), batch[1])
-    expected.backward()
-    model, _ = make(case.split("/")[0])
+    name, _, parts, _ = case.split("/")
+    plain, batch = make(name)
+    loss_of = masked_loss if name == "masked" else loss
+    expected = in_one_process(plain, batch, loss_of, int(parts))
+    model, _ = make(name)
     if case.startswith("tied") and int(os.environ["RANK"]) == 1:
         nn.init.zeros_(cast(torch.Tensor, model.embed.weight))  # type: ignore[union-attr]
     forward = [module.__dict__.get("forward") for module in model.modules()]
-    pipe = placement.pipeline(model, stages_of(case), batch, loss, timeout_s=60)
+    pipe = placement.pipeline(model, stages_of(case), batch, loss_of, timeout_s=60)
     assert forward == [module.__dict__.get("forward") for module in model.modules()]
     if case.startswith("tied") and pipe.rank:
         for parameter in pipe.parameters():  # what another process holds as well is taken from there
@@ -122,7 +187,7 @@ def check(case: str) -> None:
     for steps in (1, 2):  # gradients are added up
         got = pipe.step(batch)
         if got is not None:
-            torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-5)
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
         compared = 0
         for (name, parameter), reference in zip(model.named_parameters(), plain.parameters(), strict=True):
             if id(parameter) in mine:
@@ -132,6 +197,18 @@ def check(case: str) -> None:
                 compared += 1
             else:
                 assert parameter.grad is None, name
+    if name == "masked":
+        with (
+            torch.autocast("cpu"),
+            pytest.raises(InputError, match="autocast off, but step is called with it to"),
+        ):
+            pipe.step(batch)
+    if name == "normed":  # each process has written the statistics of its stages, in the model's own buffers
+        in_one_process(plain, batch, loss_of, int(parts))
+        own = {module for stage in stages_of(case).stages if stage.rank == pipe.rank for module in stage.modules}
+        for path, buffer in model.named_buffers():
+            if path.rpartition(".")[0] in own:
+                torch.testing.assert_close(buffer, plain.get_buffer(path), msg=path)
     print(f"rank {pipe.rank} agrees in {compared} parameters on {case}", flush=True)
 
 

@@ -19,6 +19,7 @@ from placement.placers.pipeline_stages import (
     equal_segments,
     evaluate,
     heuristics,
+    max_load,
     pipedream,
 )
 from placement.placers.stage_search import FEATURES, KINDS, _Move, _Moves, _Policy, _State, search
@@ -45,6 +46,29 @@ def test_the_dynamic_programme_finds_the_smallest_largest_stage(seed: int) -> No
     assert largest_s(found) == pytest.approx(min(map(largest_s, itertools.combinations(range(1, 6), 2))))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_largest_load_counts_all_transfers_of_a_device(seed: int) -> None:
+    segments = any_segments(seed, count=6, devices=3)
+    routes, devices = segments.cluster.routes, (2, 0, 1)
+
+    def largest_s(cuts: tuple[int, ...]) -> float:
+        loads = [0.0, 0.0, 0.0]
+        bounds = [0, *cuts, 6]
+        for s, d in enumerate(devices):
+            loads[s] += float(segments.action_s[d, bounds[s] : bounds[s + 1]].sum())
+        for s, cut in enumerate(cuts):
+            a, b = devices[s], devices[s + 1]
+            both = routes.latency_s[a, b] + segments.crossing_bytes[cut] / routes.bytes_per_s[a, b]
+            both += routes.latency_s[b, a] + segments.gradient_bytes[cut] / routes.bytes_per_s[b, a]
+            loads[s] += both
+            loads[s + 1] += both
+        return max(loads)
+
+    found = max_load(segments, devices)
+    assert found is not None
+    assert largest_s(found) == pytest.approx(min(map(largest_s, itertools.combinations(range(1, 6), 2))))
+
+
 @pytest.mark.parametrize("order", ["gpipe", "1f1b", "zb_h1"])
 @pytest.mark.parametrize(("seed", "learn"), [(0, True), (1, True), (2, True), (3, False)])
 def test_the_search_finds_what_brute_force_finds(order: str, seed: int, learn: bool) -> None:
@@ -64,7 +88,7 @@ def test_the_search_finds_what_brute_force_finds(order: str, seed: int, learn: b
 def test_the_search_is_never_worse_than_its_opponents_and_says_what_it_simulated(order: str) -> None:
     segments = any_segments(3, count=9, devices=3, micro_batches=6)
     opponents = heuristics(segments, order)
-    assert set(opponents) == {"equal_segments", "equal_parameters", "pipedream"}
+    assert set(opponents) == {"equal_segments", "equal_parameters", "max_load", "pipedream"}
     found = search(segments, order, evaluations=300)
     assert found.step_time_s <= min(other.step_time_s for other in opponents.values())
     again = search(segments, order, evaluations=300)
