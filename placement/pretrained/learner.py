@@ -25,7 +25,7 @@ from placement.pretrained.decode import Decoded, decode
 from placement.pretrained.features import Known, read, voted
 from placement.pretrained.network import Encoded, Weights
 from placement.pretrained.policy import PretrainedPolicy, chosen, entropy
-from placement.pretrained.training import advantage
+from placement.pretrained.lessons import advantage
 
 
 class PretrainedLearner:

@@ -42,6 +42,10 @@ class LocalWorkers:
         self._runs = False
         atexit.register(self.close)  # before Python waits for the processes
 
+    def hosts(self) -> list[str]:
+        """This machine, once for each worker."""
+        return ["127.0.0.1"] * self.count
+
     def share(self, content: bytes, decoder: str) -> Shared:
         """Keep some bytes in a private file that workers read."""
         digest = hashlib.sha256(content).hexdigest()
@@ -49,6 +53,10 @@ class LocalWorkers:
         if not path.exists():
             path.write_bytes(content)
         return Shared(digest, decoder)
+
+    def forget(self, shared: Shared) -> None:
+        """Remove the file of some bytes."""
+        (self._folder / shared.digest).unlink(missing_ok=True)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
         """Do jobs; see `placement.workers.base.Workers.run`."""

@@ -105,12 +105,21 @@ class RayWorkers:
                 "workers before Ray is imported, or start Ray yourself"
             )
 
+    def hosts(self) -> list[str]:
+        """The addresses of the nodes that have cores."""
+        nodes = [node for node in self._ask(self._ray.nodes) if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        return sorted(node["NodeManagerAddress"] for node in nodes)
+
     def share(self, content: bytes, decoder: str) -> Shared:
         """Put some bytes into Ray's store, from which each machine takes them once."""
         digest = hashlib.sha256(content).hexdigest()
         if digest not in self._contents:
             self._contents[digest] = self._ask(self._ray.put, content)
         return Shared(digest, decoder)
+
+    def forget(self, shared: Shared) -> None:
+        """Let Ray's store drop some bytes."""
+        self._contents.pop(shared.digest, None)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
         """Do jobs; see `placement.workers.base.Workers.run`."""
@@ -124,7 +133,10 @@ class RayWorkers:
                     if job is None:
                         break
                     content = None if job.shared is None else self._contents[job.shared.digest]
-                    begun = self._ask(self._do.remote, job, content, self._packages)
+                    do = self._do
+                    if job.host is not None:  # each node has a resource by this name, of which this takes next to none
+                        do = do.options(resources={f"node:{job.host}": 0.001})
+                    begun = self._ask(do.remote, job, content, self._packages)
                     running[begun] = (job, attempt, time.monotonic())
                 if not running:
                     return

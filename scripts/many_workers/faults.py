@@ -31,6 +31,8 @@ from placement.workers import Done, Job, Shared, Workers
 
 ROOT = Path(__file__).resolve().parents[2]
 
+_TELL_EVERY_S = 20.0
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -65,6 +67,7 @@ class Dying:
     def __init__(self, workers: Workers, folder: Path, *, kills: int, most: int, seed: int) -> None:
         self.count, self.is_here = workers.count, workers.is_here
         self.attempts = self.jobs = 0
+        self._told_s = time.monotonic()
         self._workers, self._folder, self._left, self._most, self._seed = workers, folder, kills, most, seed
         self._rng = random.Random(seed)
 
@@ -73,14 +76,25 @@ class Dying:
         """A name for each worker that was killed."""
         return sorted(path.name for path in self._folder.iterdir())
 
+    def hosts(self) -> list[str]:
+        """As the workers say."""
+        return self._workers.hosts()
+
     def share(self, content: bytes, decoder: str) -> Shared:
         """As the workers do."""
         return self._workers.share(content, decoder)
+
+    def forget(self, shared: Shared) -> None:
+        """As the workers do."""
+        self._workers.forget(shared)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
         """As the workers do, some of whom die."""
         for done in self._workers.run(self._dying(job) for job in jobs):
             self.attempts += done.attempts
+            if time.monotonic() - self._told_s > _TELL_EVERY_S:
+                self._told_s = time.monotonic()
+                print(f"{self.jobs} jobs, {len(self.deaths)} workers killed", file=sys.stderr, flush=True)
             yield done
 
     def close(self) -> None:
