@@ -3,10 +3,11 @@
     python scripts/worker_faults.py --kills 1000 --json faults.json --page docs/results/workers.md
 
 ``rows`` and ``training``: workers are killed over a comparison's rows and over a training's chains, a tenth of them
-while they answer. ``driver``: the command is killed, and started again. ``host``: all processes of one node of a Ray on this machine are
-stopped. ``network``: what goes between the driver and Ray is passed on by a proxy that stalls, for a while and for
-good. The last two need the extra `ray`. It ends with 1 where a row or an update was lost or counted twice. What was
-seen is in the file of ``--json`` after each part; started again, parts that are there are not done again.
+while they answer. ``driver``: the command is killed, and started again. ``host``: all processes of one node of a Ray on
+this machine are stopped. ``network``: what goes between the driver and Ray is passed on by a proxy that stalls, for a
+while and for good. The last two need the extra `ray`. It ends with 1 where a row or an update was lost or counted
+twice. What was seen is in the file of ``--json`` after each part; started again, parts that are there are not done
+again.
 """
 
 from __future__ import annotations

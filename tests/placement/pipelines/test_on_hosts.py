@@ -119,9 +119,7 @@ class Machines:
 
     def run(self, jobs: list[Job]) -> list[Done]:
         self.jobs = jobs
-        return [
-            Done(job.key, self.found[job.arguments["node"]] if job.arguments else 4711) for job in reversed(jobs)
-        ]
+        return [Done(job.key, self.found[job.arguments["node"]] if job.arguments else 4711) for job in reversed(jobs)]
 
 
 def test_ranks_are_shared_out_among_machines_that_meet_at_the_first() -> None:
