@@ -111,13 +111,13 @@ class LocalWorkers:
 
     def _begin(self, process: WorkerProcess, job: Job, attempt: int) -> None:
         """Give a process a job; one that is lost meanwhile is begun anew."""
-        before = process.connection
-        process.send(job, attempt)
-        if process.connection is not before:
-            if before is not None:
-                self._selector.unregister(before)
-            assert process.connection is not None
-            self._selector.register(process.connection, selectors.EVENT_READ, process)
+        if process.connection is not None:  # another takes its place where it is lost
+            self._selector.unregister(process.connection)
+        try:
+            process.send(job, attempt)
+        finally:
+            if process.connection is not None:
+                self._selector.register(process.connection, selectors.EVENT_READ, process)
 
     def _end(self, process: WorkerProcess) -> str:
         if process.connection is not None:

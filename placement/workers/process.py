@@ -29,7 +29,8 @@ from graphs.errors import InputError
 from placement.workers.base import OURS, Done, Job, call
 
 _FORKS = sys.platform == "linux"  # elsewhere libraries of the system do not bear it
-_CONTEXT = multiprocessing.get_context("forkserver" if _FORKS else "spawn")  # what has threads must not fork
+# What has threads must not fork.
+_CONTEXT = multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
 
 _MOST_INLINE = 15_000
 """Bytes of a message that is sent as it is; the kernel takes so much at once, and Python writes it in one call."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from graphs.errors import InputError
 from placement.workers import Job, Workers, open_workers
+from placement.workers.local import LocalWorkers
 from tests import forked
 
 JOBS = "tests.placement.workers.jobs"
@@ -132,6 +134,21 @@ def test_a_worker_that_is_stopped_is_noticed(tmp_path: Path) -> None:
         jobs += [Job(str(x), f"{JOBS}:double", {"x": x}) for x in range(5)]
         done = {d.key: d.value for d in workers.run(jobs)}
     assert done == {"stops": "went on", **{str(x): 2 * x for x in range(5)}}
+
+
+def test_workers_that_are_lost_while_they_have_nothing_to_do_are_begun_again() -> None:
+    with open_workers(2, packages=("tests",)) as workers:
+        assert isinstance(workers, LocalWorkers)
+        jobs = [Job(str(x), f"{JOBS}:double", {"x": x}) for x in range(6)]
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+            assert sorted(d.value for d in workers.run(jobs)) == [0, 2, 4, 6, 8, 10]
+            begun = [process for process in workers._processes if process.pid is not None]
+            assert begun
+            for process in begun:
+                assert process.pid is not None
+                os.kill(process.pid, number)
+            while any(process._process is not None and process._process.is_alive() for process in begun):
+                time.sleep(0.01)
 
 
 def test_workers_do_one_list_of_jobs_at_a_time() -> None:
