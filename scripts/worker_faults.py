@@ -118,7 +118,7 @@ def _rows(asked: argparse.Namespace, folder: Path) -> Iterator[Seen]:
 def _training(asked: argparse.Namespace, folder: Path) -> Iterator[Seen]:
     problem = make_problem(GRAPH, CLUSTER, groups=48)
     left = asked.kills - _kills_in_rows(asked)
-    updates = max(left // 3, 4)  # two to four chains an update, each of which dies twice on average
+    updates = max(left // 9, 4)  # two to four chains an update, each of which dies six times on average
     with open_workers(asked.workers, packages=("scripts",)) as workers:
         yield kill_in_training(problem, workers, folder, kills=left, updates=updates)
 

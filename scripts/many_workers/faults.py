@@ -132,7 +132,7 @@ def kill_in_training(
     began = time.perf_counter()
     placement.train(problem, updates=updates, seed=seed, out=folder / "alone")
     alone_s = time.perf_counter() - began
-    dying = Dying(workers, folder / "deaths", kills=kills, most=4, seed=seed)
+    dying = Dying(workers, folder / "deaths", kills=kills, most=12, seed=seed)
     numbers: list[int] = []
     began = time.perf_counter()
     placement.train(
