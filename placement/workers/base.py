@@ -107,6 +107,15 @@ class Workers(Protocol):
         """
         ...
 
+    def load_first(self, function: str, argument: str) -> None:
+        """Say what jobs will call before all else, to load what is compiled: where workers are forked, once for all.
+
+        Args:
+            function: ``"package.module:function"``, of this project.
+            argument: Its argument.
+        """
+        ...
+
     def share(self, content: bytes, decoder: str) -> Shared:
         """Let jobs read some bytes; each worker gets them once."""
         ...

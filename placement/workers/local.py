@@ -16,7 +16,7 @@ from typing import Self
 
 from envs.simulator.workspace import available_cores
 from placement.workers.base import MOST_ATTEMPTS, Done, Job, Shared, lost
-from placement.workers.process import WorkerProcess
+from placement.workers.process import WorkerProcess, load_first
 
 
 class LocalWorkers:
@@ -45,6 +45,10 @@ class LocalWorkers:
     def hosts(self) -> list[str]:
         """This machine, once for each worker."""
         return ["127.0.0.1"] * self.count
+
+    def load_first(self, function: str, argument: str) -> None:
+        """Have the process call it that workers are forked from, where it is yet to begin."""
+        load_first(function, argument)
 
     def share(self, content: bytes, decoder: str) -> Shared:
         """Keep some bytes in a private file that workers read."""

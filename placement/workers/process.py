@@ -1,7 +1,8 @@
 """One local worker: a process with a pipe of its own, and what it does at the other end.
 
 On Linux workers are forked from a template: a process that `multiprocessing` keeps, which has no threads and has loaded
-what the program has of this project. So a worker that was lost is begun again in a fraction of a second.
+what the program has of this project, and compiled functions. So a worker that was lost is begun again in a fraction of
+a second.
 
 Each worker has its own pipe, so that one that is killed while it answers leaves no lock held and no half of a message
 before others. Messages are so short that they are written at once; what is longer goes by a file, which is announced
@@ -10,6 +11,7 @@ when it is whole. So whoever reads is never left waiting in the middle of one, w
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -22,15 +24,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from graphs.errors import InputError
 from placement.workers.base import OURS, Done, Job, call
+from placement.workers.template import CALLS
 
 _FORKS = sys.platform == "linux"  # elsewhere libraries of the system do not bear it
 # What has threads must not fork.
-_CONTEXT = multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
+_CONTEXT: ForkServerContext | SpawnContext = (
+    multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
+)
 
 _MOST_INLINE = 15_000
 """Bytes of a message that is sent as it is; the kernel takes so much at once, and Python writes it in one call."""
@@ -38,6 +44,11 @@ _MOST_INLINE = 15_000
 _READY, _INLINE, _IN_A_FILE = b"r", b"i", b"f"
 
 _START_ATTEMPTS = 3
+
+_TEMPLATE = "placement.workers.template"
+
+_first: dict[tuple[str, str], None] = {}
+"""What the template calls, in order."""
 
 START_LIMIT_S = 300.0
 """Seconds in which a process must have begun; its job's time counts from then."""
@@ -161,17 +172,23 @@ class WorkerProcess:
         self._is_ready = False
 
 
+def load_first(function: str, argument: str) -> None:
+    """Have the template call a function of this project with an argument, where it is yet to begin."""
+    _first[function, argument] = None
+
+
 def _ensure_template() -> None:
     """Let the process run that workers are forked from; where it does already this takes no time.
 
     It has one core while it loads libraries, so that none of them has threads.
     """
     loaded = [name for name in sys.modules if name.partition(".")[0] in OURS]
-    skipped = ("placement.cli", "placement.api")  # what shows, and imports all that there is
-    forkserver.set_forkserver_preload([name for name in sorted(loaded) if not name.startswith(skipped)])
+    skipped = ("placement.cli", "placement.api", _TEMPLATE)  # what shows, what imports all that there is, and the last
+    loaded = [name for name in sorted(loaded) if not name.startswith(skipped)]
+    forkserver.set_forkserver_preload([*loaded, _TEMPLATE])
     cores = os.sched_getaffinity(0)
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)  # it is to load the same files
-    with _environment({"PYTHONPATH": paths}):
+    with _environment({"PYTHONPATH": paths, CALLS: json.dumps(list(_first))}):
         os.sched_setaffinity(0, {min(cores)})  # of this thread
         try:
             forkserver.ensure_running()

@@ -110,6 +110,9 @@ class RayWorkers:
         nodes = [node for node in self._ask(self._ray.nodes) if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
         return sorted(node["NodeManagerAddress"] for node in nodes)
 
+    def load_first(self, function: str, argument: str) -> None:
+        """Nothing: each of Ray's processes begins on its own."""
+
     def share(self, content: bytes, decoder: str) -> Shared:
         """Put some bytes into Ray's store, from which each machine takes them once."""
         digest = hashlib.sha256(content).hexdigest()

@@ -80,6 +80,10 @@ class Dying:
         """As the workers say."""
         return self._workers.hosts()
 
+    def load_first(self, function: str, argument: str) -> None:
+        """As the workers do."""
+        self._workers.load_first(function, argument)
+
     def share(self, content: bytes, decoder: str) -> Shared:
         """As the workers do."""
         return self._workers.share(content, decoder)
