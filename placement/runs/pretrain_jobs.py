@@ -30,6 +30,8 @@ class WorkersRollOut:
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
+        for function in ("compile_heuristics", "compile_placing"):
+            workers.load_first(f"placement.runs.compile_ahead:{function}", "priority")
 
     def roll_out(self, weights: Weights, asked: Sequence[Asked]) -> list[RolledOut]:
         """See `placement.pretrained.lessons.Rollers.roll_out`."""

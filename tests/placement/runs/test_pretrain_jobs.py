@@ -40,6 +40,9 @@ class Noting:
         self.attempts = self.shared = 0
         self._workers, self._kills = workers, kills
 
+    def load_first(self, function: str, argument: str) -> None:
+        self._workers.load_first(function, argument)
+
     def share(self, content: bytes, decoder: str) -> Shared:
         self.shared += 1
         return self._workers.share(content, decoder)
@@ -70,7 +73,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return done.weights.read_bytes()
 
 
-@pytest.mark.parametrize("spec", ["1", "2", pytest.param("ray:2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("spec", ["2", *(pytest.param(spec, marks=pytest.mark.slow) for spec in ("1", "3", "ray:2"))])
 def test_the_same_weights_whoever_goes_through_the_problems(alone: bytes, tmp_path: Path, spec: str) -> None:
     seen: list[PretrainStats] = []
     with open_workers(spec) as workers:

@@ -237,3 +237,33 @@ def _listening() -> list[tuple[str, str]]:
                 if socket.status == psutil.CONN_LISTEN
             ]
     return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_workers_are_forked_from_what_has_loaded_the_program() -> None:
+    """They have its modules, what was to be loaded first, all their cores, and none of the template's variables."""
+    code = f"""
+if __name__ == "__main__":
+    import os, signal
+    import graphs.synthetic
+    from placement.workers import Job, open_workers
+    with open_workers(1, packages=("tests",)) as workers:
+        workers.load_first("graphs.extras:check_ray", "nobody")
+        os.environ["SAID_LATER"] = "1"
+        for _ in range(3):
+            for done in workers.run([Job("x", "{JOBS}:loaded")]):
+                print(done.value)
+            os.kill(workers._processes[0].pid, signal.SIGKILL)
+"""
+    root = Path(__file__).resolve().parents[3]
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str((True, len(os.sched_getaffinity(0)), str(root), "1", None))] * 3
