@@ -106,7 +106,7 @@ def _text(parts: Sequence[_Part]) -> str:
 
 def _kills_in_rows(asked: argparse.Namespace) -> int:
     """Of all kills those over rows: a little less than chance gives where each dies up to 15 times."""
-    return int(min(asked.kills // 2, 6 * len(PLACERS)))
+    return int(min(asked.kills // 2, 4 * len(PLACERS)))
 
 
 def _rows(asked: argparse.Namespace, folder: Path) -> Iterator[Seen]:
@@ -118,7 +118,7 @@ def _rows(asked: argparse.Namespace, folder: Path) -> Iterator[Seen]:
 def _training(asked: argparse.Namespace, folder: Path) -> Iterator[Seen]:
     problem = make_problem(GRAPH, CLUSTER, groups=48)
     left = asked.kills - _kills_in_rows(asked)
-    updates = max(left // 9, 4)  # two to four chains an update, each of which dies six times on average
+    updates = max(left // 5, 4)  # an update has two to four chains, each of which dies about four times
     with open_workers(asked.workers, packages=("scripts",)) as workers:
         yield kill_in_training(problem, workers, folder, kills=left, updates=updates)
 

@@ -68,6 +68,7 @@ class Dying:
         self.count, self.is_here = workers.count, workers.is_here
         self.attempts = self.jobs = 0
         self._told_s = time.monotonic()
+        self._begun: dict[str, tuple[int, int]] = {}
         self._workers, self._folder, self._left, self._most, self._seed = workers, folder, kills, most, seed
         self._rng = random.Random(seed)
 
@@ -96,6 +97,8 @@ class Dying:
         """As the workers do, some of whom die."""
         for done in self._workers.run(self._dying(job) for job in jobs):
             self.attempts += done.attempts
+            number, deaths = self._begun.pop(done.key)  # who has answered before it dies is not asked again
+            self._left += deaths - len(list(self._folder.glob(f"job{number}.*")))
             if time.monotonic() - self._told_s > _TELL_EVERY_S:
                 self._told_s = time.monotonic()
                 print(f"{self.jobs} jobs, {len(self.deaths)} workers killed", file=sys.stderr, flush=True)
@@ -119,6 +122,7 @@ class Dying:
         deaths = min(self._rng.randint(0, self._most), self._left)
         self._left -= deaths
         self.jobs += 1
+        self._begun[job.key] = self.jobs, deaths
         arguments: dict[str, Any] = {
             "function": job.function,
             "arguments": dict(job.arguments),
@@ -331,7 +335,7 @@ def ray_cluster(nodes: int) -> Iterator[tuple[int, int, list[psutil.Process]]]:
     """A Ray of some nodes of one core on this machine; its port, that of Ray's client, and each node's process."""
     ray = str(Path(sys.executable).with_name("ray"))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     port, client_port = _free_port(), _free_port()
     begun: list[subprocess.Popen[bytes]] = []
 
