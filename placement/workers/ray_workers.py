@@ -139,7 +139,7 @@ class RayWorkers:
                     do = self._do
                     if job.host is not None:  # each node has a resource by this name, of which this takes next to none
                         do = do.options(resources={f"node:{job.host}": 0.001})
-                    begun = self._ask(do.remote, job, content, self._packages)
+                    begun = self._ask(_begun, do, job, content, self._packages)
                     running[begun] = (job, attempt, time.monotonic())
                 if not running:
                     return
@@ -231,6 +231,13 @@ def _has_token() -> bool:
     return any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (
         Path.home().joinpath(".ray", "auth_token").is_file()
     )
+
+
+def _begun(do: Any, *arguments: Any) -> Any:
+    """A task that has begun: to ask Ray's client for its hash waits until the cluster has answered, or is lost."""
+    reference = do.remote(*arguments)
+    hash(reference)
+    return reference
 
 
 def _do(job: Job, content: bytes | None, packages: tuple[str, ...]) -> Done:
