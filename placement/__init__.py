@@ -1,11 +1,11 @@
 """Placers, learned and not; training, results, comparison, and the command `placement`.
 
 Every verb of the command is a function here: `train`, `train_measured`, `train_pipeline`, `place`, `pretrain`,
-`compare`, `what_if`, `simulate`, `explain`, `run`, `profile`, `machine`, `import_graph`, `export` and `export_stages`.
-`make_problem` makes what most of them take, `load_problem` takes it from a run, and `heuristic_placements` are the
-votes that environments take; and there are `read_placement`, `write_placement`, `check_placement`, `make_result`,
-`apply`, which runs a model by its placement, and `pipeline`, which runs one in stages on several processes. They are
-imported when they are first asked for; only training and running load torch.
+`compare`, `what_if`, `simulate`, `explain`, `run`, `run_pipeline`, `profile`, `machine`, `import_graph`, `export` and
+`export_stages`. `make_problem` makes what most of them take, `load_problem` takes it from a run, and
+`heuristic_placements` are the votes that environments take; and there are `read_placement`, `write_placement`,
+`check_placement`, `make_result`, `apply`, which runs a model by its placement, and `pipeline`, which runs one in stages
+on several processes. They are imported when they are first asked for; only training and running load torch.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from placement.apply_placement import apply
     from placement.exports.stage_files import export_stages
     from placement.learning.warm_start import heuristic_placements
+    from placement.pipelines.on_hosts import run_pipeline
     from placement.pipelines.run import pipeline
     from placement.results.placement_file import check_placement, make_result, read_placement, write_placement
     from placement.runs.pipeline import train_pipeline
@@ -59,6 +60,7 @@ _HOME = {
     "profile": "placement.api",
     "read_placement": "placement.results.placement_file",
     "run": "placement.api",
+    "run_pipeline": "placement.pipelines.on_hosts",
     "simulate": "placement.api",
     "train": "placement.api",
     "train_measured": "placement.api",
@@ -87,6 +89,7 @@ __all__ = [
     "profile",
     "read_placement",
     "run",
+    "run_pipeline",
     "simulate",
     "train",
     "train_measured",

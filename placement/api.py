@@ -306,6 +306,8 @@ def pretrain(
     updates: int | None = None,
     seed: int = 0,
     resume: bool = False,
+    problems: int | None = None,
+    workers: Workers | str | int | None = None,
     on_update: Callable[[PretrainStats], None] | None = None,
 ) -> Pretrained:
     """Train the policy that `place` asks, on problems made from seeds; its best weights go into a run directory.
@@ -317,6 +319,10 @@ def pretrain(
             same weights.
         seed: Of the first weights, the problems and the samples.
         resume: Go on with the training in `out`, whose seed holds.
+        problems: Problems of an update, whose mean gradient makes one step of the optimizer; by default one for each
+            worker. None without workers learns from one problem, with a step after each round of samples.
+        workers: Go through the problems on other processes or machines: see `placement.workers.open_workers`; None
+            does so here. With the same `problems` and `updates` the weights are the same whoever does.
         on_update: Called with `placement.pretrained.training.PretrainStats` after each update.
 
     Raises:
@@ -324,9 +330,17 @@ def pretrain(
     """
     from placement.runs import pretraining
 
-    return pretraining.pretrain(
-        Path(out), seed=seed, updates=updates, time_limit_s=time_limit_s, resume=resume, on_update=on_update
-    )
+    with _opened(workers) as held:
+        return pretraining.pretrain(
+            Path(out),
+            seed=seed,
+            updates=updates,
+            time_limit_s=time_limit_s,
+            resume=resume,
+            problems=problems,
+            workers=held,
+            on_update=on_update,
+        )
 
 
 def compare(

@@ -72,6 +72,7 @@ def processes_begin_at_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("envs.measured.process.subprocess", subprocess_with_forks())
         patch.setattr("placement.workers.process._CONTEXT", Context)
+        patch.setattr("placement.workers.process._FORKS", False)  # these have a template of their own
         yield
 
 

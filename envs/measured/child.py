@@ -37,7 +37,7 @@ def main() -> None:
     """Serve requests until the parent closes the pipe."""
     requests = os.fdopen(int(sys.argv[1]), "rb")
     replies = os.fdopen(int(sys.argv[2]), "wb")
-    _end_with_the_parent(int(sys.argv[3]))
+    end_with_the_parent(int(sys.argv[3]))
     _be_the_first_to_go()
     # A worker that comes back from a kernel must not wait long for another that runs Python.
     sys.setswitchinterval(1e-4)
@@ -60,7 +60,7 @@ def _receive(requests: BinaryIO, waiting: SimpleQueue[protocol.Request]) -> None
         waiting.put(msgspec.msgpack.decode(data, type=protocol.Request))
 
 
-def _end_with_the_parent(parent: int) -> None:
+def end_with_the_parent(parent: int) -> None:
     """Let the kernel end this process when the program that started it ends, and what it forks when it ends itself.
 
     The end of the pipe says so, too, but not to a process whose interpreter is held by an op that never returns.

@@ -5,20 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
 from envs.measured.problem import MeasuredProblem, Measurement
 from envs.problem import PlacementProblem
 from graphs.errors import InputError
+from graphs.files import write_atomically
 from placement import api
 from placement.arguments import check_at_least_one, check_can_write, check_positive
 from placement.cli import verbs
-from placement.cli.shared import HeadingDisplay, make_console
+from placement.cli.shared import HeadingDisplay, make_console, status
+from placement.exports.stages import STAGES
 from placement.runs import directory
 from placement.runs.plain import COMPILED, Beside, compiles_regions
 from placement.runs.steps import MeasuredSteps
 from placement.text import seconds, size, table
+from placement.workers import parse_workers
 
 if TYPE_CHECKING:
     from placement.runs.measured import MeasuredRun
@@ -35,6 +39,10 @@ def run(verb: verbs.Run) -> int:
     check_positive("--time-limit-s", verb.time_limit_s)
     check_can_write(verb.json)
     out = make_console()
+    if verb.placement is not None and (verb.placement.name == STAGES or (verb.placement / STAGES).is_file()):
+        return _run_pipeline(verb, out)
+    if verb.workers is not None:
+        raise InputError("--workers is for the stages of a pipeline (--placement RUN/stages.json); leave it out")
     measured = api.run(
         verb.graph,
         verb.placement,
@@ -47,6 +55,38 @@ def run(verb: verbs.Run) -> int:
         observer=HeadingDisplay(out, make_console(stderr=True)),
     )
     _show_steps(out, measured)
+    return 0
+
+
+def _run_pipeline(verb: verbs.Run, out: Console) -> int:
+    """Measure the steps of a pipeline by `torchrun`, on this machine or on those of workers.
+
+    Raises:
+        InputError: Bad input, or the steps could not be run; one sentence.
+    """
+    for name, value in {"--devices": verb.devices, "--compile-regions": verb.compile_regions}.items():
+        if value:
+            raise InputError(f"{name} does not go with the stages of a pipeline; leave it out")
+    if verb.workers is not None:
+        parse_workers(verb.workers)
+    from placement.pipelines.on_hosts import run_pipeline
+
+    assert verb.placement is not None
+    with status(make_console(stderr=True), f"running {verb.graph} in stages"):
+        found = run_pipeline(
+            verb.graph, verb.placement, workers=verb.workers, steps=verb.steps, time_limit_s=verb.time_limit_s
+        )
+    text = Text.assemble(("measured step time  ", "dim"), (seconds(found.step_time_s, digits=4), "bold green"))
+    if found.stages.step_time_s is not None:
+        text.append(f"  simulated {seconds(found.stages.step_time_s)}", "dim")
+    out.print(text)
+    made = table("rank", "in the stages", "machine", right=("rank",))
+    for rank, (device, host) in enumerate(zip(found.stages.ranks, found.hosts, strict=True)):
+        made.add_row(str(rank), device, host)
+    out.print(made)
+    if verb.json is not None:
+        figures = {"step_time_s": found.step_time_s, "step_times_s": found.step_times_s, "hosts": found.hosts}
+        write_atomically(verb.json, msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
     return 0
 
 

@@ -13,6 +13,7 @@ from placement.arguments import check_positive
 from placement.cli import verbs
 from placement.cli.shared import make_console, status
 from placement.runs import directory
+from placement.workers import parse_workers
 
 if TYPE_CHECKING:
     from placement.pretrained.training import PretrainStats
@@ -29,6 +30,10 @@ def pretrain(verb: verbs.Pretrain) -> int:
     check_positive("--time-limit-s", verb.time_limit_s)
     if verb.updates is not None and verb.updates < 1:
         raise InputError(f"--updates is {verb.updates}; it must be at least 1")
+    if verb.problems is not None and verb.problems < 1:
+        raise InputError(f"--problems is {verb.problems}; it must be at least 1")
+    if verb.workers is not None:
+        parse_workers(verb.workers)
     if verb.resume is not None and (verb.out is not None or verb.seed != 0):
         raise InputError("a training that is resumed has its directory and seed; leave out --out and --seed")
     run_dir = verb.resume or verb.out or directory.free_directory(Path("runs"), "pretrain")
@@ -52,6 +57,8 @@ def pretrain(verb: verbs.Pretrain) -> int:
             updates=verb.updates,
             seed=verb.seed,
             resume=verb.resume is not None,
+            problems=verb.problems,
+            workers=verb.workers,
             on_update=on_update,
         )
     if done.interrupted:

@@ -210,6 +210,10 @@ class Pretrain:
     """Updates in all, those before --resume included; the same seed then gives the same weights."""
     seed: Annotated[int, arg(metavar="K")] = 0
     """Seeds the first weights, the problems and the samples."""
+    workers: WorkersArg = None
+    """Go through the problems of an update on a number of processes, or on Ray."""
+    problems: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Problems an update, whose mean gradient makes one step; by default one a worker."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Run directory to make; by default runs/pretrain-1, or the next number that is free."""
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -218,14 +222,16 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Run:
-    """Run a placement's steps on real devices of this machine, and measure them."""
+    """Run a placement's steps on real devices of this machine, or a pipeline's on several, and measure them."""
 
     graph: Annotated[
         Positional[str],
         arg(metavar="GRAPH|RUN", help="What to run: a zoo name, FILE.py:function, or the directory of a run."),
     ]
     placement: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """A placement file of this graph; of a run by default what it took home."""
+    """A placement file of this graph, or stages.json of a pipeline; of a run by default what it took home."""
+    workers: WorkersArg = None
+    """For a pipeline: on whose machines its ranks run, as many on each."""
     devices: Annotated[
         str | None,
         arg(

@@ -23,9 +23,9 @@ from placement.placers.searching.moves import first_ops
 from placement.pretrained.answering import units_of
 from placement.pretrained.decode import Decoded, decode
 from placement.pretrained.features import Known, read, voted
+from placement.pretrained.lessons import advantage
 from placement.pretrained.network import Encoded, Weights
 from placement.pretrained.policy import PretrainedPolicy, chosen, entropy
-from placement.pretrained.training import advantage
 
 
 class PretrainedLearner:

@@ -235,7 +235,17 @@ def save(path: str | Path, weights: Weights, about: Mapping[str, str]) -> None:
     from safetensors.numpy import save as encode_file
 
     arrays = {name: np.ascontiguousarray(weights[name], dtype=np.float32) for name in shapes()}
-    write_atomically(path, encode_file(arrays, {"format": FORMAT, "version": VERSION, **about}))
+    write_atomically(path, _in_order(encode_file(arrays, {"format": FORMAT, "version": VERSION, **about})))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file whose header has its words in order: the library's own order is another each time."""
+    size = int.from_bytes(content[:8], "little")
+    header = msgspec.json.decode(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = msgspec.json.encode(header)
+    text += b" " * (-len(text) % 8)  # what follows is aligned
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def digest(weights: Weights) -> str:

@@ -16,8 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,76 +25,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.problem import PlacementProblem
-from graphs.colocation.coarsening import coarsen
-from graphs.colocation.groups import one_group_an_op
-from graphs.errors import InputError
-from placement.placers import HEURISTICS
-from placement.placers.base import Budget
-from placement.placers.quick_lists import quick_placements
 from placement.pretrained import network
-from placement.pretrained.decode import Decoded, decode, gumbel
-from placement.pretrained.features import Known, joined, read
-from placement.pretrained.network import Encoded, Weights
-from placement.pretrained.policy import PretrainedPolicy, chosen, entropy
-from placement.pretrained.problems import draw
-from placement.pretrained.split import FIRST_TRAINING_SEED, FIRST_VALIDATION_SEED, TRAINED_ON
+from placement.pretrained.config import PretrainConfig
+from placement.pretrained.lessons import Asked, InProcess, Rollers, drawn, gains, make_lesson, rounds
+from placement.pretrained.network import Weights
+from placement.pretrained.policy import PretrainedPolicy
+from placement.pretrained.split import FIRST_TRAINING_SEED, FIRST_VALIDATION_SEED
 
 _SEEDS_A_TRAINING = 10_000_019
 """How far apart the seeds of two trainings' problems are: a prime, so that long trainings hardly meet."""
 
-_LEAST_SPREAD = 0.005
-"""Differences are counted in their spread, or in this share of a step time where the samples are more alike."""
-
-_MOST_SPREADS = 2.5
-"""A sample that is ahead of the mean by more spreads counts as if by so many."""
-
-_MOST_GAIN = 0.5
-"""A validation problem counts for no more gain or loss than this."""
-
 _ENTROPY_PACE, _ENTROPY_RANGE = 1.02, (1e-3, 0.1)
 """By which factor an update changes the entropy's weight, and how small and large that may become."""
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """How the policy is trained.
-
-    Attributes:
-        samples: Placements a round.
-        rounds: Rounds an update: after each the best samples are known to the next.
-        learning_rate: Of Adam, at first.
-        half_life: Updates in which it halves.
-        entropy_bonus: Weight of the mean entropy of a decision in the loss, at first.
-        wanted_entropy: Nats a decision: the weight rises where the policy decides more surely, and falls otherwise.
-        clip_norm: The gradient is scaled down to this norm where it is larger.
-        imitation_updates: Updates at the start that imitate what a short search finds.
-        imitation_evaluations: Placements that this search evaluates.
-        contiguous_evaluations: Placements that the heuristic of contiguous runs may evaluate; the others evaluate none.
-        groups: Wanted numbers of groups, or of parts of groups; each problem has one of them.
-        parts_share: Share of the problems whose groups are parted as finely as that number allows.
-        validation_problems: Problems of families that are trained on, by which the best weights are chosen.
-        validate_every: Updates between two looks at them.
-    """
-
-    samples: int = 16
-    rounds: int = 3
-    learning_rate: float = 1e-3
-    half_life: int = 500
-    entropy_bonus: float = 0.01
-    wanted_entropy: float = 0.25
-    clip_norm: float = 1.0
-    imitation_updates: int = 40
-    imitation_evaluations: int = 300
-    contiguous_evaluations: int = 100
-    groups: tuple[int, ...] = (24, 32, 48, 64, 64, 96)
-    parts_share: float = 0.7
-    validation_problems: int = 12
-    validate_every: int = 100
-
-    def __post_init__(self) -> None:
-        for name, least in (("samples", 2), ("rounds", 1), ("half_life", 1), ("validate_every", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"pretraining: {name} is {getattr(self, name)}; it must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +45,7 @@ class PretrainStats:
 
     Attributes:
         update: Its number, from 1 on.
-        family: Of its problem.
+        family: Of its problem, or how many problems there were; the figures below are then their means.
         gain: Log of the best heuristic's step time over the best sample's, of all rounds; negative where no sample was
             as good.
         mean_gain: The same of the mean sample of the first round.
@@ -133,6 +74,8 @@ class Pretrainer:
     Args:
         config: How to train.
         seed: Of the first weights, the problems and the samples.
+        rollers: Who goes through the rounds where an update has several problems, and through validation problems; by
+            default this process. The weights are the same whoever does.
 
     Attributes:
         updates: Updates so far.
@@ -141,8 +84,11 @@ class Pretrainer:
         best_updates: Updates after which they were the weights.
     """
 
-    def __init__(self, config: PretrainConfig | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, config: PretrainConfig | None = None, *, seed: int = 0, rollers: Rollers | None = None
+    ) -> None:  # fmt: skip
         self.config = config or PretrainConfig()
+        self.rollers = rollers or InProcess()
         self.seed = seed
         self.updates = 0
         self.best: Weights = network.initial(seed)
@@ -154,106 +100,72 @@ class Pretrainer:
         self._entropy_weight = self.config.entropy_bonus
 
     def update(self) -> PretrainStats:
-        """Learn from a fresh problem."""
-        config = self.config
-        number = FIRST_TRAINING_SEED + (self.seed * _SEEDS_A_TRAINING + self.updates) % FIRST_VALIDATION_SEED
-        family, problem = self._drawn(number)
-        known = self._known(problem, number)
-        heuristic_s = known.best_s
-        target = self._searched(problem, number) if self.updates < config.imitation_updates else None
+        """Learn from a fresh problem, or from as many as the configuration says."""
         for group in self._optimizer.param_groups:
-            group["lr"] = config.learning_rate * 0.5 ** (self.updates / config.half_life)
-        best_s, mean_gain, numbers = math.inf, 0.0, {"loss": 0.0, "entropy": 0.0, "grad_norm": 0.0}
-        for turn in range(config.rounds):
-            encoded = self.policy.encode(known)
-            decoded = self._decoded(known, encoded, config.samples)
-            charged_s = known.charged_s(decoded.placements)
-            if turn == 0:
-                mean_gain = float(np.mean(np.log(heuristic_s / charged_s)))
-            best_s = min(best_s, float(charged_s.min()))
-            if target is not None:
-                aimed = self._decoded(known, encoded, 1, target=target[None])
-                log_probabilities = self.policy.score(encoded, aimed)
-                loss = imitation_loss(log_probabilities, aimed)
-            else:
-                log_probabilities = self.policy.score(encoded, decoded)
-                advantages = torch.from_numpy(advantage(charged_s).astype(np.float32))
-                loss = -(advantages[:, None] * chosen(log_probabilities, decoded.placements)).mean()
-            numbers = self._stepped(loss, log_probabilities)
-            known = joined(known, decoded.placements, charged_s)
+            group["lr"] = self.config.learning_rate * 0.5 ** (self.updates / self.config.half_life)
+        problems = self.config.problems
+        found = self._learn_from_one() if problems is None else self._learn_from_many(problems)
         self.updates += 1
-        validation = self._validate() if self.updates % config.validate_every == 0 else None
-        return PretrainStats(
-            update=self.updates,
-            family=family,
-            gain=math.log(heuristic_s / best_s),
-            mean_gain=mean_gain,
-            validation=validation,
-            **numbers,
-        )
+        validation = self._validate() if self.updates % self.config.validate_every == 0 else None
+        return replace(found, update=self.updates, validation=validation)
 
-    def _stepped(self, loss: Tensor, log_probabilities: Tensor) -> dict[str, float]:
-        """Make a step of Adam, with the bonus for entropy."""
-        randomness = entropy(log_probabilities).mean()
-        self._optimizer.zero_grad()
-        (loss - self._entropy_weight * randomness).backward()
+    def _learn_from_one(self) -> PretrainStats:
+        """Make a step after each round on a problem."""
+        number = self._number(self.updates)
+        lesson = make_lesson(*self._drawn(number), number, self.config, imitates=self._imitates)
+        charged_s, numbers = [], {"loss": 0.0, "entropy": 0.0, "grad_norm": 0.0}
+        for found in rounds(self.policy, lesson, self.config, self._rng):
+            charged_s.append(found.charged_s)
+            self._optimizer.zero_grad()
+            (found.loss - self._entropy_weight * found.randomness).backward()
+            randomness = found.randomness.item()
+            numbers = {"loss": found.loss.item(), "entropy": randomness, "grad_norm": self._stepped(randomness)}
+        return PretrainStats(0, lesson.family, *gains(lesson, charged_s), **numbers)
+
+    def _learn_from_many(self, count: int) -> PretrainStats:
+        """Make one step by the mean gradient of several problems, whoever goes through their rounds."""
+        asked = [
+            Asked(
+                self._number(self.updates * count + i), self.config, self.seed, self._imitates, self._entropy_weight
+            )
+            for i in range(count)
+        ]  # fmt: skip
+        found = self.rollers.roll_out(self.policy.weights(), asked)
+        for name, parameter in self.policy.by_name.items():
+            # In the order of the problems, so that no sum depends on who was quicker.
+            mean = np.mean([one.gradients[name] for one in found], axis=0, dtype=np.float64)
+            parameter.grad = torch.from_numpy(mean.astype(np.float32))
+        numbers = {
+            name: float(np.mean([getattr(one, name) for one in found]))
+            for name in ("gain", "mean_gain", "entropy", "loss")
+        }
+        said = found[0].family if count == 1 else f"{count} problems"
+        return PretrainStats(0, said, grad_norm=self._stepped(numbers["entropy"]), **numbers)
+
+    def _stepped(self, randomness: float) -> float:
+        """Make a step of Adam by the gradients as they are; their norm before it was clipped."""
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_norm))
         self._optimizer.step()
-        factor = _ENTROPY_PACE if randomness.item() < self.config.wanted_entropy else 1 / _ENTROPY_PACE
+        factor = _ENTROPY_PACE if randomness < self.config.wanted_entropy else 1 / _ENTROPY_PACE
         self._entropy_weight = min(max(factor * self._entropy_weight, _ENTROPY_RANGE[0]), _ENTROPY_RANGE[1])
-        return {"loss": loss.item(), "entropy": randomness.item(), "grad_norm": norm}
+        return norm
 
-    def _decoded(
-        self, known: Known, encoded: Encoded, count: int, target: NDArray[np.int64] | None = None
-    ) -> Decoded:  # fmt: skip
-        """Samples, or what the policy says of a target on the way to it."""
-        plain = Encoded(encoded.base.detach().numpy(), encoded.attention.detach().numpy())
-        return decode(
-            self.policy.weights(), known, plain, gumbel(self._rng, count, known), target=target, keep=True
-        )  # fmt: skip
+    @property
+    def _imitates(self) -> bool:
+        return self.updates < self.config.imitation_updates
+
+    def _number(self, count: int) -> int:
+        """The seed of a training's problem, by how many were before it."""
+        return FIRST_TRAINING_SEED + (self.seed * _SEEDS_A_TRAINING + count) % FIRST_VALIDATION_SEED
 
     def _drawn(self, number: int) -> tuple[str, PlacementProblem]:
-        rng = np.random.default_rng([number, 1])
-        count = int(rng.choice(self.config.groups))
-        drawn = draw(number, families=TRAINED_ON, groups=count)
-        problem = drawn.problem
-        if rng.random() < self.config.parts_share:
-            graph = problem.graph
-            problem = problem.with_groups(coarsen(graph, one_group_an_op(graph), count, within=problem.groups))
-        return drawn.family, problem
-
-    def _known(self, problem: PlacementProblem, number: int) -> Known:
-        """A problem with what the quick heuristics answer."""
-        budget = Budget(evaluations=self.config.contiguous_evaluations)
-        rng = np.random.default_rng([number, 3])
-        runs = HEURISTICS["contiguous"].function(problem, budget=budget, rng=rng).placement
-        return read(problem, [*quick_placements(problem).values(), runs])
-
-    def _searched(self, problem: PlacementProblem, number: int) -> NDArray[np.int64]:
-        """``int64[G]``: what a short search finds, for the policy to imitate."""
-        budget = Budget(evaluations=self.config.imitation_evaluations)
-        rng = np.random.default_rng([number, 2])
-        return HEURISTICS["local_search"].function(problem, budget=budget, rng=rng).placement
-
-    @cached_property
-    def _validation(self) -> list[Known]:
-        """The validation problems, which are the same for every training."""
-        made = []
-        for number in range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + self.config.validation_problems):
-            _, problem = self._drawn(number)
-            made.append(self._known(problem, number))
-        return made
+        return drawn(number, self.config)
 
     def _validate(self) -> float:
         """The mean gain on the validation problems; keeps the weights where it is the best so far."""
         weights = self.policy.weights()
-        gains = []
-        for number, known in enumerate(self._validation):
-            found_s = answered_s(weights, known, samples=self.config.samples, rounds=self.config.rounds, seed=number)
-            gain = math.log(known.best_s / found_s)
-            # Where only one side fits the ratio is of charges, which are far apart.
-            gains.append(min(max(gain, -_MOST_GAIN), _MOST_GAIN))
-        validation = float(np.mean(gains))
+        numbers = range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + self.config.validation_problems)
+        validation = float(np.mean(self.rollers.validate(weights, numbers, self.config)))
         if validation > self.best_validation:
             self.best, self.best_validation, self.best_updates = weights, validation, self.updates
         return validation
@@ -287,45 +199,6 @@ class Pretrainer:
         self._entropy_weight = float(state["entropy_weight"])
         self.updates, self.best = state["updates"], best
         self.best_validation, self.best_updates = state["best_validation"], state["best_updates"]
-
-
-def answered_s(weights: Weights, known: Known, *, samples: int, rounds: int, seed: int) -> float:
-    """What the best placement of the policy itself is charged: samples in rounds, the first of each the likeliest."""
-    rng = np.random.default_rng(seed)
-    best_s = math.inf
-    for _ in range(rounds):
-        encoded = network.encode(weights, known.groups, known.pairs)
-        noise = gumbel(rng, samples, known)
-        noise[0] = 0.0
-        placements = decode(weights, known, encoded, noise).placements
-        charged_s = known.charged_s(placements)
-        best_s = min(best_s, float(charged_s.min()))
-        known = joined(known, placements, charged_s)
-    return best_s
-
-
-def advantage(charged_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``float64[B]``: how much better each sample is than the others, where the best of them is what counts.
-
-    An answer is the best of many samples. A policy that raises the mean soon writes one placement only, the best that
-    it was shown; so the reward is a utility that seeks risk, the exponential of how many spreads the log of a sample's
-    step time is below the mean (Howard and Matheson, "Risk-sensitive Markov decision processes", 1972). The baseline is
-    the mean utility of the *other* samples.
-
-    Args:
-        charged_s: ``float64[B]``, what the placements are charged.
-    """
-    times = np.log(np.maximum(charged_s, 1e-12))
-    ahead = (times.mean() - times) / (times.std() + _LEAST_SPREAD)
-    utility = np.exp(np.minimum(ahead, _MOST_SPREADS))
-    others: NDArray[np.float64] = (utility.sum() - utility) / (len(utility) - 1)
-    return utility - others
-
-
-def imitation_loss(log_probabilities: Tensor, aimed: Decoded) -> Tensor:
-    """Minus the mean log-likelihood of a placement, of the decisions that the policy may make."""
-    may = torch.from_numpy(np.take_along_axis(aimed.mask, aimed.placements[:, :, None], axis=2)[:, :, 0])
-    return -torch.where(may, chosen(log_probabilities, aimed.placements), 0.0).mean()
 
 
 def _tensors(weights: Weights) -> dict[str, Tensor]:

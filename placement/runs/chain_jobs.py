@@ -44,6 +44,7 @@ class WorkersWalk:
         self._workers = workers
         self._shared = workers.share(encode_problem(problem), "placement.runs.chain_jobs:decode_site")
         self._longest_s: float | None = None
+        workers.load_first("placement.runs.compile_ahead:compile_search", problem.schedule)
 
     def prepare(self) -> None:
         """Let workers read the problem and compile the search, so that this is no part of a run's time."""

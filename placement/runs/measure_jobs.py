@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -244,27 +244,51 @@ def measure(
 
 
 @contextlib.contextmanager
-def lease(limit_s: float) -> Iterator[None]:
+def lease(limit_s: float, party: str | None = None) -> Iterator[None]:
     """Have this machine's devices alone, among the processes of this user that ask for it.
+
+    Args:
+        limit_s: How long to wait for them.
+        party: Processes that give the same name have the devices together, as those of one pipeline do; None shares
+            them with nobody.
 
     Raises:
         InputError: Others have had them for too long.
     """
     path = Path(tempfile.gettempdir()) / f"placement-devices-{os.getuid()}.lock"
     until = time.monotonic() + limit_s
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    raise InputError(
-                        f"another process measures on '{platform.node()}' and has not ended within {limit_s:g} s; "
-                        "wait for it, or stop it"
-                    ) from None
-                time.sleep(_LOOK_EVERY_S)
+    with path.open("a+") as file, path.with_suffix(".door").open("a") as door:
+        while not _is_taken(file, door, party):
+            if time.monotonic() >= until:
+                raise InputError(
+                    f"another process measures on '{platform.node()}' and has not ended within {limit_s:g} s; "
+                    "wait for it, or stop it"
+                )
+            time.sleep(_LOOK_EVERY_S)
         yield
+
+
+def _is_taken(file: IO[str], door: IO[str], party: str | None) -> bool:
+    """Lock a file that says which party has it; whether that went. One process at a time is at the door."""
+    fcntl.flock(door, fcntl.LOCK_EX)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            if party is None or file.read() != party:
+                return False
+        else:
+            file.truncate(0)
+            file.write(party or "")
+            file.flush()
+        if party is not None:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        fcntl.flock(door, fcntl.LOCK_UN)
 
 
 def _difference(one: str, other: str) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,16 @@ from graphs.files import write_atomically
 from graphs.reading import exists, read_file
 from placement.learning.threads import deferred_interrupt, one_torch_thread
 from placement.pretrained import network
-from placement.pretrained.training import PretrainConfig, Pretrainer, PretrainStats
+from placement.pretrained.config import PretrainConfig
+from placement.pretrained.lessons import InProcess
+from placement.pretrained.training import Pretrainer, PretrainStats
 from placement.results.comparison import check_seed
 from placement.runs import directory
+from placement.runs.pretrain_jobs import WorkersRollOut
 from placement.runs.sealed_archive import unpack, write_archive
 from placement.runs.stopping import stop_on_sigterm
 from placement.runs.telemetry import wait_for_a_later_name
+from placement.workers import Workers
 
 SETTINGS, WEIGHTS, CHECKPOINT = "pretrain.json", "weights.safetensors", "checkpoint.pt"
 DEFAULT_PRETRAIN_S = 1800.0
@@ -91,6 +95,8 @@ def pretrain(
     time_limit_s: float | None = None,
     resume: bool = False,
     config: PretrainConfig | None = None,
+    problems: int | None = None,
+    workers: Workers | None = None,
     on_update: Callable[[PretrainStats], None] | None = None,
 ) -> Pretrained:
     """Train the policy on problems from seeds, and leave the best weights in a directory.
@@ -104,6 +110,9 @@ def pretrain(
         time_limit_s: Seconds of this call; `DEFAULT_PRETRAIN_S` where `updates` is None, too.
         resume: Go on with the training in the directory, whose seed and settings hold.
         config: How to train.
+        problems: Problems of an update, whose mean gradient makes one step; None takes one for each worker, and
+            without workers what `config` says.
+        workers: Go through the rounds on the problems; None does so here. The weights do not depend on who does.
         on_update: Told of each update.
 
     Raises:
@@ -120,19 +129,36 @@ def pretrain(
             )
     elif not exists(run_dir / SETTINGS):
         raise InputError(f"'{run_dir}' holds no training to resume; start one with --out {run_dir}")
+    rollers = InProcess() if workers is None else WorkersRollOut(workers)
     with directory.hold(run_dir):
         for leftover in (*run_dir.glob(f".{SETTINGS}.*.tmp"), *run_dir.glob(f".{WEIGHTS}.*.tmp")):
             leftover.unlink(missing_ok=True)
         if resume:
             settings = _read_settings(run_dir)
-            trainer = Pretrainer(settings.config, seed=settings.seed)
+            _check_resumed(settings.config, problems, workers)
+            trainer = Pretrainer(settings.config, seed=settings.seed, rollers=rollers)
             trainer.restore(_load(run_dir, trainer))
         else:
-            trainer = Pretrainer(config, seed=seed)
+            config = config or PretrainConfig()
+            if problems is None and workers is not None and config.problems is None:
+                problems = workers.count
+            config = config if problems is None else replace(config, problems=problems)
+            trainer = Pretrainer(config, seed=seed, rollers=rollers)
             settings = Settings(seed=seed, config=trainer.config, torch=str(torch.__version__))
             write_atomically(run_dir / SETTINGS, msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
             _save(run_dir, trainer)
         return _train(run_dir, trainer, updates, time_limit_s, on_update)
+
+
+def _check_resumed(config: PretrainConfig, problems: int | None, workers: Workers | None) -> None:
+    """Raise where a training that is resumed is asked for what it did not begin with."""
+    if problems is not None and problems != config.problems:
+        raise InputError("a training that is resumed has the number of problems that it began with; leave out problems")
+    if workers is not None and config.problems is None:
+        raise InputError(
+            "this training learns from one problem at a time, which workers cannot share out; leave out workers, or "
+            "start another training with them"
+        )
 
 
 def _train(

@@ -27,6 +27,8 @@ def row_source(workers: Workers) -> RowSource:
         problem: PlacementProblem, placers: Sequence[PlacerInfo], budget: Budget, seed: int, options: SearchOptions
     ) -> Iterator[tuple[PlacerInfo, list[Row]]]:
         by_name = {info.name: info for info in placers}
+        compiles = "compile_ahead" if any(info.learns for info in placers) else "compile_heuristics"
+        workers.load_first(f"placement.runs.compile_ahead:{compiles}", problem.schedule)
         shared = workers.share(encode_problem(problem), "placement.runs.problem_content:decode_problem")
         limit_s = None if budget.time_limit_s is None else PATIENCE * budget.time_limit_s + LEAST_PATIENCE_S
         arguments = {"budget": replace(budget, on_progress=None), "seed": seed, "options": options}

@@ -50,6 +50,7 @@ class Job:
         shared: Its first argument; None for none.
         time_limit_s: Seconds after which its worker is taken to hang: it is ended, and the job begun again. None for
             no limit.
+        host: One of `Workers.hosts`, where it has to be done; None for anywhere.
     """
 
     key: str
@@ -57,6 +58,7 @@ class Job:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     shared: Shared | None = None
     time_limit_s: float | None = None
+    host: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,28 @@ class Workers(Protocol):
     count: int
     is_here: bool
 
+    def hosts(self) -> list[str]:
+        """Addresses of the machines, for jobs that have to be done on different ones at the same time.
+
+        Local workers stand for a machine each, so that what runs on several can be tried on one.
+        """
+        ...
+
+    def load_first(self, function: str, argument: str) -> None:
+        """Say what jobs will call before all else, to load what is compiled: where workers are forked, once for all.
+
+        Args:
+            function: ``"package.module:function"``, of this project.
+            argument: Its argument.
+        """
+        ...
+
     def share(self, content: bytes, decoder: str) -> Shared:
         """Let jobs read some bytes; each worker gets them once."""
+        ...
+
+    def forget(self, shared: Shared) -> None:
+        """Keep some bytes no longer; no job of them may be left."""
         ...
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:

@@ -16,7 +16,7 @@ from typing import Self
 
 from envs.simulator.workspace import available_cores
 from placement.workers.base import MOST_ATTEMPTS, Done, Job, Shared, lost
-from placement.workers.process import WorkerProcess
+from placement.workers.process import WorkerProcess, load_first
 
 
 class LocalWorkers:
@@ -42,6 +42,14 @@ class LocalWorkers:
         self._runs = False
         atexit.register(self.close)  # before Python waits for the processes
 
+    def hosts(self) -> list[str]:
+        """This machine, once for each worker."""
+        return ["127.0.0.1"] * self.count
+
+    def load_first(self, function: str, argument: str) -> None:
+        """Have the process call it that workers are forked from, where it is yet to begin."""
+        load_first(function, argument)
+
     def share(self, content: bytes, decoder: str) -> Shared:
         """Keep some bytes in a private file that workers read."""
         digest = hashlib.sha256(content).hexdigest()
@@ -49,6 +57,10 @@ class LocalWorkers:
         if not path.exists():
             path.write_bytes(content)
         return Shared(digest, decoder)
+
+    def forget(self, shared: Shared) -> None:
+        """Remove the file of some bytes."""
+        (self._folder / shared.digest).unlink(missing_ok=True)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
         """Do jobs; see `placement.workers.base.Workers.run`."""
@@ -103,13 +115,13 @@ class LocalWorkers:
 
     def _begin(self, process: WorkerProcess, job: Job, attempt: int) -> None:
         """Give a process a job; one that is lost meanwhile is begun anew."""
-        before = process.connection
-        process.send(job, attempt)
-        if process.connection is not before:
-            if before is not None:
-                self._selector.unregister(before)
-            assert process.connection is not None
-            self._selector.register(process.connection, selectors.EVENT_READ, process)
+        if process.connection is not None:  # another takes its place where it is lost
+            self._selector.unregister(process.connection)
+        try:
+            process.send(job, attempt)
+        finally:
+            if process.connection is not None:
+                self._selector.register(process.connection, selectors.EVENT_READ, process)
 
     def _end(self, process: WorkerProcess) -> str:
         if process.connection is not None:

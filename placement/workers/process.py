@@ -1,5 +1,9 @@
 """One local worker: a process with a pipe of its own, and what it does at the other end.
 
+On Linux workers are forked from a template: a process that `multiprocessing` keeps, which has no threads and has loaded
+what the program has of this project, and compiled functions. So a worker that was lost is begun again in a fraction of
+a second.
+
 Each worker has its own pipe, so that one that is killed while it answers leaves no lock held and no half of a message
 before others. Messages are so short that they are written at once; what is longer goes by a file, which is announced
 when it is whole. So whoever reads is never left waiting in the middle of one, whatever became of the writer.
@@ -7,26 +11,44 @@ when it is whole. So whoever reads is never left waiting in the middle of one, w
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from placement.workers.base import Done, Job, call
+from graphs.errors import InputError
+from placement.workers.base import OURS, Done, Job, call
+from placement.workers.template import CALLS
 
-_CONTEXT = multiprocessing.get_context("spawn")  # what has threads must not fork
+_FORKS = sys.platform == "linux"  # elsewhere libraries of the system do not bear it
+# What has threads must not fork.
+_CONTEXT: ForkServerContext | SpawnContext = (
+    multiprocessing.get_context("forkserver") if _FORKS else multiprocessing.get_context("spawn")
+)
 
 _MOST_INLINE = 15_000
 """Bytes of a message that is sent as it is; the kernel takes so much at once, and Python writes it in one call."""
 
 _READY, _INLINE, _IN_A_FILE = b"r", b"i", b"f"
+
+_START_ATTEMPTS = 3
+
+_TEMPLATE = "placement.workers.template"
+
+_first: dict[tuple[str, str], None] = {}
+"""What the template calls, in order."""
 
 START_LIMIT_S = 300.0
 """Seconds in which a process must have begun; its job's time counts from then."""
@@ -116,21 +138,77 @@ class WorkerProcess:
         return None if job.time_limit_s is None else time.monotonic() + job.time_limit_s
 
     def _start(self) -> None:
+        """Begin the process.
+
+        Raises:
+            InputError: It cannot be begun here.
+        """
+        for left in range(_START_ATTEMPTS - 1, -1, -1):
+            try:
+                self._start_once()
+                return
+            except (EOFError, ConnectionError, FileNotFoundError) as error:  # the template has just been lost
+                if not left:
+                    raise InputError(
+                        f"workers: no process can be begun on this machine ({error}); give it more memory"
+                    ) from error
+
+    def _start_once(self) -> None:
         ours, theirs = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(
-            target=_serve, args=(theirs, self._number, self._folder, self._cores, self._packages), name="worker"
-        )
+        given = (theirs, self._number, self._folder, self._cores, self._packages, dict(os.environ))
+        process = _CONTEXT.Process(target=_serve, args=given, name="worker")
         masks = hasattr(signal, "pthread_sigmask")
         # Ctrl-C goes to all of a terminal's processes; one that has hardly begun would print a traceback.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if masks else ()
         try:
-            self._process.start()
+            if _FORKS:
+                _ensure_template()
+            process.start()
         finally:
             if masks:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-        self.connection = ours
+            theirs.close()
+        self._process, self.connection = process, ours
         self._is_ready = False
+
+
+def load_first(function: str, argument: str) -> None:
+    """Have the template call a function of this project with an argument, where it is yet to begin."""
+    _first[function, argument] = None
+
+
+def _ensure_template() -> None:
+    """Let the process run that workers are forked from; where it does already this takes no time.
+
+    It has one core while it loads libraries, so that none of them has threads.
+    """
+    loaded = [name for name in sys.modules if name.partition(".")[0] in OURS]
+    skipped = ("placement.cli", "placement.api", _TEMPLATE)  # what shows, what imports all that there is, and the last
+    loaded = [name for name in sorted(loaded) if not name.startswith(skipped)]
+    forkserver.set_forkserver_preload([*loaded, _TEMPLATE])
+    cores = os.sched_getaffinity(0)
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)  # it is to load the same files
+    with _environment({"PYTHONPATH": paths, CALLS: json.dumps(list(_first))}):
+        os.sched_setaffinity(0, {min(cores)})  # of this thread
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.sched_setaffinity(0, cores)
+
+
+@contextmanager
+def _environment(more: Mapping[str, str]) -> Iterator[None]:
+    """Some variables more, for processes that are begun inside."""
+    before = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _send(connection: Connection, content: bytes, path: Path) -> None:
@@ -152,8 +230,17 @@ def _content(message: bytes) -> bytes:
     return content
 
 
-def _serve(connection: Connection, number: int, folder: Path, cores: list[int], packages: tuple[str, ...]) -> None:
+def _serve(
+    connection: Connection,
+    number: int,
+    folder: Path,
+    cores: list[int],
+    packages: tuple[str, ...],
+    environment: Mapping[str, str],
+) -> None:
     """Do jobs until the other end is gone: what a worker's process does."""
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -161,6 +248,8 @@ def _serve(connection: Connection, number: int, folder: Path, cores: list[int], 
     if cores:
         for thread in os.listdir("/proc/self/task"):  # before what counts them is imported
             os.sched_setaffinity(int(thread), cores)
+    if "torch" in sys.modules and "OMP_NUM_THREADS" not in environment:  # the template has counted one core
+        sys.modules["torch"].set_num_threads(len(cores) or os.cpu_count() or 1)
     try:
         connection.send_bytes(_READY)
         while True:

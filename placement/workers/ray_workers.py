@@ -105,12 +105,24 @@ class RayWorkers:
                 "workers before Ray is imported, or start Ray yourself"
             )
 
+    def hosts(self) -> list[str]:
+        """The addresses of the nodes that have cores."""
+        nodes = [node for node in self._ask(self._ray.nodes) if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        return sorted(node["NodeManagerAddress"] for node in nodes)
+
+    def load_first(self, function: str, argument: str) -> None:
+        """Nothing: each of Ray's processes begins on its own."""
+
     def share(self, content: bytes, decoder: str) -> Shared:
         """Put some bytes into Ray's store, from which each machine takes them once."""
         digest = hashlib.sha256(content).hexdigest()
         if digest not in self._contents:
             self._contents[digest] = self._ask(self._ray.put, content)
         return Shared(digest, decoder)
+
+    def forget(self, shared: Shared) -> None:
+        """Let Ray's store drop some bytes."""
+        self._contents.pop(shared.digest, None)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
         """Do jobs; see `placement.workers.base.Workers.run`."""
@@ -124,7 +136,10 @@ class RayWorkers:
                     if job is None:
                         break
                     content = None if job.shared is None else self._contents[job.shared.digest]
-                    begun = self._ask(self._do.remote, job, content, self._packages)
+                    do = self._do
+                    if job.host is not None:  # each node has a resource by this name, of which this takes next to none
+                        do = do.options(resources={f"node:{job.host}": 0.001})
+                    begun = self._ask(_begun, do, job, content, self._packages)
                     running[begun] = (job, attempt, time.monotonic())
                 if not running:
                     return
@@ -216,6 +231,13 @@ def _has_token() -> bool:
     return any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (
         Path.home().joinpath(".ray", "auth_token").is_file()
     )
+
+
+def _begun(do: Any, *arguments: Any) -> Any:
+    """A task that has begun: to ask Ray's client for its hash waits until the cluster has answered, or is lost."""
+    reference = do.remote(*arguments)
+    hash(reference)
+    return reference
 
 
 def _do(job: Job, content: bytes | None, packages: tuple[str, ...]) -> Done:

@@ -31,6 +31,8 @@ from placement.workers import Done, Job, Shared, Workers
 
 ROOT = Path(__file__).resolve().parents[2]
 
+_TELL_EVERY_S, _START_LIMIT_S = 20.0, 600.0
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -65,6 +67,8 @@ class Dying:
     def __init__(self, workers: Workers, folder: Path, *, kills: int, most: int, seed: int) -> None:
         self.count, self.is_here = workers.count, workers.is_here
         self.attempts = self.jobs = 0
+        self._told_s = time.monotonic()
+        self._begun: dict[str, tuple[int, int]] = {}
         self._workers, self._folder, self._left, self._most, self._seed = workers, folder, kills, most, seed
         self._rng = random.Random(seed)
 
@@ -73,14 +77,31 @@ class Dying:
         """A name for each worker that was killed."""
         return sorted(path.name for path in self._folder.iterdir())
 
+    def hosts(self) -> list[str]:
+        """As the workers say."""
+        return self._workers.hosts()
+
+    def load_first(self, function: str, argument: str) -> None:
+        """As the workers do."""
+        self._workers.load_first(function, argument)
+
     def share(self, content: bytes, decoder: str) -> Shared:
         """As the workers do."""
         return self._workers.share(content, decoder)
+
+    def forget(self, shared: Shared) -> None:
+        """As the workers do."""
+        self._workers.forget(shared)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
         """As the workers do, some of whom die."""
         for done in self._workers.run(self._dying(job) for job in jobs):
             self.attempts += done.attempts
+            number, deaths = self._begun.pop(done.key)  # who has answered before it dies is not asked again
+            self._left += deaths - len(list(self._folder.glob(f"job{number}.*")))
+            if time.monotonic() - self._told_s > _TELL_EVERY_S:
+                self._told_s = time.monotonic()
+                print(f"{self.jobs} jobs, {len(self.deaths)} workers killed", file=sys.stderr, flush=True)
             yield done
 
     def close(self) -> None:
@@ -101,6 +122,7 @@ class Dying:
         deaths = min(self._rng.randint(0, self._most), self._left)
         self._left -= deaths
         self.jobs += 1
+        self._begun[job.key] = self.jobs, deaths
         arguments: dict[str, Any] = {
             "function": job.function,
             "arguments": dict(job.arguments),
@@ -118,7 +140,7 @@ def kill_in_training(
     began = time.perf_counter()
     placement.train(problem, updates=updates, seed=seed, out=folder / "alone")
     alone_s = time.perf_counter() - began
-    dying = Dying(workers, folder / "deaths", kills=kills, most=4, seed=seed)
+    dying = Dying(workers, folder / "deaths", kills=kills, most=12, seed=seed)
     numbers: list[int] = []
     began = time.perf_counter()
     placement.train(
@@ -313,7 +335,7 @@ def ray_cluster(nodes: int) -> Iterator[tuple[int, int, list[psutil.Process]]]:
     """A Ray of some nodes of one core on this machine; its port, that of Ray's client, and each node's process."""
     ray = str(Path(sys.executable).with_name("ray"))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     port, client_port = _free_port(), _free_port()
     begun: list[subprocess.Popen[bytes]] = []
 
@@ -322,10 +344,17 @@ def ray_cluster(nodes: int) -> Iterator[tuple[int, int, list[psutil.Process]]]:
         quiet = subprocess.DEVNULL
         begun.append(subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet))
 
-    start("--head", "--include-dashboard=false", f"--port={port}", f"--ray-client-server-port={client_port}")
+    head = ["--head", "--include-dashboard=false", f"--port={port}", f"--ray-client-server-port={client_port}"]
+    start(*head)
     try:
-        for each in (port, client_port):
-            _wait_for(each)
+        until = time.monotonic() + _START_LIMIT_S
+        while not (_answers(port) and _answers(client_port)):
+            if time.monotonic() > until:
+                raise TimeoutError(f"Ray has not begun within {_START_LIMIT_S:g} s")
+            if begun[0].poll() is not None:  # on a busy machine it gives up its own parts before they have begun
+                begun.pop()
+                start(*head)
+            time.sleep(0.2)
         for _ in range(nodes - 1):
             start(f"--address=127.0.0.1:{port}")
         yield port, client_port, [psutil.Process(node.pid) for node in begun]
@@ -353,14 +382,9 @@ def _free_port() -> int:
     return port
 
 
-def _wait_for(port: int, limit_s: float = 300.0) -> None:
-    until = time.monotonic() + limit_s
-    while time.monotonic() < until:
-        with socket.socket() as tried:
-            if tried.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise TimeoutError(f"nothing answers at port {port}")
+def _answers(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
 
 
 def doubles(workers: Workers, count: int, seconds: float, during: Callable[[int], None]) -> tuple[bool, float]:

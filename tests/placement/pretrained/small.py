@@ -12,9 +12,9 @@ from envs.clusters.cluster import Cluster, Device, Link
 from envs.problem import PlacementProblem
 from graphs.colocation.groups import one_group_an_op
 from graphs.synthetic import random_graph
+from placement.pretrained.config import PretrainConfig
 from placement.pretrained.features import Known, joined, read
 from placement.pretrained.network import Weights, initial
-from placement.pretrained.training import PretrainConfig
 
 TINY = PretrainConfig(
     samples=4,

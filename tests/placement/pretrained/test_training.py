@@ -5,12 +5,14 @@ import pytest
 
 from graphs.errors import InputError
 from placement.learning.threads import one_torch_thread
+from placement.pretrained.config import PretrainConfig
 from placement.pretrained.families import FAMILIES
 from placement.pretrained.features import read
+from placement.pretrained.lessons import advantage, answered_s
 from placement.pretrained.network import initial
 from placement.pretrained.policy import PretrainedPolicy
 from placement.pretrained.split import HELD_OUT, TRAINED_ON
-from placement.pretrained.training import PretrainConfig, Pretrainer, advantage, answered_s
+from placement.pretrained.training import Pretrainer
 from tests.placement.pretrained.small import TINY, problem
 
 

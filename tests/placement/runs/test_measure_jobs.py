@@ -33,8 +33,17 @@ class Pretended:
         self.kinds = itertools.cycle(enumerate(kinds))
         self.jobs: list[Job] = []
 
+    def hosts(self) -> list[str]:
+        return []
+
+    def load_first(self, function: str, argument: str) -> None:
+        pass
+
     def share(self, content: bytes, decoder: str) -> Shared:
         return Shared("0", decoder)
+
+    def forget(self, shared: Shared) -> None:
+        pass
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Done]:
         for job in jobs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -110,3 +111,9 @@ def hold_lease(*, folder: str, x: int) -> None:
         began = time.monotonic_ns()
         time.sleep(0.03)
         Path(folder, str(x)).write_text(f"{began} {time.monotonic_ns()}")
+
+
+def loaded() -> tuple[object, ...]:
+    """Whether a module was there before, how many cores there are, and some variables of the environment."""
+    variables = [os.environ.get(name) for name in ("PYTHONPATH", "SAID_LATER", "PLACEMENT_TEMPLATE_CALLS")]
+    return ("graphs.synthetic" in sys.modules, len(os.sched_getaffinity(0)), *variables)

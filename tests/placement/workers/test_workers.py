@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from graphs.errors import InputError
 from placement.workers import Job, Workers, open_workers
+from placement.workers.local import LocalWorkers
 from tests import forked
 
 JOBS = "tests.placement.workers.jobs"
@@ -134,6 +136,21 @@ def test_a_worker_that_is_stopped_is_noticed(tmp_path: Path) -> None:
     assert done == {"stops": "went on", **{str(x): 2 * x for x in range(5)}}
 
 
+def test_workers_that_are_lost_while_they_have_nothing_to_do_are_begun_again() -> None:
+    with open_workers(2, packages=("tests",)) as workers:
+        assert isinstance(workers, LocalWorkers)
+        jobs = [Job(str(x), f"{JOBS}:double", {"x": x}) for x in range(6)]
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+            assert sorted(d.value for d in workers.run(jobs)) == [0, 2, 4, 6, 8, 10]
+            begun = [process for process in workers._processes if process.pid is not None]
+            assert begun
+            for process in begun:
+                assert process.pid is not None
+                os.kill(process.pid, number)
+            while any(process._process is not None and process._process.is_alive() for process in begun):
+                time.sleep(0.01)
+
+
 def test_workers_do_one_list_of_jobs_at_a_time() -> None:
     with open_workers(1, packages=("tests",)) as workers:
         running = workers.run([Job(str(x), f"{JOBS}:double", {"x": x}) for x in range(3)])
@@ -220,3 +237,33 @@ def _listening() -> list[tuple[str, str]]:
                 if socket.status == psutil.CONN_LISTEN
             ]
     return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_workers_are_forked_from_what_has_loaded_the_program() -> None:
+    """They have its modules, what was to be loaded first, all their cores, and none of the template's variables."""
+    code = f"""
+if __name__ == "__main__":
+    import os, signal
+    import graphs.synthetic
+    from placement.workers import Job, open_workers
+    with open_workers(1, packages=("tests",)) as workers:
+        workers.load_first("graphs.extras:check_ray", "nobody")
+        os.environ["SAID_LATER"] = "1"
+        for _ in range(3):
+            for done in workers.run([Job("x", "{JOBS}:loaded")]):
+                print(done.value)
+            os.kill(workers._processes[0].pid, signal.SIGKILL)
+"""
+    root = Path(__file__).resolve().parents[3]
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str((True, len(os.sched_getaffinity(0)), str(root), "1", None))] * 3
