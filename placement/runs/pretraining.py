@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from placement.pretrained.training import Pretrainer, PretrainStats
 from placement.results.comparison import check_seed
 from placement.runs import directory
 from placement.runs.pretrain_jobs import WorkersRollOut
+from placement.runs.record import input_errors
 from placement.runs.sealed_archive import unpack, write_archive
 from placement.runs.stopping import stop_on_sigterm
 from placement.runs.telemetry import wait_for_a_later_name
@@ -177,23 +179,21 @@ def _train(
         return time_limit_s is not None and time.perf_counter() - began_s >= time_limit_s
 
     wait_for_a_later_name(run_dir)
-    writer = SummaryWriter(str(run_dir), purge_step=trainer.updates + 1)
-    try:
-        with one_torch_thread(), deferred_interrupt() as interrupt, stop_on_sigterm() as stop:
-            while not (is_over() or interrupt.is_set() or stop.is_set()):
-                stats = trainer.update()
-                _write(writer, stats, (trainer.updates - first) / max(time.perf_counter() - began_s, 1e-9))
-                if on_update is not None:
-                    on_update(stats)
-                if stats.validation is not None or time.perf_counter() - saved_s > _SAVE_EVERY_S:
-                    _save(run_dir, trainer)
-                    saved_s = time.perf_counter()
-            interrupted = interrupt.is_set() or stop.is_set()
-            _save(run_dir, trainer)
-    except KeyboardInterrupt:  # a second Ctrl-C does not wait for the update: what was saved last stands
-        pass
-    finally:
-        writer.close()
+    with input_errors(run_dir, "pretrain"), closing(SummaryWriter(str(run_dir), purge_step=first + 1)) as writer:
+        try:
+            with one_torch_thread(), deferred_interrupt() as interrupt, stop_on_sigterm() as stop:
+                while not (is_over() or interrupt.is_set() or stop.is_set()):
+                    stats = trainer.update()
+                    _write(writer, stats, (trainer.updates - first) / max(time.perf_counter() - began_s, 1e-9))
+                    if on_update is not None:
+                        on_update(stats)
+                    if stats.validation is not None or time.perf_counter() - saved_s > _SAVE_EVERY_S:
+                        _save(run_dir, trainer)
+                        saved_s = time.perf_counter()
+                interrupted = interrupt.is_set() or stop.is_set()
+                _save(run_dir, trainer)
+        except KeyboardInterrupt:  # a second Ctrl-C does not wait for the update: what was saved last stands
+            pass
     seconds = time.perf_counter() - began_s
     best = trainer.best_validation
     return Pretrained(run_dir, trainer.updates, seconds, best if math.isfinite(best) else None, interrupted)

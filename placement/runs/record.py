@@ -63,7 +63,7 @@ class TrainingRecord:
         self._trainer = trainer
         self._run_dir = run_dir
         self._interval_s = interval_s
-        with _input_errors(run_dir):
+        with input_errors(run_dir):
             self._telemetry = Telemetry(
                 run_dir,
                 first_update=trainer.updates + 1,
@@ -85,7 +85,7 @@ class TrainingRecord:
 
     def on_update(self, stats: UpdateStats) -> None:
         """Write the numbers of an update, and a checkpoint where one is due."""
-        with _input_errors(self._run_dir):
+        with input_errors(self._run_dir):
             self._write(stats)
 
     def _write(self, stats: UpdateStats) -> None:
@@ -111,13 +111,13 @@ class TrainingRecord:
     def save(self) -> None:
         """Write a checkpoint, and a picture of the best placement where it is a new one."""
         if self._trainer.updates:
-            with _input_errors(self._run_dir):
+            with input_errors(self._run_dir):
                 self._draw()
                 self._save()
 
     def close(self) -> None:
         """End the file of TensorBoard's events."""
-        with _input_errors(self._run_dir):
+        with input_errors(self._run_dir):
             self._telemetry.close()
 
     def _draw(self) -> None:
@@ -135,8 +135,12 @@ class TrainingRecord:
 
 
 @contextlib.contextmanager
-def _input_errors(run_dir: Path) -> Iterator[None]:
+def input_errors(run_dir: Path, verb: str = "train") -> Iterator[None]:
     """Turn what the system says of a file that cannot be written, for example on a full disk, into one sentence.
+
+    Args:
+        run_dir: Where the run's files are.
+        verb: Which resumes it.
 
     Raises:
         InputError: What was written before stands, so the run can go on from there.
@@ -146,7 +150,7 @@ def _input_errors(run_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"the run in '{run_dir}' cannot be written ({error.strerror or error}); make room there, then go on with "
-            f"placement train --resume {run_dir}"
+            f"placement {verb} --resume {run_dir}"
         ) from error
 
 

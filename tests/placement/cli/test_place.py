@@ -1,6 +1,7 @@
 """`placement place` and `placement pretrain` as a user types them, and as functions."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import placement
+from graphs.errors import InputError
 from graphs.files import save_graph_file
 from graphs.synthetic import random_graph
 from placement.cli.main import main
@@ -115,6 +117,14 @@ def test_pretrain_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     for name, array in load(straight.weights).items():
         np.testing.assert_array_equal(load(second.weights)[name], array)
     assert list((tmp_path / "b").glob("events.out.tfevents.*"))
+
+
+def test_pretrain_says_that_its_directory_is_gone(tmp_path: Path) -> None:
+    def remove(stats: object) -> None:
+        shutil.rmtree(tmp_path / "a")
+
+    with pytest.raises(InputError, match="cannot be written"):
+        pretraining.pretrain(tmp_path / "a", updates=1, config=TINY, on_update=remove)
 
 
 def test_pretrain_refuses_bad_input(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
