@@ -27,6 +27,9 @@ MOVES_AN_OP_BY_TYPES = 10
 LEAST_GROUPS_A_TYPE = 1.5
 """Nor where groups are fewer than so many a type: types are hardly coarser than groups, then."""
 
+LEAST_TYPES_AN_ACCELERATOR = 3
+"""Nor where types are fewer: a few of them cannot be spread, and chains that begin with them bring nothing."""
+
 LEAST_ACCELERATORS_BY_TYPES = 3
 """Nor between fewer devices that are no CPUs."""
 
@@ -58,6 +61,10 @@ MOVES_AN_OP = 30
 """A run has another round for each time that it can move every op so often."""
 
 MOST_ROUNDS = 4
+
+MANY_MOVES_AN_OP, MOST_OF_MANY_ROUNDS = 1_000, 64
+"""Where there is time for it, a run has a round for each time that it can move every op so often, up to so many: a
+round ends in a valley however slowly it cools, and the next one begins elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,8 @@ def rounds_within(evaluations: float, problem: PlacementProblem, *, by_types: bo
         return 1
     moves_an_op = evaluations / problem.graph.num_ops
     least = 2 if by_types and moves_an_op >= 2 * MOVES_AN_OP_BY_TYPES else 1
-    return min(max(int(moves_an_op / MOVES_AN_OP), least), MOST_ROUNDS)
+    many = min(int(moves_an_op / MANY_MOVES_AN_OP), MOST_OF_MANY_ROUNDS)
+    return max(min(max(int(moves_an_op / MOVES_AN_OP), least), MOST_ROUNDS), many)
 
 
 def goes_by_types(problem: PlacementProblem, *, finest: str, evaluations: float) -> bool:
@@ -178,7 +186,8 @@ def goes_by_types(problem: PlacementProblem, *, finest: str, evaluations: float)
         return False
     if math.isinf(evaluations) or evaluations < MOVES_AN_OP_BY_TYPES * graph.num_ops:
         return False
-    return LEAST_GROUPS_A_TYPE * merge_types(graph, problem.groups).num_groups <= problem.num_groups
+    types = merge_types(graph, problem.groups).num_groups
+    return LEAST_TYPES_AN_ACCELERATOR * accelerators <= types <= problem.num_groups / LEAST_GROUPS_A_TYPE
 
 
 def units_of(problem: PlacementProblem, stage: str) -> Groups:

@@ -336,6 +336,7 @@ def ray_cluster(nodes: int) -> Iterator[tuple[int, int, list[psutil.Process]]]:
     ray = str(Path(sys.executable).with_name("ray"))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # those who join it ask for no token either
     port, client_port = _free_port(), _free_port()
     begun: list[subprocess.Popen[bytes]] = []
 

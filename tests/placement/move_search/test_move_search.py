@@ -27,10 +27,14 @@ from placement.move_search.chain import Chain, Walker
 from placement.move_search.config import MoveConfig
 from placement.move_search.field import Field, make_field
 from placement.move_search.plan import (
+    LEAST_TYPES_AN_ACCELERATOR,
+    MANY_MOVES_AN_OP,
+    MOST_OF_MANY_ROUNDS,
     MOST_ROUNDS,
     MOVES_AN_OP,
     MOVES_AN_OP_BY_TYPES,
     Cycle,
+    goes_by_types,
     make_plan,
     rounds_within,
     units_of,
@@ -547,12 +551,25 @@ def test_rounds_follow_each_other_without_gaps_and_only_the_end_is_common() -> N
 def test_a_run_has_as_many_rounds_as_it_can_move_all_ops_often() -> None:
     problem = training_problem(80, 3, seed=2)
     each = MOVES_AN_OP * problem.graph.num_ops
-    assert [rounds_within(share * each, problem) for share in (0.1, 1.5, 2.5, 1000.0)] == [1, 1, 2, MOST_ROUNDS]
+    assert [rounds_within(share * each, problem) for share in (0.1, 1.5, 2.5, 100.0)] == [1, 1, 2, MOST_ROUNDS]
     assert rounds_within(np.inf, problem) == 1
     assert rounds_within(np.inf, problem, by_types=True) == 1
+    most = MANY_MOVES_AN_OP * problem.graph.num_ops
+    assert [rounds_within(share * most, problem) for share in (4.0, 9.5, 1e6)] == [4, 9, MOST_OF_MANY_ROUNDS]
     two = 2 * MOVES_AN_OP_BY_TYPES * problem.graph.num_ops
-    asked = (0.1 * two, two - 1, two, 2.5 * each, 3.5 * each, 1000.0 * each)
+    asked = (0.1 * two, two - 1, two, 2.5 * each, 3.5 * each, 100.0 * each)
     assert [rounds_within(count, problem, by_types=True) for count in asked] == [1, 1, 2, 2, 3, MOST_ROUNDS]
+
+
+@pytest.mark.parametrize("gpus", [4, 8])
+def test_chains_go_by_types_only_where_there_are_types_to_spread(gpus: int) -> None:
+    """Chains that would begin with one or two units for many devices bring nothing, and others would not walk."""
+    for types in (1, 2, LEAST_TYPES_AN_ACCELERATOR * gpus - 1, LEAST_TYPES_AN_ACCELERATOR * gpus):
+        ops = [OpRecord(f"op{i}", f"type{i % types}", flops=10**9) for i in range(8 * types)]
+        graph = build("typed", ops, [TensorRecord(i, 8, [i + 1]) for i in range(len(ops) - 1)])
+        problem = PlacementProblem(graph, one_group_an_op(graph), load_cluster(f"k80x{gpus}"))
+        wanted = types >= LEAST_TYPES_AN_ACCELERATOR * gpus
+        assert goes_by_types(problem, finest="ops", evaluations=1e9) is wanted
 
 
 def test_in_rounds_the_first_chain_goes_on_and_the_others_begin_elsewhere() -> None:
