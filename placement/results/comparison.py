@@ -234,12 +234,13 @@ def compare_placers(
     bound_s = float(lower_bound_s(fine, time_limit_s=budget.time_limit_s))
     # The simulator is compiled and its arrays are made here, so that the first row does not seem slow for that.
     problem.evaluate(problem.allowed.argmax(axis=1)[None])
-    # Rows of single devices are not worth keeping: all of them together take no time.
-    kept = [row for row in finished if row.step_time_s is not None and not row.placer.startswith(SINGLE_DEVICE)]
+    kept = [row for row in finished if row.step_time_s is not None]
     comparison = Comparison(problem, seed, bound_s, tuple(kept), budget, options)
     if kept and on_row is not None:
         on_row(comparison)
     done = {row.placer for row in kept}
+    if done >= {f"{SINGLE_DEVICE}:{name}" for name in problem.cluster.device_names}:
+        done.add(SINGLE_DEVICE)
     left = [info for info in placers if info.name not in done]
     if source is None:
         source = _one_after_the_other(on_start)
@@ -248,6 +249,8 @@ def compare_placers(
     order = {info.name: i for i, info in enumerate(placers)}
     for _, rows in source(problem, left, budget, seed, options):
         for row in rows:
+            if row.placer in done:  # of a single device, where others were missing
+                continue
             comparison = comparison.with_row(row)
             if on_row is not None:
                 on_row(comparison)

@@ -73,8 +73,8 @@ def test_finished_rows_are_taken_over_and_refusals_are_asked_again(problem: Plac
         on_row=lambda comparison: seen.append(len(comparison.rows)),
         **budget,
     )
-    assert ran == ["single_device", "expert", "heft"]  # the first costs nothing, the second has had no placement
-    assert seen == [1, 2, 3, 4, 5, 6]
+    assert ran == ["expert", "heft"]  # the first has had no placement
+    assert seen == [4, 5, 6]
     rows = {row.placer: row for row in second.rows}
     assert rows["annealing"].search_s == next(row for row in first.rows if row.placer == "annealing").search_s
     assert rows["expert"].step_time_s is None
@@ -111,6 +111,25 @@ def test_a_file_of_other_settings_is_refused(problem: PlacementProblem, tmp_path
     assert "is not a comparison" in refusal(problem)
 
 
+@pytest.mark.parametrize("kept", [(), ("cpu:0",), ("cpu:0", "gpu:0"), ("cpu:0", "gpu:0", "gpu:1")])
+def test_rows_of_single_devices_are_kept_where_some_are_missing(
+    problem: PlacementProblem, tmp_path: Path, kept: tuple[str, ...]
+) -> None:
+    path = tmp_path / "c.json"
+    budget: dict[str, Any] = {"time_limit_s": None, "evaluations": 200}
+    placement.compare(problem, ["single_device", "heft"], json=path, **budget)
+    content = json.loads(path.read_text())
+    content["rows"] = [row for row in content["rows"] if row["placer"].removeprefix("single_device:") in kept]
+    path.write_text(json.dumps(content))
+    before = {row.placer: row for row in read_record(path).rows}
+    ran: list[str] = []
+    after = placement.compare(problem, ["single_device", "heft"], json=path, on_start=ran.append, **budget)
+    assert ran == (["heft"] if len(kept) == 3 else ["single_device", "heft"])
+    names = [row.placer for row in after.rows]
+    assert sorted(names) == ["heft", "single_device:cpu:0", "single_device:gpu:0", "single_device:gpu:1"]
+    assert {row.placer: row for row in read_record(path).rows}.items() >= before.items()
+
+
 def test_a_killed_comparison_loses_no_finished_row(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["compare", "g.graph.json", "--cluster", "k80x2", "--json", "c.json", "--time-limit-s"]
     placers = ["--placers", "single_device,heft,annealing"]
@@ -133,7 +152,7 @@ def test_a_killed_comparison_loses_no_finished_row(here: Path, capsys: pytest.Ca
     assert "annealing" not in before
     assert main([*args, "600", "--placers", "single_device,heft"]) == 0
     said = capsys.readouterr()
-    assert "finished rows taken from c.json: 1; --restart runs them again" in said.err
+    assert "finished rows taken from c.json: 4; --restart runs them again" in said.err
     assert {row.placer: row for row in read_record(Path("c.json")).rows}["heft"] == before["heft"]
     assert main([*args, "5", "--placers", "heft"]) == 2
     assert "time_limit_s was 600.0 and is 5.0 now" in capsys.readouterr().err
