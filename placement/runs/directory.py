@@ -263,7 +263,7 @@ def read_config(run_dir: Path) -> RunConfig:
         raise InputError(
             f"'{run_dir}' holds the stages of a pipeline ({STAGES}), no placement of ops; give a run of another target"
         )
-    if run_dir.is_dir() and not path.exists():
+    if run_dir.is_dir() and not os.path.lexists(path):  # a link to nowhere is there, and is said to be one
         raise InputError(f"'{run_dir}' holds no run: there is no {CONFIG} in it; give a directory that train wrote")
     try:
         return decode_json(read_file(path, "run configuration", most_bytes=_MOST_CONFIG_BYTES), _DECODER)
