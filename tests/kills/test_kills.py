@@ -27,6 +27,11 @@ KILLS = int(os.environ.get("KILLS", "40"))
 KILLED = -signal.SIGKILL
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the runs are, which name their graph from there
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[ForkServer]:
     with ForkServer() as made:
@@ -43,7 +48,7 @@ def check_whole(run_dir: Path) -> None:
         elif path.suffix == ".json":
             json.loads(path.read_bytes())
         elif path.name == checkpoint.FILE_NAME:
-            checkpoint.load(run_dir, placement.load_problem(run_dir))
+            checkpoint.load(run_dir, directory.load_problem(run_dir, directory.read_config(run_dir)))
         elif path.suffix == ".csv":
             rows = list(csv.reader(path.read_text().splitlines()))
             assert len({len(row) for row in rows}) <= 1
@@ -108,9 +113,9 @@ def test_a_comparison_goes_on_from_its_file(server: ForkServer, tmp_path: Path) 
                 break
         now = {row["placer"]: row["step_time_s"] for row in before}  # type: ignore[index]
         assert now.keys() == whole.keys()
-        assert {k: v for k, v in now.items() if k != "local_search"} == {
-            k: v for k, v in whole.items() if k != "local_search"
-        }  # that one searches as long as it may
+        for name in ("local_search", "contiguous"):  # these search as long as they may
+            assert now.pop(name) > 0
+        assert now.items() <= whole.items()
 
 
 @pytest.mark.slow
